@@ -1,0 +1,357 @@
+"""The tape: how operations are recorded on the way forward and walked on the way back.
+
+Every operation is a class with a `forward` and a `backward`, derived from `Function`. Calling `apply` runs the forward
+and, if any input wants a gradient, leaves a `Context` behind: the node of the tape. A node knows its parents, that is,
+the nodes that made its inputs, and what its backward needs. It does not know its outputs, so the tape holds no
+reference cycle and disappears as soon as the last tensor that needs it does.
+
+    x (leaf) ──► Multiply ──► Sum ──► loss         forward: arrays flow this way
+    x.grad   ◄── Multiply ◄── Sum ◄── 1            backward: gradients flow along the parents
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import traceback
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .backend import Array, as_array, check_same_device, get_array_module, is_array
+
+
+class AutogradError(RuntimeError):
+    """The tape was used in a way that has no correct gradient."""
+
+
+class AnomalyError(AutogradError):
+    """A backward pass produced a NaN or an infinity (only raised inside `detect_anomaly`)."""
+
+
+class Variable:
+    """What the tape knows of a tensor. Users meet its subclass `Tensor`, which adds the operators.
+
+    `origin` says where the array came from: (node, number of the node's output), or None for a leaf, that is, a tensor
+    that no recorded operation made. Gradients of leaves with `requires_grad` end in their `grad`.
+    """
+
+    __slots__ = ("data", "grad", "requires_grad", "origin", "__weakref__")
+
+    data: Array
+    grad: Array | None
+    requires_grad: bool
+    origin: tuple[Context, int] | None
+
+    result_class: ClassVar[type[Variable]]  # what operations return; tensor.py, which stands above, sets it to Tensor
+
+    @classmethod
+    def _from_operation(cls, array: Array, origin: tuple[Context, int] | None) -> Any:
+        variable = object.__new__(cls.result_class)
+        variable.data, variable.grad, variable.requires_grad, variable.origin = array, None, origin is not None, origin
+        return variable
+
+
+class _Mode(threading.local):
+    recording = True
+    anomaly = False
+
+
+_mode = _Mode()
+
+
+class no_grad(contextlib.ContextDecorator):
+    """Inside this context (or a function decorated with it) no operation is recorded."""
+
+    def __enter__(self) -> None:
+        self._before, _mode.recording = _mode.recording, False
+
+    def __exit__(self, *exception: object) -> None:
+        _mode.recording = self._before
+
+    def _recreate_cm(self) -> no_grad:
+        return no_grad()  # each call of a decorated function keeps its own `_before`
+
+
+class detect_anomaly(contextlib.ContextDecorator):
+    """Inside this context a NaN or infinity born in a backward raises and shows where the forward was called.
+
+    Run both the forward and the backward inside it. It is slow: every gradient is inspected.
+    """
+
+    def __enter__(self) -> None:
+        self._before, _mode.anomaly = _mode.anomaly, True
+
+    def __exit__(self, *exception: object) -> None:
+        _mode.anomaly = self._before
+
+    def _recreate_cm(self) -> detect_anomaly:
+        return detect_anomaly()
+
+
+def is_recording() -> bool:
+    """False inside `no_grad`."""
+    return _mode.recording
+
+
+# Writes in place. A clock ticks at every write and each written array remembers the time; a node remembers the time at
+# which it saved its arrays. An array written after it was saved would give a wrong gradient, so backward refuses it.
+# Keys are ids of the arrays that own the memory: an id that is used again only ever belongs to a younger array, which
+# is saved later than the stale entry says it was written.
+_clock = 0
+_written_at: dict[int, int] = {}
+
+
+def _owner(array: Array) -> Array:
+    while is_array(array.base):
+        array = array.base
+    return array
+
+
+def mark_written(array: Array) -> None:
+    """Tell the tape that `array` was changed in place. Every in-place function of minigrad calls this."""
+    global _clock
+    _clock += 1
+    _written_at[id(_owner(array))] = _clock
+
+
+class Context:
+    """A node of the tape: one call of one operation, and what its backward needs.
+
+    In `forward`, `ctx.save(…)` keeps arrays and `ctx.name = value` keeps anything else; in `backward`, `ctx.saved` and
+    `ctx.name` give them back, and `ctx.needs_input_grad[i]` says whether the gradient of argument i will be used.
+    Everything kept is dropped once the backward has run.
+    """
+
+    __slots__ = (
+        "function",  # the operation's class
+        "needs_input_grad",  # for each argument of forward: will its gradient be used?
+        "parents",  # for each argument: where it came from (node, output number), the leaf itself, or None
+        "tensor_arguments",  # which of the arguments are tensors
+        "outputs",  # shape and dtype of each output
+        "xp",  # numpy or cupy
+        "stack",  # where the forward was called (in anomaly mode)
+        "freed",  # has a backward pass been here and dropped what was saved?
+        "_saved",
+        "_saved_at",
+        "__dict__",
+    )
+    function: type[Function]
+    needs_input_grad: tuple[bool, ...]
+    parents: tuple[tuple[Context, int] | Variable | None, ...]
+    tensor_arguments: list[int]
+    outputs: list[tuple[tuple[int, ...], Any]]
+    xp: Any
+    stack: list[str] | None
+
+    def __init__(self, function: type[Function], needs_input_grad: tuple[bool, ...]) -> None:
+        self.function = function
+        self.needs_input_grad = needs_input_grad
+        self.stack = None
+        self.freed = False
+        self._saved: tuple[Array, ...] = ()
+        self._saved_at = 0
+
+    def save(self, *arrays: Array) -> None:
+        """Keep arrays for the backward pass; a later write to one of them in place is detected."""
+        self._saved, self._saved_at = arrays, _clock
+
+    @property
+    def saved(self) -> tuple[Array, ...]:
+        """The arrays given to `save`, checked to be unchanged since."""
+        for array in self._saved:
+            if is_array(array) and _written_at.get(id(_owner(array)), 0) > self._saved_at:
+                raise AutogradError(
+                    f"{self.function.__name__}: an array of shape {array.shape} that it saved for backward has been "
+                    f"written to in place since; call backward before changing it (an optimizer step, for example)"
+                )
+        return self._saved
+
+    def free(self) -> None:
+        self._saved = ()
+        self.__dict__.clear()
+        self.freed = True
+
+
+def describe(value: Any) -> str:
+    """A value as error messages show it: `(2, 3) float32` for arrays, Python's notation for others."""
+    if isinstance(value, Variable):
+        value = value.data
+    if is_array(value):
+        return f"{value.shape} {value.dtype}"
+    return repr(value) if len(repr(value)) <= 60 else type(value).__name__
+
+
+class Function:
+    """An operation: `forward` computes on raw arrays, `backward` is its hand-written derivative.
+
+        class Scale(Function):
+            @staticmethod
+            def forward(ctx, x, factor):        # raw arrays in, a raw array (or a tuple of them) out
+                ctx.factor = factor
+                return x * factor
+
+            @staticmethod
+            def backward(ctx, grad):            # dL/dy in (one for each output), dL/dx out
+                return grad * ctx.factor
+
+        y = Scale.apply(x, 3.0)
+
+    `backward` returns one gradient, or None, for each tensor among the arguments, in their order; it may also return
+    one for each argument, with None for those that are no tensors. A gradient has the shape and dtype of its tensor.
+    Arrays that `backward` receives are borrowed: it must not write to them.
+    """
+
+    @staticmethod
+    def forward(ctx: Context, *args: Any) -> Any:
+        raise TypeError("a Function must define forward(ctx, …)")
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Any) -> Any:
+        raise TypeError("a Function must define backward(ctx, grad)")
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run `forward` on the arguments, with tensors replaced by their arrays, and record the call on the tape."""
+        recording = _mode.recording
+        arrays = [argument.data if isinstance(argument, Variable) else argument for argument in args]
+        tensor_arguments = [i for i, argument in enumerate(args) if isinstance(argument, Variable)]
+        if any(type(arrays[i]) is not np.ndarray for i in tensor_arguments):
+            check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
+
+        ctx = Context(cls, tuple(recording and isinstance(a, Variable) and a.requires_grad for a in args))
+        try:
+            result = cls.forward(ctx, *arrays)
+        except (IndexError, TypeError, ValueError) as error:
+            kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
+            raise kind(f"{cls.__name__}: {error}; got {', '.join(map(describe, args))}") from error
+        outputs = [as_array(y) for y in (result if isinstance(result, tuple) else (result,))]
+
+        origins: list[tuple[Context, int] | None] = [None] * len(outputs)
+        if any(ctx.needs_input_grad) and all(y.dtype.kind == "f" for y in outputs):
+            ctx.parents = tuple(
+                (argument.origin or argument) if needs else None
+                for argument, needs in zip(args, ctx.needs_input_grad, strict=True)
+            )
+            ctx.tensor_arguments = tensor_arguments
+            ctx.outputs = [(y.shape, y.dtype) for y in outputs]
+            ctx.xp = get_array_module(outputs[0])
+            if _mode.anomaly:
+                ctx.stack = traceback.format_stack()[:-1]
+            origins = [(ctx, i) for i in range(len(outputs))]
+        made = [Variable._from_operation(y, origin) for y, origin in zip(outputs, origins, strict=True)]
+        return tuple(made) if isinstance(result, tuple) else made[0]
+
+
+def _input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
+    """Run a node's backward. Its gradients, one for each argument, with shape and dtype checked."""
+    name = node.function.__name__
+    if node.freed:
+        raise AutogradError(
+            f"{name}: backward ran a second time through a graph whose saved arrays are freed; give retain_graph=True "
+            f"to the first call if you need a second"
+        )
+    result = node.function.backward(node, *grads)
+    result = list(result) if isinstance(result, (tuple, list)) else [result]
+    if len(result) == len(node.tensor_arguments):  # one for each tensor: put None in the other places
+        given, result = result, [None] * len(node.parents)
+        for i, gradient in zip(node.tensor_arguments, given, strict=True):
+            result[i] = gradient
+    elif len(result) != len(node.parents):
+        raise AutogradError(
+            f"{name}.backward returned {len(result)} gradients; wanted one for each of its "
+            f"{len(node.tensor_arguments)} tensors, or one for each of its {len(node.parents)} arguments"
+        )
+    for i, parent in enumerate(node.parents):
+        if parent is None or result[i] is None:
+            continue
+        shape, dtype = (parent.data.shape, parent.data.dtype) if isinstance(parent, Variable) else parent[0].outputs[parent[1]]
+        result[i] = as_array(result[i])  # NumPy turns 0-d results into scalars
+        if result[i].shape != shape or result[i].dtype != dtype:
+            raise AutogradError(
+                f"{name}.backward returned a gradient {describe(result[i])} for argument {i}, which is {shape} {dtype}"
+            )
+        if _mode.anomaly:
+            _check_finite(node, i, result[i])
+    return result
+
+
+def _check_finite(node: Context, i: int, gradient: Array) -> None:
+    if not bool(get_array_module(gradient).isfinite(gradient).all()):
+        where = "".join(node.stack or ["  (unknown: the forward ran outside detect_anomaly)\n"])
+        raise AnomalyError(
+            f"{node.function.__name__}.backward returned a NaN or an infinity for argument {i}. "
+            f"The forward was called here:\n{where}"
+        )
+
+
+def _count_uses(root: Context) -> dict[Context, int]:
+    """For every node reachable from `root`: how many edges lead to it, that is, how many gradients it will be sent."""
+    uses = {root: 0}
+    stack = [root]
+    while stack:
+        for parent in stack.pop().parents:
+            if isinstance(parent, tuple):
+                maker = parent[0]
+                if maker in uses:
+                    uses[maker] += 1
+                else:
+                    uses[maker] = 1
+                    stack.append(maker)
+    return uses
+
+
+def backward(root: Variable, grad: Array, retain_graph: bool = False) -> None:
+    """Walk the tape from `root`, whose gradient is `grad`, and add dL/dx to the `grad` of every leaf x.
+
+    A node is ready when every node that used its outputs has run, so it runs once, with its whole gradient. Where
+    several gradients meet, the first to arrive is borrowed, the second makes a new array, and later ones are added to
+    that array in place: no array that somebody else holds is ever written to.
+    """
+    if root.origin is None:
+        _add_to_leaf(root, grad)
+        return
+    uses = _count_uses(root.origin[0])
+    arrived: dict[tuple[Context, int], Array] = {root.origin: grad}
+    owned: set[tuple[Context, int]] = set()
+    ready = [root.origin[0]]
+    while ready:
+        node = ready.pop()
+        grads = [arrived.pop((node, i), None) for i in range(len(node.outputs))]
+        if all(g is None for g in grads):  # no gradient reached this node; its parents may still wait for it
+            gradients: list[Array | None] = [None] * len(node.parents)
+        else:
+            gradients = _input_gradients(node, [_zeros(node, i) if g is None else g for i, g in enumerate(grads)])
+            if not retain_graph:
+                node.free()
+        for parent, gradient in zip(node.parents, gradients, strict=True):
+            if isinstance(parent, Variable):
+                if gradient is not None:
+                    _add_to_leaf(parent, gradient)
+            elif parent is not None:
+                if gradient is not None:
+                    if parent not in arrived:
+                        arrived[parent] = gradient
+                    elif parent not in owned:
+                        arrived[parent] = as_array(arrived[parent] + gradient)
+                        owned.add(parent)
+                    else:
+                        arrived[parent] += gradient
+                uses[parent[0]] -= 1
+                if not uses[parent[0]]:
+                    ready.append(parent[0])
+
+
+def _zeros(node: Context, i: int) -> Array:
+    """The gradient of an output that the loss does not depend on."""
+    shape, dtype = node.outputs[i]
+    return node.xp.zeros(shape, dtype)
+
+
+def _add_to_leaf(leaf: Variable, gradient: Array) -> None:
+    """A leaf's gradient is always an array of its own, never a view of one that the tape or the user holds."""
+    if leaf.grad is None:
+        leaf.grad = gradient.copy()
+    else:
+        leaf.grad += gradient
+        mark_written(leaf.grad)

@@ -1,0 +1,118 @@
+"""Which array library holds an array, and moving arrays between devices.
+
+Everything above this file works on NumPy and CuPy arrays alike and asks `get_array_module(x)` for the functions to
+call, as `xp.exp(x)`. This is the only file that imports CuPy, and it does so only when somebody asks for a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray
+DType: TypeAlias = Any  # whatever numpy.dtype() accepts
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that is not there, or arrays of two devices met in one operation."""
+
+
+def get_array_module(*arrays: Any) -> ModuleType:
+    """The library of the given arrays: `cupy` if any of them is a CuPy array, else `numpy`."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
+        return cupy
+    return np
+
+
+def is_array(value: Any) -> bool:
+    """True for a NumPy or CuPy array (0-d arrays too), False for scalars and everything else."""
+    return isinstance(value, np.ndarray) or get_array_module(value) is not np
+
+
+def device_of(array: Array) -> str:
+    """`"cpu"`, or `"cuda:0"`, `"cuda:1"`, … for an array on a GPU."""
+    return "cpu" if get_array_module(array) is np else f"cuda:{array.device.id}"
+
+
+def check_same_device(operation: str, arrays: list[Array]) -> None:
+    """Raise `DeviceError` unless all the arrays live on one device."""
+    devices = sorted({device_of(array) for array in arrays})
+    if len(devices) > 1:
+        raise DeviceError(f"{operation}: its arrays live on {' and '.join(devices)}; move them to one device with .to()")
+
+
+def cuda_is_available() -> bool:
+    """True if CuPy is installed and finds a driver and at least one GPU. Never raises."""
+    try:
+        return bool(importlib.import_module("cupy").cuda.is_available())
+    except Exception:  # a broken CuPy installation can raise anything at import
+        return False
+
+
+def _cupy_for(device: str) -> tuple[ModuleType, int]:
+    """CuPy and the index of the GPU that `device` ("cuda" or "cuda:N") names."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise DeviceError(
+            f'device "{device}" needs CuPy, which is not installed: pip install "minigrad[cuda]" (CUDA 12) or '
+            f'"minigrad[cuda13]" (CUDA 13)'
+        ) from error
+    if not cupy.cuda.is_available():
+        raise DeviceError(f'device "{device}": CuPy is installed but finds no NVIDIA driver or no GPU')
+    index = int(device.partition(":")[2] or cupy.cuda.Device().id)
+    count = cupy.cuda.runtime.getDeviceCount()
+    if index >= count:
+        raise DeviceError(f'device "{device}": this machine has {count} GPU(s), numbered from 0')
+    return cupy, index
+
+
+def check_device(device: str) -> str:
+    """Return `device` if it names a device of this machine, else raise `DeviceError` saying what is missing."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise DeviceError(f'unknown device "{device}"; wanted "cpu", "cuda" or "cuda:N"')
+    if kind == "cuda":
+        _cupy_for(device)
+    return device
+
+
+def to_device(array: Array, device: str) -> Array:
+    """The array on `device`: the same object if it is there already, else a copy."""
+    check_device(device)
+    if device == "cpu":
+        return array if get_array_module(array) is np else array.get()
+    cupy, index = _cupy_for(device)
+    with cupy.cuda.Device(index):
+        if get_array_module(array) is cupy and array.device.id == index:
+            return array
+        return cupy.asarray(array)
+
+
+def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Array:
+    """Anything array-like as an array. Python floats, alone or in lists, become float32; arrays keep their dtype."""
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    elif not is_array(value):
+        made = np.asarray(value)
+        if made.dtype == np.float64:
+            made = made.astype(np.float32)
+        if made.dtype.kind not in "biuf":
+            raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")
+        value = made
+    if dtype is not None and value.dtype != np.dtype(dtype):
+        value = value.astype(dtype)
+    return value if device is None else to_device(value, device)
+
+
+def add_at(out: Array, index: Any, values: Array) -> None:
+    """`out[index] += values` where a position named n times receives n values."""
+    if get_array_module(out) is np:
+        np.add.at(out, index, values)
+    else:
+        importlib.import_module("cupyx").scatter_add(out, index, values)

@@ -1,0 +1,270 @@
+"""Elementwise operations. Two inputs are broadcast against each other as NumPy does; either may be a Python number.
+
+Where an input was broadcast, its gradient is summed back to its shape (`sum_to`).
+"""
+
+from __future__ import annotations
+
+from ..autograd import Function
+from ..backend import get_array_module
+from .shape import sum_to
+
+
+def shape_of(x):
+    return getattr(x, "shape", ())
+
+
+class Add(Function):
+    """y = a + b.    dy/da = 1, dy/db = 1: both inputs receive g."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.shapes = shape_of(a), shape_of(b)
+        return a + b
+
+    @staticmethod
+    def backward(ctx, g):
+        a_shape, b_shape = ctx.shapes
+        wants_a, wants_b = ctx.needs_input_grad
+        return sum_to(g, a_shape) if wants_a else None, sum_to(g, b_shape) if wants_b else None
+
+
+class Subtract(Function):
+    """y = a - b.    dy/da = 1, dy/db = -1."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.shapes = shape_of(a), shape_of(b)
+        return a - b
+
+    @staticmethod
+    def backward(ctx, g):
+        a_shape, b_shape = ctx.shapes
+        wants_a, wants_b = ctx.needs_input_grad
+        return sum_to(g, a_shape) if wants_a else None, sum_to(-g, b_shape) if wants_b else None
+
+
+class Multiply(Function):
+    """y = a b.    dy/da = b, dy/db = a."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved
+        wants_a, wants_b = ctx.needs_input_grad
+        return sum_to(g * b, shape_of(a)) if wants_a else None, sum_to(g * a, shape_of(b)) if wants_b else None
+
+
+class Divide(Function):
+    """y = a / b.    dy/da = 1/b, dy/db = -a/b^2 = -y/b."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        y = a / b
+        ctx.save(b, y)
+        ctx.shapes = shape_of(a), shape_of(b)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        b, y = ctx.saved
+        a_shape, b_shape = ctx.shapes
+        wants_a, wants_b = ctx.needs_input_grad
+        da = g / b  # also the first factor of db
+        return sum_to(da, a_shape) if wants_a else None, sum_to(-da * y, b_shape) if wants_b else None
+
+
+class Power(Function):
+    """y = a^b.
+
+        dy/da = b a^(b-1)
+        dy/db = a^b ln(a)      since a^b = exp(b ln a)
+
+    For a = 0 the second is 0 where b > 0 (0^b stays 0 as b moves), although ln(0) is not finite. It is NaN for a < 0,
+    where a^b is not defined around b. Small whole powers are written as products: NumPy's power is many times slower.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        y = small_power(a, b)
+        ctx.save(a, b, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b, y = ctx.saved
+        xp = get_array_module(g)
+        wants_a, wants_b = ctx.needs_input_grad
+        da = db = None
+        if wants_a:
+            slope = xp.where(b == 0, 0, b * small_power(a, b - 1)) if shape_of(b) else b * small_power(a, b - 1)
+            da = sum_to((g * slope).astype(g.dtype, copy=False), shape_of(a))
+        if wants_b:
+            base = xp.where(xp.asarray(a) == 0, 1, a).astype(g.dtype, copy=False)  # ln(1) = 0 stands in for 0^b ln(0)
+            db = sum_to(g * y * xp.log(base), shape_of(b))
+        return da, db
+
+
+def small_power(a, b):
+    """a ** b, as a product when b is the number 0, 1, 2 or 3."""
+    if isinstance(b, (int, float)):
+        if b == 0:
+            return get_array_module(a).ones_like(a)
+        if b == 1:
+            return a
+        if b == 2:
+            return a * a
+        if b == 3:
+            return a * a * a
+    return a**b
+
+
+class Negative(Function):
+    """y = -x.    dy/dx = -1."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return -x
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g
+
+
+class Exp(Function):
+    """y = e^x.    dy/dx = e^x = y: the output is all that backward needs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = get_array_module(x).exp(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return g * y
+
+
+class Log(Function):
+    """y = ln x.    dy/dx = 1/x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return get_array_module(x).log(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return g / x
+
+
+class Sqrt(Function):
+    """y = x^(1/2).    dy/dx = 1/2 x^(-1/2) = 1/(2 y)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = get_array_module(x).sqrt(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return g / (2 * y)
+
+
+class Absolute(Function):
+    """y = |x|.    dy/dx = sign(x), and 0 at the kink x = 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return abs(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return g * get_array_module(x).sign(x)
+
+
+class Maximum(Function):
+    """y = max(a, b), element by element.    g goes to the larger input; where they are equal each gets half."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return get_array_module(a, b).maximum(a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved
+        return larger_takes(ctx, g, a, b)
+
+
+class Minimum(Function):
+    """y = min(a, b), element by element.    As `Maximum`, for the smaller input."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return get_array_module(a, b).minimum(a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved
+        db, da = larger_takes(ctx, g, b, a, swapped=True)
+        return da, db
+
+
+def larger_takes(ctx, g, a, b, swapped=False):
+    """The gradients of max(a, b) for a and for b: all of g, half at a tie, or nothing."""
+    wants_a, wants_b = reversed(ctx.needs_input_grad) if swapped else ctx.needs_input_grad
+    half_tie = g * (0.5 * get_array_module(g).asarray(a == b).astype(g.dtype))
+    da = sum_to(g * (a > b) + half_tie, shape_of(a)) if wants_a else None
+    db = sum_to(g * (b > a) + half_tie, shape_of(b)) if wants_b else None
+    return da, db
+
+
+class Where(Function):
+    """y = a where mask is true, b elsewhere.    Each place of g goes to the input that filled it."""
+
+    @staticmethod
+    def forward(ctx, mask, a, b):
+        ctx.save(mask)
+        ctx.shapes = shape_of(a), shape_of(b)
+        return get_array_module(mask).where(mask, a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        (mask,) = ctx.saved
+        a_shape, b_shape = ctx.shapes
+        xp = get_array_module(g)
+        zero = xp.zeros((), g.dtype)  # `where`, not a product with the mask: 0 times infinity would be NaN
+        return None, sum_to(xp.where(mask, g, zero), a_shape), sum_to(xp.where(mask, zero, g), b_shape)
+
+
+class Clip(Function):
+    """y = x, but not below `low` nor above `high` (None: no bound).    dy/dx = 1 within the bounds, 0 outside."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.save(x)
+        ctx.bounds = low, high
+        return get_array_module(x).clip(x, low, high)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        low, high = ctx.bounds
+        inside = get_array_module(x).ones(x.shape, bool)
+        if low is not None:
+            inside &= x >= low
+        if high is not None:
+            inside &= x <= high
+        return g * inside

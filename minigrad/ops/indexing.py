@@ -1,0 +1,50 @@
+"""Picking elements out of an array: y = x[index]. Backward puts each gradient back where its element came from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..autograd import Function
+from ..backend import add_at, get_array_module, is_array
+
+
+class GetItem(Function):
+    """y = x[index], with slices, integers, None, ..., integer arrays and boolean arrays, combined as in NumPy.
+
+    Backward. dx is zero except dx[index], where element i of y adds its g_i. Slices and boolean masks name no place
+    twice, so there the gradient is simply written; an integer array may name a place many times, and that place then
+    receives the sum (writing instead of adding would keep only the last of them).
+    """
+
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.shape, ctx.index = x.shape, index
+        return x[index]
+
+    @staticmethod
+    def backward(ctx, g):
+        dx = get_array_module(g).zeros(ctx.shape, g.dtype)
+        parts = ctx.index if isinstance(ctx.index, tuple) else (ctx.index,)
+        if any(is_array(part) and part.dtype.kind != "b" for part in parts):
+            add_at(dx, ctx.index, g)
+        else:
+            dx[ctx.index] = g
+        return dx
+
+
+class MaskedFill(Function):
+    """y = value where mask is true, x elsewhere.    Where x was overwritten nothing flows back: dx = 0 there, else g."""
+
+    @staticmethod
+    def forward(ctx, x, mask, value):
+        ctx.save(mask)
+        xp = get_array_module(x)
+        if np.broadcast_shapes(x.shape, mask.shape) != x.shape:
+            raise ValueError(f"wanted a mask that broadcasts to the shape of x, {x.shape}")
+        return xp.where(mask, xp.asarray(value, x.dtype), x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (mask,) = ctx.saved
+        xp = get_array_module(g)
+        return xp.where(mask, xp.zeros((), g.dtype), g), None, None

@@ -1,0 +1,125 @@
+"""Reductions over axes. `axis` is None (all axes), a tuple of axes counted from 0, or (); `keepdims` as in NumPy.
+
+`spread` gives a reduced array its removed axes back, with size 1, so that it broadcasts against x.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..autograd import Function
+from ..backend import get_array_module
+
+
+def spread(y, shape, axis):
+    """Give `y`, reduced from `shape` over `axis`, size-1 axes where the reduction removed axes."""
+    return y.reshape([1 if axis is None or i in axis else n for i, n in enumerate(shape)])
+
+
+def count(shape, axis):
+    """How many elements of `shape` a reduction over `axis` turns into one."""
+    return math.prod(n for i, n in enumerate(shape) if axis is None or i in axis)
+
+
+class Sum(Function):
+    """y = sum of x.    Every x_i has dy/dx_i = 1: g is copied to all of them."""
+
+    @staticmethod
+    def forward(ctx, x, axis, keepdims):
+        ctx.shape, ctx.axis = x.shape, axis
+        return x.sum(axis=axis, keepdims=keepdims)
+
+    @staticmethod
+    def backward(ctx, g):
+        return get_array_module(g).broadcast_to(spread(g, ctx.shape, ctx.axis), ctx.shape)
+
+
+class Mean(Function):
+    """y = (sum of x) / n.    dy/dx_i = 1/n."""
+
+    @staticmethod
+    def forward(ctx, x, axis, keepdims):
+        ctx.shape, ctx.axis = x.shape, axis
+        return x.mean(axis=axis, keepdims=keepdims)
+
+    @staticmethod
+    def backward(ctx, g):
+        n = count(ctx.shape, ctx.axis)
+        return get_array_module(g).broadcast_to(spread(g, ctx.shape, ctx.axis) / max(n, 1), ctx.shape)
+
+
+class Var(Function):
+    """y = sum of (x - mean)^2 / (n - correction).
+
+    Backward. With d_i = x_i - mean, the derivative of the sum of squares is sum_j 2 d_j (dx_j/dx_i - dmean/dx_i).
+    The mean's part vanishes because the d_j add up to 0, which leaves dy/dx_i = 2 d_i / (n - correction).
+    """
+
+    @staticmethod
+    def forward(ctx, x, axis, keepdims, correction):
+        ctx.axis, ctx.n = axis, count(x.shape, axis) - correction
+        if ctx.n <= 0:
+            raise ValueError(f"variance with correction {correction} wants more than {correction} elements along {axis}")
+        d = x - x.mean(axis=axis, keepdims=True)
+        ctx.save(d)
+        return (d * d).sum(axis=axis, keepdims=keepdims) / ctx.n
+
+    @staticmethod
+    def backward(ctx, g):
+        (d,) = ctx.saved
+        return spread(g, d.shape, ctx.axis) * d * (2 / ctx.n)
+
+
+class Max(Function):
+    """y = the largest x.    g goes to the largest element; several that tie share it equally."""
+
+    @staticmethod
+    def forward(ctx, x, axis, keepdims):
+        y = x.max(axis=axis, keepdims=keepdims)
+        ctx.axis = axis
+        ctx.save(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y = ctx.saved
+        winners = x == spread(y, x.shape, ctx.axis)
+        share = spread(g, x.shape, ctx.axis) / winners.sum(axis=ctx.axis, keepdims=True, dtype=g.dtype)
+        return share * winners
+
+
+class Min(Max):
+    """y = the smallest x.    As `Max`: backward only asks which elements equal y."""
+
+    @staticmethod
+    def forward(ctx, x, axis, keepdims):
+        y = x.min(axis=axis, keepdims=keepdims)
+        ctx.axis = axis
+        ctx.save(x, y)
+        return y
+
+
+class LogSumExp(Function):
+    """y = ln(sum of e^x), computed as m + ln(sum of e^(x - m)) with m = max(x) so that nothing overflows.
+
+    Backward. dy/dx_i = e^(x_i) / sum_j e^(x_j) = e^(x_i - y): the softmax of x.
+    A row that is -inf throughout gives y = -inf and no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, axis, keepdims):
+        xp = get_array_module(x)
+        m = x.max(axis=axis, keepdims=True)
+        m = xp.where(xp.isfinite(m), m, 0)  # -inf - -inf is NaN; with 0 it stays -inf, and e^-inf is 0
+        e = xp.exp(x - m)
+        total = e.sum(axis=axis, keepdims=True)
+        e /= xp.where(total == 0, 1, total)
+        ctx.axis = axis
+        ctx.save(e)
+        with_infinity = xp.where(total == 0, -xp.inf, xp.log(xp.where(total == 0, 1, total)) + m).astype(x.dtype)
+        return with_infinity if keepdims else with_infinity.squeeze(axis=axis)
+
+    @staticmethod
+    def backward(ctx, g):
+        (softmax,) = ctx.saved
+        return spread(g, softmax.shape, ctx.axis) * softmax

@@ -1,0 +1,111 @@
+"""Operations that move elements without computing on them. Their backward moves the gradient the opposite way."""
+
+from __future__ import annotations
+
+from ..autograd import Function
+from ..backend import get_array_module
+
+
+def sum_to(g, shape):
+    """Sum `g` over the axes along which an array of `shape` was broadcast: the adjoint of broadcasting.
+
+    An element that broadcasting copied n times receives n gradients, and they add up. Returns `g` itself if no axis
+    was broadcast.
+    """
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
+    return g.sum(axis=axes, keepdims=True).reshape(shape)
+
+
+class BroadcastTo(Function):
+    """y = x, repeated along new axes and axes of size 1 until it has the given shape.
+
+    Backward. Each element of x is copied to many places of y, and what reaches it is the sum over those places.
+    """
+
+    @staticmethod
+    def forward(ctx, x, shape):
+        ctx.shape = x.shape
+        return get_array_module(x).broadcast_to(x, shape)
+
+    @staticmethod
+    def backward(ctx, g):
+        return sum_to(g, ctx.shape)
+
+
+class Reshape(Function):
+    """The same elements, in the same (C) order, in another shape. Backward: back to the shape of x."""
+
+    @staticmethod
+    def forward(ctx, x, shape):
+        ctx.shape = x.shape
+        return x.reshape(shape)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.reshape(ctx.shape)
+
+
+class Transpose(Function):
+    """Axes in a new order: axis i of y is axis axes[i] of x. Backward: the inverse permutation."""
+
+    @staticmethod
+    def forward(ctx, x, axes):
+        ctx.axes = [axis % x.ndim for axis in axes] if x.ndim else []
+        return x.transpose(axes)
+
+    @staticmethod
+    def backward(ctx, g):
+        inverse = sorted(range(len(ctx.axes)), key=ctx.axes.__getitem__)
+        return g.transpose(inverse)
+
+
+class Concatenate(Function):
+    """Arrays laid end to end along `axis`. Backward: each array gets its own stretch of g."""
+
+    @staticmethod
+    def forward(ctx, axis, *arrays):
+        ctx.axis = axis
+        ctx.sizes = [x.shape[axis] for x in arrays]
+        return get_array_module(*arrays).concatenate(arrays, axis=axis)
+
+    @staticmethod
+    def backward(ctx, g):
+        return tuple(stretches(g, ctx.sizes, ctx.axis))
+
+
+class Split(Function):
+    """x cut along `axis` into stretches of the given sizes. Backward: the gradients laid end to end again."""
+
+    @staticmethod
+    def forward(ctx, x, sizes, axis):
+        ctx.axis = axis
+        return tuple(stretches(x, sizes, axis))
+
+    @staticmethod
+    def backward(ctx, *gs):
+        return get_array_module(*gs).concatenate(gs, axis=ctx.axis)
+
+
+def stretches(x, sizes, axis):
+    """Views of consecutive stretches of x along `axis`."""
+    if sum(sizes) != x.shape[axis]:
+        raise ValueError(f"stretches of sizes {list(sizes)} do not add up to axis {axis}, which has {x.shape[axis]}")
+    before = (slice(None),) * (axis % x.ndim)
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [x[before + (slice(end - size, end),)] for size, end in zip(sizes, ends, strict=True)]
+
+
+class Astype(Function):
+    """The same numbers in another floating dtype. Backward: the gradient in the dtype of x."""
+
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = x.dtype
+        return x.astype(dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.astype(ctx.dtype)

@@ -1,0 +1,69 @@
+"""Softmax and its logarithm. A row that is -inf throughout has no softmax; here it becomes a row of zeros, with zero
+gradient, so that a row whose every place is masked stays finite forward and backward."""
+
+from __future__ import annotations
+
+from ..autograd import Function
+from ..backend import get_array_module
+
+
+def softmax(x, axis):
+    """e^(x - m) / sum of e^(x - m), with m = max(x) so that nothing overflows. Returns a new array."""
+    xp = get_array_module(x)
+    m = x.max(axis=axis, keepdims=True)
+    y = x - xp.where(xp.isfinite(m), m, 0)  # -inf - -inf would be NaN
+    xp.exp(y, out=y)
+    total = y.sum(axis=axis, keepdims=True)
+    y /= xp.where(total == 0, 1, total)
+    return y
+
+
+def softmax_backward(g, y, axis):
+    """dL/dx from dL/dy and y = softmax(x); derived in `Softmax`. Returns a new array."""
+    dx = g * y
+    dx -= y * dx.sum(axis=axis, keepdims=True)
+    return dx
+
+
+class Softmax(Function):
+    """y_i = e^(x_i) / sum_j e^(x_j) along `axis`.
+
+    Backward. The quotient rule gives dy_j/dx_i = y_j (1[i = j] - y_i), so
+        dx_i = sum_j g_j y_j (1[i = j] - y_i) = y_i g_i - y_i sum_j g_j y_j
+    The subtracted term keeps the sum of dx at 0: adding a constant to all x does not change y.
+    """
+
+    @staticmethod
+    def forward(ctx, x, axis):
+        y = softmax(x, axis)
+        ctx.axis = axis
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return softmax_backward(g, y, ctx.axis)
+
+
+class LogSoftmax(Function):
+    """y_i = x_i - ln(sum_j e^(x_j)) along `axis`.
+
+    Backward. dy_j/dx_i = 1[i = j] - softmax(x)_i, so dx_i = g_i - softmax(x)_i sum_j g_j.
+    """
+
+    @staticmethod
+    def forward(ctx, x, axis):
+        xp = get_array_module(x)
+        m = x.max(axis=axis, keepdims=True)
+        y = x - xp.where(xp.isfinite(m), m, 0)
+        total = xp.exp(y).sum(axis=axis, keepdims=True)
+        y -= xp.log(xp.where(total == 0, 1, total))
+        ctx.axis = axis
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return g - get_array_module(y).exp(y) * g.sum(axis=ctx.axis, keepdims=True)
