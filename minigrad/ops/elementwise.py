@@ -204,7 +204,7 @@ class Maximum(Function):
     @staticmethod
     def backward(ctx, g):
         a, b = ctx.saved
-        return larger_takes(ctx, g, a, b)
+        return winner_takes(ctx, g, a, b, a > b)
 
 
 class Minimum(Function):
@@ -218,16 +218,15 @@ class Minimum(Function):
     @staticmethod
     def backward(ctx, g):
         a, b = ctx.saved
-        db, da = larger_takes(ctx, g, b, a, swapped=True)
-        return da, db
+        return winner_takes(ctx, g, a, b, a < b)
 
 
-def larger_takes(ctx, g, a, b, swapped=False):
-    """The gradients of max(a, b) for a and for b: all of g, half at a tie, or nothing."""
-    wants_a, wants_b = reversed(ctx.needs_input_grad) if swapped else ctx.needs_input_grad
-    half_tie = g * (0.5 * get_array_module(g).asarray(a == b).astype(g.dtype))
-    da = sum_to(g * (a > b) + half_tie, shape_of(a)) if wants_a else None
-    db = sum_to(g * (b > a) + half_tie, shape_of(b)) if wants_b else None
+def winner_takes(ctx, g, a, b, a_wins):
+    """The gradients for a and b where a gets g if it wins, half of it at a tie, and b the rest."""
+    a_share = get_array_module(g).where(a == b, 0.5, a_wins).astype(g.dtype)
+    wants_a, wants_b = ctx.needs_input_grad
+    da = sum_to(g * a_share, shape_of(a)) if wants_a else None
+    db = sum_to(g * (1 - a_share), shape_of(b)) if wants_b else None
     return da, db
 
 

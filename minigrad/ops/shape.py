@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..autograd import Function
-from ..backend import get_array_module
+from ..backend import device_of, get_array_module, to_device
 
 
 def sum_to(g, shape):
@@ -109,3 +109,16 @@ class Astype(Function):
     @staticmethod
     def backward(ctx, g):
         return g.astype(ctx.dtype)
+
+
+class ToDevice(Function):
+    """The same numbers on another device. Backward: the gradient on the device of x."""
+
+    @staticmethod
+    def forward(ctx, x, device):
+        ctx.device = device_of(x)
+        return to_device(x, device)
+
+    @staticmethod
+    def backward(ctx, g):
+        return to_device(g, ctx.device)

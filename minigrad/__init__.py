@@ -1,0 +1,32 @@
+"""minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
+
+from . import functional, nn, optim, random
+from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, mark_written, no_grad
+from .backend import DeviceError, cuda_is_available, get_array_module
+from .gradcheck import GradcheckError, gradcheck
+from .random import manual_seed
+from .serialization import load, save
+from .tensor import Tensor
+
+__all__ = [
+    "AnomalyError",
+    "AutogradError",
+    "DeviceError",
+    "Function",
+    "GradcheckError",
+    "Tensor",
+    "cuda_is_available",
+    "detect_anomaly",
+    "functional",
+    "get_array_module",
+    "gradcheck",
+    "load",
+    "manual_seed",
+    "mark_written",
+    "nn",
+    "no_grad",
+    "optim",
+    "random",
+    "save",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,18 @@
+"""Layers: modules that hold parameters and call `minigrad.functional`."""
+
+from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm
+from .module import Module, ModuleList, Parameter, Sequential
+
+__all__ = [
+    "GELU",
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "RMSNorm",
+    "ReLU",
+    "Sequential",
+]

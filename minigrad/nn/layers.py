@@ -1,0 +1,90 @@
+"""The layers. Parameters are float32 on the CPU; `.to(device, dtype)` moves a whole model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from .. import random
+from ..tensor import Tensor
+from .module import Module, Parameter
+
+
+class Linear(Module):
+    """y = x W^T + b: (…, in_features) -> (…, out_features). weight (out, in), bias (out,).
+
+    Both start uniform within ±1/sqrt(in_features), as in PyTorch.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        bound = 1 / math.sqrt(max(in_features, 1))
+        self.weight = Parameter(random.uniform((out_features, in_features), -bound, bound))
+        self.bias = Parameter(random.uniform((out_features,), -bound, bound)) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Row id of a table for every id: integers (…) -> (…, embedding_dim). weight (num, dim) starts normal(0, 1)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        self.weight = Parameter(random.normal((num_embeddings, embedding_dim)))
+
+    def forward(self, ids: Any) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class LayerNorm(Module):
+    """Rows shifted to mean 0 and scaled to variance 1, then times weight (from 1) plus bias (from 0)."""
+
+    def __init__(self, features: int, bias: bool = True, eps: float = 1e-5) -> None:
+        self.weight = Parameter(np.ones(features, np.float32))
+        self.bias = Parameter(np.zeros(features, np.float32)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Any) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """Rows divided by their root mean square, then times weight (from 1)."""
+
+    def __init__(self, features: int, eps: float = 1e-5) -> None:
+        self.weight = Parameter(np.ones(features, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Any) -> Tensor:
+        return F.rms_norm(x, self.weight, self.eps)
+
+
+class Dropout(Module):
+    """In training each element is set to 0 with probability p and the rest is divided by 1 - p; else nothing."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: wanted a probability p from 0 to 1, got {p}")
+        self.p = p
+
+    def forward(self, x: Any) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+
+class GELU(Module):
+    """x Phi(x); `approximate` is "tanh" (GPT-2's) or "none"."""
+
+    def __init__(self, approximate: str = "tanh") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Any) -> Tensor:
+        return F.gelu(x, self.approximate)
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.relu(x)

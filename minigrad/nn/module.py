@@ -1,0 +1,151 @@
+"""Module: a tree of layers whose leaves are parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..autograd import mark_written
+from ..backend import to_device
+from ..tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that a module learns: `requires_grad` from the start, and found by `Module.parameters()`."""
+
+    __slots__ = ()
+
+    def __init__(self, array_like: Any) -> None:
+        super().__init__(array_like, requires_grad=True)
+
+
+class Module:
+    """A layer, or a model made of layers.
+
+    Assigning a `Parameter` or a `Module` to an attribute registers it under the attribute's name; a list of modules
+    goes into a `ModuleList`. Define `forward`; call the module like a function. State of a call, such as a dropout
+    mask, lives on the tape and never on the module, so a module can be used several times in one graph.
+    """
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} must define forward(…)")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly inside this one, with their names."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all modules inside it."""
+        yield self
+        for _, child in self.children():
+            yield from child.modules()
+
+    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+        for name, child in self.children():
+            yield from child._walk(f"{prefix}{name}.")
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its dotted name; one that is shared under several names comes once, under its first."""
+        seen: set[Parameter] = set()
+        for name, parameter in self._walk():
+            if parameter not in seen:
+                seen.add(parameter)
+                yield name, parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter, once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def num_parameters(self) -> int:
+        """How many numbers the module learns."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The parameters by name, as tensors that share their memory."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy values into the parameters, in place.
+
+        All is checked before anything is written: ValueError lists every name that is missing or unexpected and every
+        shape that differs. Values are converted to the parameters' dtype and device.
+        """
+        own = dict(self.named_parameters())
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        problems += [
+            f"{name} has shape {np.shape(state[name])}, wanted {parameter.shape}"
+            for name, parameter in own.items()
+            if name in state and np.shape(state[name]) != parameter.shape
+        ]
+        if problems:
+            raise ValueError(f"{type(self).__name__}.load_state_dict: {'; '.join(problems)}")
+        for name, parameter in own.items():
+            parameter.data[...] = Tensor(state[name], dtype=parameter.dtype, device=parameter.device).data
+            mark_written(parameter.data)
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch this module and all inside it to training (dropout on), or with False to evaluation."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch to evaluation: dropout is off."""
+        return self.train(False)
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Module:
+        """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
+        for parameter in self.parameters():
+            array = parameter.data if device is None else to_device(parameter.data, device)
+            parameter.data = array if dtype is None else array.astype(dtype, copy=False)
+            parameter.grad = None
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def __repr__(self) -> str:
+        inside = "".join(f"\n  {name}: {child!r}".replace("\n", "\n  ") for name, child in self.children())
+        return f"{type(self).__name__}({inside}\n)" if inside else f"{type(self).__name__}()"
+
+
+class ModuleList(Module):
+    """A list of modules, named "0", "1", …"""
+
+    def __init__(self, modules: Any = ()) -> None:
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __iter__(self) -> Iterator[Any]:
+        return (child for _, child in self.children())
+
+    def __getitem__(self, i: int) -> Any:
+        return list(self)[i]
+
+
+class Sequential(ModuleList):
+    """Modules applied one after the other."""
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__(modules)
+
+    def forward(self, x: Any) -> Any:
+        for module in self:
+            x = module(x)
+        return x

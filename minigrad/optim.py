@@ -1,0 +1,189 @@
+"""Optimizers, gradient clipping and the learning-rate schedule.
+
+An optimizer changes `parameter.data` in place, using `parameter.grad`; parameters without a gradient stay as they are.
+Settings can be read and changed in `optimizer.groups`, for example `for group in optimizer.groups: group["lr"] = lr`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .autograd import mark_written
+from .backend import Array, as_array, get_array_module, to_device
+from .tensor import Tensor
+
+
+class Optimizer:
+    """What all optimizers share: groups of parameters with settings, and state that can be saved.
+
+    `params` is an iterable of tensors, or of dicts {"params": tensors, setting: value, …} whose settings override the
+    defaults for that group. Subclasses say in `slots` which arrays they keep for each parameter.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Iterable[Any], **settings: Any) -> None:
+        given = list(params)
+        if not given:
+            raise ValueError(f"{type(self).__name__}: got no parameters")
+        groups = given if isinstance(given[0], Mapping) else [{"params": given}]
+        self.groups: list[dict[str, Any]] = []
+        for group in groups:
+            unknown = set(group) - {"params"} - set(settings)
+            if unknown:
+                raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(settings)}")
+            self.groups.append({**settings, **group, "params": list(group["params"])})
+        self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
+            raise TypeError(f"{type(self).__name__}: wanted leaf tensors that require gradients")
+        if len(set(self.params)) != len(self.params):
+            raise ValueError(f"{type(self).__name__}: a parameter appears twice")
+        self.steps = 0
+        self.state: list[dict[str, Array]] = [{} for _ in self.params]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for p in self.params:
+            p.zero_grad()
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient."""
+        self.steps += 1
+        states = iter(self.state)
+        for group in self.groups:
+            for p in group["params"]:
+                state = next(states)
+                if p.grad is not None:
+                    for slot in self.slots:
+                        if slot not in state:
+                            state[slot] = get_array_module(p.data).zeros_like(p.data)
+                    self.update(p.data, p.grad, state, group)
+                    mark_written(p.data)
+
+    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+        """Change the array w in place, given its gradient g, which must not be changed."""
+        raise TypeError(f"{type(self).__name__} must define update(…)")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The number of steps and the arrays kept for each parameter, to be saved; settings are not included."""
+        arrays = {f"{i}.{slot}": Tensor(a) for i, state in enumerate(self.state) for slot, a in state.items()}
+        return {"steps": Tensor([self.steps]), **arrays}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned; ValueError if it is of other parameters or another optimizer."""
+        loaded: list[dict[str, Array]] = [{} for _ in self.params]
+        for name, value in state.items():
+            if name == "steps":
+                continue
+            number, _, slot = name.partition(".")
+            array = as_array(value.data if isinstance(value, Tensor) else value)
+            fits = number.isdigit() and int(number) < len(self.params) and slot in self.slots
+            if not fits or array.shape != self.params[int(number)].shape:
+                raise ValueError(f"{type(self).__name__}.load_state_dict: {name} {array.shape} fits no parameter")
+            parameter = self.params[int(number)]
+            loaded[int(number)][slot] = to_device(array.astype(parameter.dtype), parameter.device)
+        if "steps" not in state:
+            raise ValueError(f"{type(self).__name__}.load_state_dict: missing steps")
+        self.steps, self.state = int(Tensor(state["steps"]).item()), loaded
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum and L2 weight decay if they are not 0.
+
+        g = grad + weight_decay w
+        v = momentum v + g
+        w = w - lr v
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.slots = ("momentum",) if any(group["momentum"] for group in self.groups) else ()
+
+    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * w
+        if group["momentum"]:
+            v = state["momentum"]
+            v *= group["momentum"]
+            v += g
+            g = v
+        w -= group["lr"] * g
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Kingma and Ba, 2014; Loshchilov and Hutter, 2017).
+
+        m = beta1 m + (1 - beta1) grad            a running mean of the gradient
+        v = beta2 v + (1 - beta2) grad^2          and of its square
+        w = w - lr weight_decay w                 decay is applied to the weight, not mixed into the gradient
+        w = w - lr (m / c1) / (sqrt(v / c2) + eps)
+
+    with c1 = 1 - beta1^t and c2 = 1 - beta2^t at step t, which make up for m and v starting at 0.
+    """
+
+    slots = ("m", "v")
+
+    def __init__(
+        self,
+        params_or_groups: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+        xp = get_array_module(w)
+        m, v = state["m"], state["v"]
+        beta1, beta2 = group["betas"]
+        c1, c2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        w *= 1 - group["lr"] * group["weight_decay"]
+        change = xp.sqrt(v)  # then in place: (m / c1) / (sqrt(v / c2) + eps), with the constants drawn together
+        change *= 1 / math.sqrt(c2)
+        change += group["eps"]
+        xp.divide(m, change, out=change)
+        change *= group["lr"] / c1
+        w -= change
+
+
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
+    """Scale all gradients by one factor so that their global norm is at most `max_norm`. The norm before that.
+
+    The global norm is the square root of the sum of the squares of all gradients of all parameters: a Python float on
+    the CPU, and on a GPU an array that stays there, so that nothing waits for it.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return 0.0
+    xp = get_array_module(grads[0])
+    norm = xp.sqrt(sum(xp.vdot(g, g) for g in grads))
+    factor = xp.minimum(max_norm / (norm + 1e-6), 1)
+    on_gpu = xp is not np
+    if on_gpu or not factor >= 1:
+        for g in grads:
+            g *= factor.astype(g.dtype)
+            mark_written(g)
+    return norm if on_gpu else float(norm)
+
+
+def warmup_cosine(step: int, learning_rate: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:
+    """The learning rate at `step`, counted from 0, as nanoGPT defines it.
+
+    It rises in a line for `warmup_iters` steps, then falls along half a cosine from `learning_rate` to `min_lr`, which
+    it reaches at `lr_decay_iters` and keeps.
+    """
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / (warmup_iters + 1)
+    if step > lr_decay_iters or lr_decay_iters <= warmup_iters:
+        return min_lr
+    progress = (step - warmup_iters) / (lr_decay_iters - warmup_iters)  # 0 to 1
+    return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (learning_rate - min_lr)

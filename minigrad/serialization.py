@@ -1,0 +1,57 @@
+"""Saving and loading tensors by name, in the safetensors format: plain numbers, and no code that could run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from .tensor import Tensor
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: into a temporary file beside it, which then takes its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors (or arrays) by name to a safetensors file, with optional text beside them."""
+    arrays = {name: np.ascontiguousarray(Tensor(value).numpy()).reshape(np.shape(value)) for name, value in state.items()}
+    write_atomically(path, safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises FileNotFoundError if it is not there and ValueError if it is no whole safetensors file.
+    """
+    return load_with_metadata(path)[0]
+
+
+def load_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and the text beside them."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: Tensor(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error

@@ -1,0 +1,245 @@
+"""Tensor: an array that remembers how it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from . import autograd
+from . import functional as F
+from .backend import Array, DType, as_array, device_of, get_array_module, to_device
+
+
+class Tensor(autograd.Variable):
+    """An array, on the CPU (NumPy) or a GPU (CuPy), that operations can be recorded on.
+
+    `data` is the plain array; `grad` is a plain array of the same shape and dtype after `backward`, or None.
+
+    array_like: a number, nested lists, an array, or a tensor. Arrays are not copied and keep their dtype; Python
+        floats become float32.
+    requires_grad: accumulate dL/dx in `grad` when `backward` is called on a result. Only for floating dtypes.
+    dtype, device: convert to these, for example "float64", and "cpu", "cuda" or "cuda:1".
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # so that `array + tensor` asks the tensor
+
+    def __init__(
+        self, array_like: Any, requires_grad: bool = False, dtype: DType = None, device: str | None = None
+    ) -> None:
+        self.data = as_array(array_like.data if isinstance(array_like, Tensor) else array_like, dtype, device)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require gradients, not {self.data.dtype}")
+        self.requires_grad = requires_grad
+        self.grad = None
+        self.origin = None
+
+    # What it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        return device_of(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        array = np.array2string(self.numpy(), prefix="Tensor(", separator=", ")
+        made_by = f", made by {self.origin[0].function.__name__}" if self.origin else ""
+        wants = ", requires_grad=True" if self.requires_grad and not self.origin else ""
+        return f"Tensor({array}, dtype={self.dtype}{made_by}{wants})"
+
+    # Gradients
+
+    def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
+        """Add dL/dx to the `grad` of every leaf x that this tensor was computed from.
+
+        `grad` is dL/d(this tensor), of this tensor's shape; it may be left out for a scalar, where it is 1.
+        What the tape saved is dropped on the way, unless `retain_graph`.
+        """
+        if not self.requires_grad:
+            raise autograd.AutogradError("backward: this tensor does not depend on any tensor that requires gradients")
+        if grad is None:
+            if self.size != 1:
+                raise autograd.AutogradError(f"backward: only a scalar can do without grad; this is {self.shape}")
+            grad = get_array_module(self.data).ones_like(self.data)
+        grad = as_array(grad.data if isinstance(grad, Tensor) else grad, self.dtype, self.device)
+        if grad.shape != self.shape:
+            raise ValueError(f"backward: grad has shape {grad.shape}; wanted {self.shape}, the shape of the tensor")
+        autograd.backward(self, grad, retain_graph)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient: the next `backward` starts from none."""
+        self.grad = None
+
+    def detach(self) -> Tensor:
+        """The same array (not a copy) as a tensor that no operation is remembered for."""
+        return Tensor(self.data)
+
+    # To other forms
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: the tensor's own array on the CPU, a copy from a GPU."""
+        return to_device(self.data, "cpu")
+
+    def item(self) -> Any:
+        """The only element, as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item: wanted a tensor with one element; this has shape {self.shape}")
+        return self.data.item()
+
+    def __array__(self, dtype: DType = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def to(self, device: str) -> Tensor:
+        """The tensor on another device (itself if it is there); the gradient finds its way back."""
+        return F.to(self, device)
+
+    def astype(self, dtype: DType) -> Tensor:
+        """The tensor in another dtype (itself if it has it); the gradient is converted back."""
+        return F.astype(self, dtype)
+
+    # Operators. Each is one call into functional.py.
+
+    def __add__(self, other: Any) -> Tensor:
+        return F.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return F.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return F.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return F.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return F.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return F.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return F.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return F.divide(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return F.power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return F.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return F.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return F.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return F.negative(self)
+
+    def __abs__(self) -> Tensor:
+        return F.abs(self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return F.getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Write in place. Not recorded, so not allowed on a tensor that takes part in gradients (but for no_grad)."""
+        if self.requires_grad and autograd.is_recording():
+            raise autograd.AutogradError(
+                "writing in place to a tensor that requires gradients is not recorded; do it inside no_grad(), or use "
+                "where() or masked_fill()"
+            )
+        self.data[F.plain_index(index)] = value.data if isinstance(value, Tensor) else value
+        autograd.mark_written(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.ndim:
+            raise TypeError("cannot iterate over a 0-d tensor")
+        return (self[i] for i in range(len(self)))
+
+    # Comparisons give plain boolean arrays: they have no gradient.
+
+    def __eq__(self, other: object) -> Array:  # type: ignore[override]
+        return self.data == _plain(other)
+
+    def __ne__(self, other: object) -> Array:  # type: ignore[override]
+        return self.data != _plain(other)
+
+    def __lt__(self, other: Any) -> Array:
+        return self.data < _plain(other)
+
+    def __le__(self, other: Any) -> Array:
+        return self.data <= _plain(other)
+
+    def __gt__(self, other: Any) -> Array:
+        return self.data > _plain(other)
+
+    def __ge__(self, other: Any) -> Array:
+        return self.data >= _plain(other)
+
+    __hash__ = object.__hash__  # tensors are told apart by identity in sets and dicts
+
+    # The methods that read better than functions
+
+    def sum(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+        return F.sum(self, axis, keepdims)
+
+    def mean(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+        return F.mean(self, axis, keepdims)
+
+    def max(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+        return F.max(self, axis, keepdims)
+
+    def min(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+        return F.min(self, axis, keepdims)
+
+    def var(self, axis: F.Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
+        return F.var(self, axis, keepdims, correction)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return F.reshape(self, *shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        return F.transpose(self, *axes)
+
+    def swapaxes(self, a: int, b: int) -> Tensor:
+        return F.swapaxes(self, a, b)
+
+    @property
+    def T(self) -> Tensor:
+        return F.transpose(self)
+
+
+def _plain(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
+
+
+autograd.Variable.result_class = Tensor

@@ -1,0 +1,28 @@
+"""Shared by all tests: which markers run, a fixed seed, and hypothesis without randomness between runs."""
+
+import hypothesis
+import pytest
+
+import minigrad as mg
+
+hypothesis.settings.register_profile("minigrad", derandomize=True, deadline=None, max_examples=50, database=None)
+hypothesis.settings.load_profile("minigrad")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    skip_slow = pytest.mark.skip(reason="takes minutes: give --slow to run it")
+    skip_cuda = pytest.mark.skip(reason="no NVIDIA GPU that CuPy can use on this machine")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(skip_slow)
+        if "cuda" in item.keywords and not mg.cuda_is_available():
+            item.add_marker(skip_cuda)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    mg.manual_seed(0)
