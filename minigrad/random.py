@@ -78,3 +78,8 @@ def set_state(state: dict[str, Any]) -> None:
     cpu = dict(state["cpu"])
     cpu["state"] = {"state": np.array(cpu["state"]["state"], np.uint64)}
     _cpu.bit_generator.state = cpu
+
+
+def new_generator(seed: int | None) -> np.random.Generator:
+    """A NumPy generator of its own for this seed; for None the CPU's generator itself."""
+    return _cpu if seed is None else np.random.Generator(np.random.SFC64(seed))

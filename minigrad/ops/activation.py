@@ -84,6 +84,8 @@ class GELUTanh(Function):
 
     Backward. By the product rule, with dt/du = 1 - t^2 and du/dx = c (1 + 3 a x^2),
         dy/dx = (1 + t)/2 + x/2 (1 - t^2) c (1 + 3 a x^2)
+    With h = (1 + t)/2 this is h + 2 x h (1 - h) du/dx, since 1 - t^2 = 4 h (1 - h). The forward has h at hand and
+    computes the slope right away: one array to keep instead of two, and the backward is one multiplication.
     """
 
     c = math.sqrt(2 / math.pi)
@@ -91,21 +93,29 @@ class GELUTanh(Function):
 
     @staticmethod
     def forward(ctx, x):
-        c, a = GELUTanh.c, GELUTanh.a
-        u = x * x  # then in place, for large x: u = x (c + c a x^2)
-        u *= c * a
-        u += c
-        u *= x
-        t = get_array_module(x).tanh(u)
-        ctx.save(x, t)
-        return 0.5 * x * (1 + t)
+        c, ca = GELUTanh.c, GELUTanh.c * GELUTanh.a
+        squares = x * x
+        h = squares * ca  # u = (c + c a x^2) x, then tanh and h
+        h += c
+        h *= x
+        h = get_array_module(x).tanh(h)
+        h += 1
+        h *= 0.5
+        y = x * h
+        if ctx.needs_input_grad[0]:
+            squares *= 6 * ca  # 2 du/dx, then times x h (1 - h), plus h
+            squares += 2 * c
+            squares *= y
+            slope = 1 - h
+            slope *= squares
+            slope += h
+            ctx.save(slope)
+        return y
 
     @staticmethod
     def backward(ctx, g):
-        c, a = GELUTanh.c, GELUTanh.a
-        x, t = ctx.saved
-        du = 3 * c * a * x * x + c
-        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)
+        (slope,) = ctx.saved
+        return g * slope
 
 
 class GELUErf(Function):

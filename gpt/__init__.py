@@ -1,0 +1,18 @@
+"""gpt: a GPT built on minigrad alone, its data, its training and its sampling."""
+
+from .config import GPTConfig
+from .errors import CheckpointError, ConfigError, DataError, GPTError, TokenError
+from .model import GPT, KVCache
+from .tokenizer import CharTokenizer
+
+__all__ = [
+    "GPT",
+    "CharTokenizer",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "GPTConfig",
+    "GPTError",
+    "KVCache",
+    "TokenError",
+]

@@ -1,0 +1,84 @@
+"""Checkpoints: one safetensors file with the model, the optimizer and all that a run needs to go on exactly.
+
+A run keeps two in its folder: `last.safetensors`, to resume from, and `best.safetensors`, with the lowest validation
+loss, to sample from. Each is written whole under a temporary name and then renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import minigrad as mg
+from minigrad.serialization import load_with_metadata
+
+from .config import GPTConfig
+from .errors import CheckpointError, GPTError
+from .model import GPT
+from .tokenizer import CharTokenizer
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: CharTokenizer, run: dict[str, Any]) -> None:
+    """Write a checkpoint. `run` is the state of the training, as plain numbers, texts, lists and dicts."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state_dict().items()}
+    about = {"config": dataclasses.asdict(model.config), "characters": tokenizer.characters, "run": run}
+    mg.save(tensors, path, metadata={"minigrad": json.dumps(about)})
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What `load` found in a file."""
+
+    path: Path
+    config: GPTConfig
+    tokenizer: CharTokenizer
+    run: dict[str, Any]
+    tensors: dict[str, mg.Tensor]
+
+    def part(self, prefix: str) -> dict[str, mg.Tensor]:
+        """The tensors of "model" or "optimizer", by name."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+
+    def model(self, device: str = "cpu") -> GPT:
+        """The model, with its weights, in evaluation mode."""
+        model = GPT(self.config)
+        try:
+            model.load_state_dict(self.part("model"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        model.to(device)
+        model.eval()
+        return model
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint file; raises `CheckpointError` if it is missing, damaged, or something else."""
+    try:
+        tensors, metadata = load_with_metadata(path)
+        about = json.loads(metadata["minigrad"])
+        config, tokenizer = GPTConfig(**about["config"]), CharTokenizer(about["characters"])
+        return Checkpoint(Path(path), config, tokenizer, about["run"], tensors)
+    except GPTError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project (no {error})") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(str(error)) from error
+
+
+def find(folder: str | os.PathLike[str]) -> Path:
+    """The checkpoint to sample from: the file itself, or the best (else the last) of a run's folder."""
+    folder = Path(folder)
+    if folder.is_file():
+        return folder
+    for name in (BEST, LAST):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: found no checkpoint there ({BEST} or {LAST})")

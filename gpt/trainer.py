@@ -1,0 +1,274 @@
+"""Training: nanoGPT's loop, with a run that can stop at any time and go on exactly where it was.
+
+A run's folder holds `last.safetensors` and `best.safetensors`, `metrics.csv`, and `loss.png` where matplotlib is
+installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib
+import io
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import minigrad as mg
+from minigrad import optim
+from minigrad.backend import keep_freed_memory
+from minigrad.serialization import write_atomically
+
+from . import checkpoint
+from .config import TrainConfig
+from .data import Dataset
+from .errors import CheckpointError, ConfigError, GPTError
+from .model import GPT
+from .tokenizer import CharTokenizer
+
+COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
+LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
+
+
+class DivergedError(GPTError):
+    """The loss is no longer a finite number."""
+
+
+class Trainer:
+    """One training run. `train()` runs it to the end, or until it is interrupted."""
+
+    def __init__(
+        self, model: GPT, data: Dataset, tokenizer: CharTokenizer, config: TrainConfig, out: Path, data_id: str = ""
+    ) -> None:
+        self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
+        self.device = model.wte.weight.device
+        self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
+        self.optimizer = model.configure_optimizer(config.learning_rate, config.weight_decay, (config.beta1, config.beta2))
+        self.iteration = 0  # steps done
+        self.best_val_loss = math.inf
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.interrupted = False
+
+    # The loop
+
+    def train(self) -> bool:
+        """Train until `max_iters`. True if the end was reached, False after Ctrl-C; either way all is saved."""
+        keep_freed_memory()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.write_metrics()
+        self.model.train()
+        terminal = sys.stderr.isatty()
+        bar = tqdm(
+            total=self.config.max_iters,
+            initial=self.iteration,
+            unit="it",
+            mininterval=0.2 if terminal else 20,
+            dynamic_ncols=terminal,
+            smoothing=0.05,
+        )
+        with bar, self.catch_interrupts():
+            self.restart_clock()
+            while True:
+                at_end = self.iteration >= self.config.max_iters
+                if (at_end or self.iteration % self.config.eval_interval == 0) and not self.is_evaluated():
+                    self.evaluate(bar)
+                    self.restart_clock()
+                if at_end or self.interrupted:
+                    break
+                learning_rate = self.learning_rate()
+                loss, norm = self.step(learning_rate)
+                bar.update()
+                if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
+                    self.log(bar, loss.item(), learning_rate, float(norm))
+            self.save(checkpoint.LAST)
+        return not self.interrupted
+
+    def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
+        """One step of the optimizer: the mean loss of its batches, and the gradient's norm before clipping."""
+        total = None
+        for _ in range(self.config.grad_accum):
+            loss = self.loss("train", mg.random.generator()) / self.config.grad_accum
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        limit = self.config.grad_clip or math.inf
+        norm = optim.clip_grad_norm(self.optimizer.params, limit)
+        for group in self.optimizer.groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.iteration += 1
+        assert total is not None
+        return total, norm
+
+    def learning_rate(self) -> float:
+        c = self.config
+        return optim.warmup_cosine(self.iteration, c.learning_rate, c.min_lr, c.warmup_iters, c.lr_decay_iters)
+
+    def loss(self, split: str, rng: Any) -> mg.Tensor:
+        """The model's loss on a random batch."""
+        batch = self.data.batch(split, self.config.batch_size, rng)
+        ids, targets = (mg.Tensor(part, device=self.device).data for part in batch)
+        return self.model(ids, targets)[1]
+
+    def restart_clock(self) -> None:
+        """Measure the speed from here on."""
+        self.clock = time.perf_counter(), self.iteration
+
+    def tokens_per_second(self) -> float:
+        """The speed since the clock was restarted, that is, without the time that evaluations take."""
+        since, first = self.clock
+        steps = self.iteration - first
+        tokens = self.config.batch_size * self.config.grad_accum * self.data.block_size
+        return steps * tokens / (time.perf_counter() - since)
+
+    def log(self, bar: tqdm, loss: float, learning_rate: float, norm: float) -> None:
+        """Show the state of the training and write it down; refuse to go on with a loss that is no number."""
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} after step {self.iteration}; try a lower --learning-rate "
+                f"({self.out / checkpoint.LAST} is from before)"
+            )
+        speed = self.tokens_per_second()
+        self.restart_clock()
+        self.add_row({"loss": loss, "learning_rate": learning_rate, "grad_norm": norm, "tokens_per_second": speed})
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s", refresh=False)
+
+    # Estimates of the losses
+
+    def evaluate(self, bar: tqdm) -> None:
+        """Estimate both losses, write them down, and save the last and, if it is one, the best checkpoint."""
+        losses = self.estimate_losses()
+        self.add_row({"train_loss": losses["train"], "val_loss": losses["val"]})
+        best = losses["val"] < self.best_val_loss
+        if best:
+            self.best_val_loss = losses["val"]
+            self.save(checkpoint.BEST)
+        self.save(checkpoint.LAST)
+        with bar.external_write_mode(file=sys.stdout):
+            print(
+                f"step {self.iteration:>5}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}"
+                f"{' (best so far, kept)' if best else ''}",
+                flush=True,
+            )
+
+    def estimate_losses(self) -> dict[str, float]:
+        """The mean loss over `eval_iters` batches of each split, without dropout.
+
+        The batches are the same at every estimate, so that estimates can be compared, and drawing them leaves the
+        training's random numbers alone.
+        """
+        rng = mg.random.new_generator(self.config.seed)
+        self.model.eval()
+        with mg.no_grad():
+            losses = {
+                split: sum(self.loss(split, rng).item() for _ in range(self.config.eval_iters)) / self.config.eval_iters
+                for split in ("train", "val")
+            }
+        self.model.train()
+        return losses
+
+    def is_evaluated(self) -> bool:
+        return any(row["iteration"] == self.iteration and "val_loss" in row for row in self.rows[-2:])
+
+    # Saving and resuming
+
+    def save(self, name: str) -> None:
+        run = {
+            "train_config": dataclasses.asdict(self.config),
+            "iteration": self.iteration,
+            "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
+            "rows": self.rows,
+            "random": mg.random.get_state(),
+            "data_id": self.data_id,
+        }
+        checkpoint.save(self.out / name, self.model, self.optimizer, self.tokenizer, run)
+
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Continue exactly where a checkpoint was saved: weights, moments, random numbers, metrics."""
+        run = saved.run
+        if run["data_id"] != self.data_id:
+            raise ConfigError(f"{saved.path} was trained on another text; resume with the same --data")
+        try:
+            self.model.load_state_dict(saved.part("model"))
+            self.optimizer.load_state_dict(saved.part("optimizer"))
+        except ValueError as error:
+            raise CheckpointError(f"{saved.path}: {error}") from error
+        mg.random.set_state(run["random"])
+        self.iteration, self.rows = run["iteration"], run["rows"]
+        self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
+
+    @contextlib.contextmanager
+    def catch_interrupts(self) -> Iterator[None]:
+        """Let Ctrl-C finish the step at hand first, so that what is saved is whole. A second Ctrl-C stops at once."""
+
+        def note(*_: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        try:
+            before = signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread: signals do not come here
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    # Metrics
+
+    def add_row(self, values: dict[str, Any]) -> None:
+        """A line of metrics.csv, written at once."""
+        self.rows.append({"iteration": self.iteration, **values})
+        with open(self.out / "metrics.csv", "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
+
+    def write_metrics(self) -> None:
+        """Write metrics.csv afresh; after resuming, without what came later than the checkpoint."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.out / "metrics.csv", text.getvalue().encode())
+
+    def plot_losses(self) -> Path | None:
+        """Draw the loss curves to loss.png; None without matplotlib."""
+        try:
+            figure_module: Any = importlib.import_module("matplotlib.figure")
+        except ImportError:
+            return None
+        figure = figure_module.Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        for column, label, style in (
+            ("loss", "training batch", {"alpha": 0.35, "linewidth": 1}),
+            ("train_loss", "training (estimate)", {"marker": "o", "markersize": 3}),
+            ("val_loss", "validation (estimate)", {"marker": "o", "markersize": 3}),
+        ):
+            rows = [row for row in self.rows if column in row]
+            axes.plot([row["iteration"] for row in rows], [row[column] for row in rows], label=label, **style)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120)
+        write_atomically(self.out / "loss.png", image.getvalue())
+        return self.out / "loss.png"
+
+
+def keep_previous_run(out: Path) -> Path | None:
+    """Move the files of an earlier run in `out` into a folder of their own; that folder, or None if there was none."""
+    if not (out / checkpoint.LAST).exists():
+        return None
+    number = next(n for n in range(1, sys.maxsize) if not (out / f"previous-{n}").exists())
+    aside = out / f"previous-{number}"
+    aside.mkdir()
+    for name in (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png"):
+        if (out / name).exists():
+            (out / name).rename(aside / name)
+    return aside
