@@ -53,8 +53,8 @@ class Variable:
 
 
 class _Mode(threading.local):
-    recording = True
-    anomaly = False
+    no_grad = 0  # how many no_grad contexts this thread is inside
+    anomaly = 0  # how many detect_anomaly contexts
 
 
 _mode = _Mode()
@@ -64,13 +64,10 @@ class no_grad(contextlib.ContextDecorator):
     """Inside this context (or a function decorated with it) no operation is recorded."""
 
     def __enter__(self) -> None:
-        self._before, _mode.recording = _mode.recording, False
+        _mode.no_grad += 1
 
     def __exit__(self, *exception: object) -> None:
-        _mode.recording = self._before
-
-    def _recreate_cm(self) -> no_grad:
-        return no_grad()  # each call of a decorated function keeps its own `_before`
+        _mode.no_grad -= 1
 
 
 class detect_anomaly(contextlib.ContextDecorator):
@@ -80,18 +77,15 @@ class detect_anomaly(contextlib.ContextDecorator):
     """
 
     def __enter__(self) -> None:
-        self._before, _mode.anomaly = _mode.anomaly, True
+        _mode.anomaly += 1
 
     def __exit__(self, *exception: object) -> None:
-        _mode.anomaly = self._before
-
-    def _recreate_cm(self) -> detect_anomaly:
-        return detect_anomaly()
+        _mode.anomaly -= 1
 
 
 def is_recording() -> bool:
     """False inside `no_grad`."""
-    return _mode.recording
+    return not _mode.no_grad
 
 
 # Writes in place. A clock ticks at every write and each written array remembers the time; a node remembers the time at
@@ -213,7 +207,7 @@ class Function:
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Run `forward` on the arguments, with tensors replaced by their arrays, and record the call on the tape."""
-        recording = _mode.recording
+        recording = not _mode.no_grad
         arrays = [argument.data if isinstance(argument, Variable) else argument for argument in args]
         tensor_arguments = [i for i, argument in enumerate(args) if isinstance(argument, Variable)]
         if any(type(arrays[i]) is not np.ndarray for i in tensor_arguments):

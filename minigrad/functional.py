@@ -75,6 +75,11 @@ def _constant(value: Any) -> Any:
     return value.data if isinstance(value, Variable) else as_array(value)
 
 
+def _number(value: Any) -> Any:
+    """A setting, such as eps, as a Python number, which adopts any dtype; None stays None."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
 def _same_dtype(operation: str, *values: Any) -> None:
     dtypes = {_dtype(value) for value in values if value is not None}
     if len(dtypes) > 1:
@@ -82,23 +87,23 @@ def _same_dtype(operation: str, *values: Any) -> None:
         raise TypeError(f"{operation}: wanted one dtype for all of its inputs, got {names}; convert with .astype()")
 
 
-def _axes(x: Any, axis: Axis) -> tuple[builtins.int, ...] | None:
+def _axes(operation: str, x: Any, axis: Axis) -> tuple[builtins.int, ...] | None:
     """An axis or several, counted from 0, as a tuple; None stays None."""
     if axis is None:
         return None
-    ndim = (x.data if isinstance(x, Variable) else x).ndim
+    shape = _shape(x)
     axes = (axis,) if isinstance(axis, (builtins.int, np.integer)) else tuple(axis)
     for a in axes:
-        if not -ndim <= a < ndim:
-            raise ValueError(f"axis {a} is out of range for shape {_shape(x)}")
-    counted = tuple(builtins.int(a) % ndim for a in axes)
+        if not -len(shape) <= a < len(shape):
+            raise ValueError(f"{operation}: axis {a} is out of range for shape {shape}")
+    counted = tuple(builtins.int(a) % len(shape) for a in axes)
     if len(set(counted)) != len(counted):
-        raise ValueError(f"axis {axis} names an axis twice")
+        raise ValueError(f"{operation}: {axis} names an axis of shape {shape} twice")
     return counted
 
 
-def _axis(x: Any, axis: builtins.int) -> builtins.int:
-    axes = _axes(x, axis)
+def _axis(operation: str, x: Any, axis: builtins.int) -> builtins.int:
+    axes = _axes(operation, x, axis)
     assert axes is not None
     return axes[0]
 
@@ -188,7 +193,7 @@ def where(mask: Any, x: Any, y: Any) -> Tensor:
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     """x, but at least `low` and at most `high`; the gradient is 0 outside."""
-    return elementwise.Clip.apply(_tensor(x), low, high)
+    return elementwise.Clip.apply(_tensor(x), _number(low), _number(high))
 
 
 def astype(x: Any, dtype: DType) -> Any:
@@ -245,37 +250,37 @@ def silu(x: Any) -> Tensor:
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (None: over everything)."""
     x = _tensor(x)
-    return reduce.Sum.apply(x, _axes(x, axis), keepdims)
+    return reduce.Sum.apply(x, _axes("sum", x, axis), keepdims)
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (None: over everything)."""
     x = _tensor(x)
-    return reduce.Mean.apply(x, _axes(x, axis), keepdims)
+    return reduce.Mean.apply(x, _axes("mean", x, axis), keepdims)
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`; several that tie share the gradient equally."""
     x = _tensor(x)
-    return reduce.Max.apply(x, _axes(x, axis), keepdims)
+    return reduce.Max.apply(x, _axes("max", x, axis), keepdims)
 
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`; several that tie share the gradient equally."""
     x = _tensor(x)
-    return reduce.Min.apply(x, _axes(x, axis), keepdims)
+    return reduce.Min.apply(x, _axes("min", x, axis), keepdims)
 
 
 def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
     """The variance over `axis`: the sum of squared distances from the mean, divided by n - correction."""
     x = _tensor(x)
-    return reduce.Var.apply(x, _axes(x, axis), keepdims, correction)
+    return reduce.Var.apply(x, _axes("var", x, axis), keepdims, _number(correction))
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """ln(sum of e^x) over `axis`, without overflow."""
     x = _tensor(x)
-    return reduce.LogSumExp.apply(x, _axes(x, axis), keepdims)
+    return reduce.LogSumExp.apply(x, _axes("logsumexp", x, axis), keepdims)
 
 
 # Shape
@@ -290,14 +295,14 @@ def transpose(x: Any, *axes: Any) -> Tensor:
     """The axes in another order; without `axes`, in reverse order."""
     x = _tensor(x)
     order = _unpack(axes) if axes else range(len(_shape(x)))[::-1]
-    return shape_op.Transpose.apply(x, _axes(x, order))
+    return shape_op.Transpose.apply(x, _axes("transpose", x, order))
 
 
 def swapaxes(x: Any, a: builtins.int, b: builtins.int) -> Tensor:
     """Two axes exchanged."""
     x = _tensor(x)
     order = list(range(len(_shape(x))))
-    a, b = _axis(x, a), _axis(x, b)
+    a, b = _axis("swapaxes", x, a), _axis("swapaxes", x, b)
     order[a], order[b] = b, a
     return shape_op.Transpose.apply(x, order)
 
@@ -313,7 +318,7 @@ def concatenate(tensors: Sequence[Any], axis: builtins.int = 0) -> Tensor:
     if not tensors:
         raise ValueError("concatenate: wanted at least one tensor")
     _same_dtype("concatenate", *tensors)
-    return shape_op.Concatenate.apply(_axis(tensors[0], axis), *tensors)
+    return shape_op.Concatenate.apply(_axis("concatenate", tensors[0], axis), *tensors)
 
 
 def stack(tensors: Sequence[Any], axis: builtins.int = 0) -> Tensor:
@@ -323,19 +328,21 @@ def stack(tensors: Sequence[Any], axis: builtins.int = 0) -> Tensor:
     if len(shapes) != 1:
         raise ValueError(f"stack: wanted at least one tensor, and all of one shape; got {sorted(shapes)}")
     (shape,) = shapes
-    axis = range(len(shape) + 1)[axis]
+    if not -len(shape) - 1 <= axis <= len(shape):
+        raise ValueError(f"stack: axis {axis} is out of range for tensors of shape {shape}")
+    axis %= len(shape) + 1
     return concatenate([reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in tensors], axis)
 
 
 def split(x: Any, size: builtins.int | Sequence[builtins.int], axis: builtins.int = 0) -> tuple[Tensor, ...]:
     """x cut along `axis` into stretches of length `size` (the last may be shorter), or of the given sizes."""
     x = _tensor(x)
-    axis = _axis(x, axis)
+    axis = _axis("split", x, axis)
     n = _shape(x)[axis]
-    if isinstance(size, builtins.int):
+    if isinstance(size, (builtins.int, np.integer)):
         if size < 1:
             raise ValueError(f"split: wanted a size of at least 1, got {size}")
-        size = [builtins.min(size, n - start) for start in range(0, n, size)]
+        size = [builtins.min(size, n - start) for start in range(0, builtins.max(n, 1), size)]
     return shape_op.Split.apply(x, list(size), axis)
 
 
@@ -345,9 +352,9 @@ def getitem(x: Any, index: Any) -> Tensor:
 
 
 def plain_index(index: Any) -> Any:
-    """An index in which tensors and lists are plain arrays."""
+    """An index in which tensors and lists, and tuples inside a tuple, are plain arrays."""
     if isinstance(index, tuple):
-        return tuple(plain_index(part) for part in index)
+        return tuple(plain_index(list(part) if isinstance(part, tuple) else part) for part in index)
     if isinstance(index, list):
         return np.asarray(index, dtype=None if index else np.intp)
     return index.data if isinstance(index, Variable) else index
@@ -384,13 +391,13 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 def softmax(x: Any, axis: builtins.int = -1) -> Tensor:
     """e^x / sum of e^x along `axis`. A row of -inf throughout gives zeros."""
     x = _tensor(x)
-    return softmax_op.Softmax.apply(x, _axis(x, axis))
+    return softmax_op.Softmax.apply(x, _axis("softmax", x, axis))
 
 
 def log_softmax(x: Any, axis: builtins.int = -1) -> Tensor:
     """ln softmax(x) along `axis`, without under- or overflow."""
     x = _tensor(x)
-    return softmax_op.LogSoftmax.apply(x, _axis(x, axis))
+    return softmax_op.LogSoftmax.apply(x, _axis("log_softmax", x, axis))
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
@@ -400,14 +407,14 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     """
     x, weight, bias = (value if value is None else _tensor(value) for value in (x, weight, bias))
     _same_dtype("layer_norm", x, weight, bias)
-    return normalization.LayerNorm.apply(x, weight, bias, eps)
+    return normalization.LayerNorm.apply(x, weight, bias, _number(eps))
 
 
 def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Tensor:
     """Every row of the last axis divided by its root mean square, then times `weight` (Zhang and Sennrich, 2019)."""
     x, weight = _tensor(x), weight if weight is None else _tensor(weight)
     _same_dtype("rms_norm", x, weight)
-    return normalization.RMSNorm.apply(x, weight, eps)
+    return normalization.RMSNorm.apply(x, weight, _number(eps))
 
 
 def embedding(ids: Any, weight: Any) -> Tensor:

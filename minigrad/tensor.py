@@ -30,6 +30,8 @@ class Tensor(autograd.Variable):
         self, array_like: Any, requires_grad: bool = False, dtype: DType = None, device: str | None = None
     ) -> None:
         self.data = as_array(array_like.data if isinstance(array_like, Tensor) else array_like, dtype, device)
+        if self.data.dtype.kind not in "biuf":
+            raise TypeError(f"a tensor holds real numbers or booleans, not {self.data.dtype}")
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating-point tensors can require gradients, not {self.data.dtype}")
         self.requires_grad = requires_grad

@@ -112,7 +112,10 @@ def gradcheck_directional(
 
 
 def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) -> tuple[list[Any], list[Any], Any]:
-    """The inputs in float64, a random direction u for each output, and the number L as a function of the inputs."""
+    """The inputs in float64, a random direction u for each output, and the number L as a function of the inputs.
+
+    Refuses a function that changes its inputs.
+    """
     given: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     checked: list[Any] = []
     for x in given:
@@ -127,8 +130,12 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
             copied[...] = array
             checked.append(Tensor(copied, requires_grad=True))
     rng = np.random.default_rng(seed)
+    before = [x.data.copy() if isinstance(x, Tensor) else None for x in checked]
     with no_grad():
         u = [rng.standard_normal(y.shape) for y in _outputs(fn(*checked))]
+    for i, (x, array) in enumerate(zip(checked, before, strict=True)):
+        if isinstance(x, Tensor) and not np.array_equal(x.data, array, equal_nan=x.dtype.kind == "f"):
+            raise GradcheckError(f"the function changed its input {i} in place")
 
     def loss() -> float:
         with no_grad():
@@ -138,18 +145,14 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
 
 
 def _backward(fn: Callable[..., Any], checked: list[Any], u: list[Any]) -> None:
-    """Run forward and backward once; refuse a function that changes its inputs or whose gradients have another shape."""
-    copies = [x.data.copy() if isinstance(x, Tensor) else x for x in checked]
+    """Run forward and backward once; refuse gradients of another shape or dtype than their inputs."""
     outputs = _outputs(fn(*checked))
     total = sum((y * Tensor(d)).sum() for y, d in zip(outputs, u, strict=True))
     if isinstance(total, Tensor) and total.requires_grad:
         total.backward()
-    for i, (x, copy) in enumerate(zip(checked, copies, strict=True)):
-        if isinstance(x, Tensor):
-            if not np.array_equal(x.data, copy, equal_nan=x.dtype.kind == "f"):
-                raise GradcheckError(f"the function changed its input {i} in place")
-            if x.grad is not None and (x.grad.shape != x.shape or x.grad.dtype != x.dtype):
-                raise GradcheckError(f"the gradient of input {i} is {x.grad.shape} {x.grad.dtype}, not like the input")
+    for i, x in enumerate(checked):
+        if isinstance(x, Tensor) and x.grad is not None and (x.grad.shape != x.shape or x.grad.dtype != x.dtype):
+            raise GradcheckError(f"the gradient of input {i} is {x.grad.shape} {x.grad.dtype}, not like the input")
 
 
 def _outputs(result: Any) -> list[Tensor]:

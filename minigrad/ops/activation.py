@@ -28,8 +28,10 @@ class Tanh(Function):
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x), written with tanh, which cannot overflow: sigmoid(x) = (1 + tanh(x/2)) / 2."""
-    return 0.5 * (1 + get_array_module(x).tanh(0.5 * x))
+    """1 / (1 + e^-x), or e^x / (1 + e^x), which is the same: with e^-|x| nothing overflows and tiny values stay exact."""
+    xp = get_array_module(x)
+    e = xp.exp(-abs(x))
+    return xp.where(x >= 0, 1, e) / (1 + e)
 
 
 class Sigmoid(Function):

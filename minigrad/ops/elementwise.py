@@ -81,7 +81,7 @@ class Divide(Function):
 class Power(Function):
     """y = a^b.
 
-        dy/da = b a^(b-1)
+        dy/da = b a^(b-1)      and 0 where b = 0, also for a = 0, whose power -1 is not finite
         dy/db = a^b ln(a)      since a^b = exp(b ln a)
 
     For a = 0 the second is 0 where b > 0 (0^b stays 0 as b moves), although ln(0) is not finite. It is NaN for a < 0,
@@ -101,7 +101,11 @@ class Power(Function):
         wants_a, wants_b = ctx.needs_input_grad
         da = db = None
         if wants_a:
-            slope = xp.where(b == 0, 0, b * small_power(a, b - 1)) if shape_of(b) else b * small_power(a, b - 1)
+            if isinstance(b, (int, float)):
+                b_1 = b - 1 if b else 0
+            else:
+                b_1 = xp.where(b == 0, 0, b - 1)
+            slope = b * small_power(a, b_1)
             da = sum_to((g * slope).astype(g.dtype, copy=False), shape_of(a))
         if wants_b:
             base = xp.where(xp.asarray(a) == 0, 1, a).astype(g.dtype, copy=False)  # ln(1) = 0 stands in for 0^b ln(0)

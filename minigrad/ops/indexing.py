@@ -18,17 +18,18 @@ class GetItem(Function):
 
     @staticmethod
     def forward(ctx, x, index):
-        ctx.shape, ctx.index = x.shape, index
+        ctx.shape = x.shape
+        ctx.save(*(index if isinstance(index, tuple) else (index,)))
         return x[index]
 
     @staticmethod
     def backward(ctx, g):
+        index = ctx.saved
         dx = get_array_module(g).zeros(ctx.shape, g.dtype)
-        parts = ctx.index if isinstance(ctx.index, tuple) else (ctx.index,)
-        if any(is_array(part) and part.dtype.kind != "b" for part in parts):
-            add_at(dx, ctx.index, g)
+        if any(is_array(part) and part.dtype.kind != "b" for part in index):
+            add_at(dx, index, g)
         else:
-            dx[ctx.index] = g
+            dx[index] = g
         return dx
 
 

@@ -33,18 +33,21 @@ class CrossEntropy(Function):
         check_ids("targets", flat, x.shape[-1])
 
         rows = x.reshape(len(flat), x.shape[-1])  # (N, V)
-        p = rows - rows.max(axis=-1, keepdims=True)
+        m = rows.max(axis=-1, keepdims=True)
+        p = rows - xp.where(xp.isfinite(m), m, 0)  # -inf - -inf would be NaN
         at_target = p[xp.arange(len(flat)), flat]
         xp.exp(p, out=p)
         total = p.sum(axis=-1, keepdims=True)
+        total = xp.where(total == 0, 1, total)  # as in softmax: a row of -inf has p = 0
         p /= total
         losses = xp.where(counted, xp.log(total[:, 0]) - at_target, xp.zeros((), x.dtype))  # (N,)
 
         ctx.save(p, flat, counted)
-        ctx.shape, ctx.reduction, ctx.n = x.shape, reduction, counted.sum(dtype=x.dtype)
+        n = counted.sum(dtype=x.dtype)
+        ctx.shape, ctx.reduction, ctx.n = x.shape, reduction, xp.maximum(n, 1)
         if reduction == "none":
             return losses.reshape(targets.shape)
-        return losses.sum() / ctx.n if reduction == "mean" else losses.sum()
+        return xp.where(n > 0, losses.sum() / ctx.n, xp.nan) if reduction == "mean" else losses.sum()
 
     @staticmethod
     def backward(ctx, g):

@@ -1,0 +1,125 @@
+"""The helpers that do the work: run both libraries on the same numbers and compare everything that comes out.
+
+Importing this module skips the importing test file where PyTorch is missing.
+"""
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+
+RTOL = 1e-9
+
+
+def assert_close(ours, theirs, what, rtol=RTOL, scale=None):
+    """Shape and dtype agree, and every element to `rtol`.
+
+    Rounding leaves something like 1e-17 where the exact result is 0, so an element also passes when it is as close as
+    1e-12 of `scale`, which is the largest element unless it is given.
+    """
+    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
+    assert isinstance(ours, np.ndarray), f"{what}: wanted a plain array, got {type(ours)}"
+    assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, PyTorch's is {theirs.shape}"
+    assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, PyTorch's is {theirs.dtype}"
+    scale = largest(theirs) if scale is None else scale
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-12 * scale, err_msg=what)
+
+
+def largest(*arrays):
+    """The largest finite magnitude in the arrays."""
+    return max(np.max(np.abs(a), initial=0, where=np.isfinite(a)) for a in map(np.asarray, arrays))
+
+
+def assert_parity(ours_fn, torch_fn, inputs, **options):
+    """`ours_fn(*inputs, **options)` is `torch_fn(*inputs)`, and so are the gradients of all floating inputs.
+
+    Arrays among the inputs, also inside lists and tuples, become tensors of each library: floating ones require
+    gradients, integer and boolean ones (ids, targets, masks, indices) stay plain arrays in minigrad. Anything else is
+    passed on as it is.
+    """
+    our_leaves, torch_leaves = [], []
+    our_outputs = ours_fn(*_replace_arrays(inputs, lambda array: _our_tensor(array, our_leaves)), **options)
+    torch_outputs = torch_fn(*_replace_arrays(inputs, lambda array: _torch_tensor(array, torch_leaves)))
+    assert isinstance(our_outputs, tuple) == isinstance(torch_outputs, tuple)
+    our_outputs = our_outputs if isinstance(our_outputs, tuple) else (our_outputs,)
+    torch_outputs = torch_outputs if isinstance(torch_outputs, tuple) else (torch_outputs,)
+
+    rng = np.random.default_rng(1)
+    upstream = []
+    for i, (y, expected) in enumerate(zip(our_outputs, torch_outputs, strict=True)):
+        assert_close(y.data, expected, f"output {i}")
+        upstream.append(rng.standard_normal(y.shape).astype(y.dtype))
+    if len(our_outputs) == 1:
+        our_outputs[0].backward(upstream[0])
+    else:  # one walk for all outputs: the sum of y g has the gradient g for y
+        sum((y * g).sum() for y, g in zip(our_outputs, upstream, strict=True)).backward()
+    torch.autograd.backward(torch_outputs, [torch.tensor(g) for g in upstream])
+
+    assert our_leaves, "nothing to differentiate"
+    scale = largest(*(leaf.grad for leaf in torch_leaves))  # of all: softmax of one score has a gradient of exactly 0
+    for i, (ours, theirs) in enumerate(zip(our_leaves, torch_leaves, strict=True)):
+        assert_close(ours.grad, theirs.grad, f"gradient of input {i}", scale=scale)
+
+
+def assert_same_layer(ours, theirs, *inputs):
+    """Two modules agree from the same weights: output, gradients of the inputs and gradients of the parameters.
+
+    The weights are drawn at random and loaded into PyTorch's module under minigrad's names: names and layouts agree.
+    """
+    ours.to(dtype="float64")
+    randomise(ours)
+    theirs.double().load_state_dict(torch_weights(ours))
+    ours.zero_grad()
+    theirs.zero_grad()
+    assert_parity(ours, theirs, inputs)
+    assert_same_gradients(ours, theirs)
+
+
+def assert_same_gradients(ours, theirs, rtol=RTOL):
+    """Every parameter of a minigrad module has the gradient of its namesake in a PyTorch module."""
+    torch_parameters = dict(theirs.named_parameters())
+    assert torch_parameters.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.grad, torch_parameters[name].grad, f"gradient of {name}", rtol)
+
+
+def assert_same_weights(ours, theirs, rtol=RTOL, when=""):
+    """Every parameter of a minigrad module equals its namesake in a PyTorch module."""
+    torch_parameters = dict(theirs.named_parameters())
+    assert torch_parameters.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.data, torch_parameters[name], f"{name} {when}", rtol)
+
+
+def randomise(module, std=0.5, seed=2):
+    """Draw all parameters anew: with layer norms of 1 and biases of 0, mistakes in their use would not show."""
+    rng = np.random.default_rng(seed)
+    for parameter in module.parameters():
+        parameter.data[...] = std * rng.standard_normal(parameter.shape)
+
+
+def torch_weights(module):
+    """The parameters of a minigrad module, copied, as a PyTorch state dict."""
+    return {name: torch.tensor(parameter.data) for name, parameter in module.named_parameters()}
+
+
+def _replace_arrays(value, tensor_of):
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace_arrays(part, tensor_of) for part in value)
+    return tensor_of(value) if isinstance(value, np.ndarray) else value
+
+
+def _our_tensor(array, leaves):
+    if array.dtype.kind != "f":
+        return array
+    leaves.append(mg.Tensor(array.copy(), requires_grad=True))
+    return leaves[-1]
+
+
+def _torch_tensor(array, leaves):
+    if array.dtype.kind != "f":
+        return torch.tensor(array)
+    leaves.append(torch.tensor(array, requires_grad=True))
+    return leaves[-1]

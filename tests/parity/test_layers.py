@@ -1,0 +1,85 @@
+"""The layers of `minigrad.nn` against PyTorch's in float64, from the same weights."""
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad import nn
+
+from .compare import assert_close, assert_same_layer, torch
+
+pytestmark = pytest.mark.parity
+
+X = np.random.default_rng(0).standard_normal((2, 5, 8))
+
+LAYERS = {
+    "Linear": (nn.Linear(8, 3), torch.nn.Linear(8, 3)),
+    "Linear without bias": (nn.Linear(8, 3, bias=False), torch.nn.Linear(8, 3, bias=False)),
+    "LayerNorm": (nn.LayerNorm(8), torch.nn.LayerNorm(8)),
+    "LayerNorm without bias": (nn.LayerNorm(8, bias=False), torch.nn.LayerNorm(8, bias=False)),
+    "LayerNorm with another eps": (nn.LayerNorm(8, eps=0.1), torch.nn.LayerNorm(8, eps=0.1)),
+    "RMSNorm": (nn.RMSNorm(8), torch.nn.RMSNorm(8, eps=1e-5)),
+    "RMSNorm with another eps": (nn.RMSNorm(8, eps=0.1), torch.nn.RMSNorm(8, eps=0.1)),
+    "GELU": (nn.GELU(), torch.nn.GELU(approximate="tanh")),
+    "GELU, exact": (nn.GELU("none"), torch.nn.GELU()),
+    "ReLU": (nn.ReLU(), torch.nn.ReLU()),
+    "Dropout in evaluation": (nn.Dropout(0.5).eval(), torch.nn.Dropout(0.5).eval()),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), LAYERS.values(), ids=LAYERS)
+def test_layer(ours, theirs):
+    assert_same_layer(ours, theirs, X)
+
+
+def test_embedding_of_repeated_ids():
+    ids = np.array([[0, 4, 4, 1], [4, 1, 0, 4]])
+    table = mg.Tensor(X[:, :4], requires_grad=True)  # something floating to differentiate besides the weight
+    assert_same_layer(WithInput(nn.Embedding(6, 8)), TorchWithInput(torch.nn.Embedding(6, 8)), ids, table.data)
+
+
+class WithInput(nn.Module):
+    """An embedding of ids plus an input, as token embeddings meet position embeddings."""
+
+    def __init__(self, embedding):
+        self.embedding = embedding
+
+    def forward(self, ids, x):
+        return self.embedding(ids) * x
+
+
+class TorchWithInput(torch.nn.Module):
+    """The same in PyTorch."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, ids, x):
+        return self.embedding(ids) * x
+
+
+def mlps():
+    """The same network twice."""
+    ours = nn.Sequential(
+        nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 16, bias=False), nn.ReLU(), nn.RMSNorm(16), nn.Linear(16, 3)
+    )
+    theirs = torch.nn.Sequential(
+        torch.nn.Linear(8, 16),
+        torch.nn.GELU(approximate="tanh"),
+        torch.nn.LayerNorm(16),
+        torch.nn.Linear(16, 16, bias=False),
+        torch.nn.ReLU(),
+        torch.nn.RMSNorm(16, eps=1e-5),
+        torch.nn.Linear(16, 3),
+    )
+    return ours, theirs
+
+
+def test_sequential():
+    assert_same_layer(*mlps(), X)
+
+
+def test_the_same_layer_twice_in_one_graph():
+    ours, theirs = nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    assert_same_layer(nn.Sequential(ours, nn.GELU(), ours), torch.nn.Sequential(theirs, torch.nn.GELU("tanh"), theirs), X)

@@ -1,0 +1,330 @@
+"""Where texts come from, and every way in which a file or a download can fail; batches. No real network is used."""
+
+import hashlib
+import http.server
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt import CharTokenizer, ConfigError, DataError, data
+
+PLAY = "First Citizen:\r\nBefore we proceed any further, hear me speak — “Speak, speak.”\n" * 50
+CONTENT = PLAY.encode()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+REAL_SHA256 = data.TINY_SHAKESPEARE_SHA256
+
+
+class Server(http.server.HTTPServer):
+    """Serves CONTENT at /ok and half of it at /cut; /missing is missing, /silent never answers. Counts the requests."""
+
+    requests = 0
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        if self.path == "/silent":
+            self.server.released.wait(30)
+            return
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT if self.path == "/ok" else CONTENT[: len(CONTENT) // 2])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.released = threading.Event()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def no_network():
+    """The address of a port where nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    return f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path, monkeypatch, no_network):
+    """Where Tiny Shakespeare would be kept; here that is PLAY, and there is no network unless a test has one."""
+    monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE", no_network)
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE_SHA256", SHA256)
+    return tmp_path / "cache" / "tinyshakespeare.txt"
+
+
+def files_below(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# Downloads
+
+
+def test_a_download_is_kept_whole(server, tmp_path):
+    data.download(server.url("/ok"), SHA256, tmp_path / "new" / "play.txt")
+    assert (tmp_path / "new" / "play.txt").read_bytes() == CONTENT
+    assert files_below(tmp_path) == [tmp_path / "new" / "play.txt"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sha256", "message"),
+    [
+        ("/ok", "0" * 64, f"its SHA-256 is {SHA256}; wanted 0000"),
+        ("/cut", SHA256, f"the connection was cut after {len(CONTENT) // 2} bytes, {len(CONTENT) // 2} short"),
+        ("/missing", SHA256, "the server answered 404 Not Found"),
+        ("/silent", SHA256, "timed out"),
+    ],
+)
+@pytest.mark.parametrize("before", [None, b"an older copy"])
+def test_a_failed_download_says_why_and_changes_nothing(server, tmp_path, path, sha256, message, before):
+    kept = tmp_path / "play.txt"
+    if before is not None:
+        kept.write_bytes(before)
+    with pytest.raises(DataError) as caught:
+        data.download(server.url(path), sha256, kept, timeout=0.2 if path == "/silent" else 30)
+    assert message in str(caught.value)
+    assert server.url(path) in str(caught.value)
+    assert files_below(tmp_path) == ([] if before is None else [kept])
+    assert before is None or kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("url", [None, "nonsense", "nonsense://127.0.0.1/", "http://127.0.0.1:port/"])
+def test_no_network_and_no_url_are_one_clear_line(no_network, tmp_path, url):
+    with pytest.raises(DataError, match=r"^.+: .+$" if url else "Connection refused$"):
+        data.download(url or no_network, SHA256, tmp_path / "play.txt")
+    assert files_below(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"play\.txt: cannot be written \(.+\)"):
+        data.download(server.url("/ok"), SHA256, tmp_path / "file" / "play.txt")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"folder: cannot be written \(Is a directory\)"):
+        data.download(server.url("/ok"), SHA256, tmp_path / "folder")
+    assert files_below(tmp_path) == [tmp_path / "file"]
+
+
+# Which text it is
+
+
+def test_tiny_shakespeare_is_downloaded_once(server, cached, no_network, monkeypatch):
+    said = []
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE", server.url("/ok"))
+    first = data.load_text(None, said.append)
+    assert first == data.Text("Tiny Shakespeare", PLAY)
+    assert said == [f"Downloading Tiny Shakespeare to {cached}"]
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE", no_network)
+    assert data.load_text(None, said.append) == first
+    assert len(said) == server.requests == 1
+
+
+def test_a_damaged_copy_is_downloaded_again(server, cached, monkeypatch):
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE", server.url("/ok"))
+    cached.parent.mkdir()
+    cached.write_bytes(CONTENT[:-1])
+    assert data.load_text(None, lambda line: None).text == PLAY
+    assert cached.read_bytes() == CONTENT
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_without_a_network_it_is_the_language_reference_and_that_is_said(cached, no_network, damaged):
+    if damaged:
+        cached.parent.mkdir()
+        cached.write_bytes(CONTENT[:-1])
+    said = []
+    name, text = data.load_text(None, said.append)
+    assert name == "Python's language reference"
+    assert text == data.language_reference()
+    assert "could not be downloaded" in said[-1]
+    assert "Connection refused" in said[-1]
+    assert f"put {no_network}\nat {cached}" in said[-1]
+    assert files_below(cached.parent) == ([cached] if damaged else [])
+
+
+def test_it_is_printed_unless_told_otherwise(capsys):
+    data.load_text()
+    assert "could not be downloaded" in capsys.readouterr().out
+
+
+def test_a_named_file_is_taken_as_it_is(tmp_path):
+    (tmp_path / "mine.txt").write_bytes(CONTENT)
+    said = []
+    assert data.load_text(str(tmp_path / "mine.txt"), said.append) == (str(tmp_path / "mine.txt"), PLAY)
+    assert said == []
+
+
+def test_a_named_file_that_is_missing_is_an_error_and_not_another_text(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.txt: there is no such file"):
+        data.load_text(tmp_path / "nowhere.txt")
+
+
+def test_the_language_reference_is_enough_to_train_on():
+    text = data.language_reference()
+    assert len(text) > 300_000
+    assert text == data.language_reference()
+    assert 90 < CharTokenizer.from_text(text).vocab_size < 256
+    assert 'The "if" statement is used for conditional execution' in text
+
+
+def test_a_python_without_its_language_reference_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(DataError, match="name a text file"):
+        data.language_reference()
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert data.cache_directory() == tmp_path / "cache"
+    monkeypatch.setenv("MINIGRAD_CACHE", "~/here")
+    assert data.cache_directory() == tmp_path / "home" / "here"
+    monkeypatch.delenv("MINIGRAD_CACHE")
+    assert data.cache_directory() == tmp_path / "xdg" / "minigrad"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert data.cache_directory() == tmp_path / "home" / ".cache" / "minigrad"
+
+
+def test_the_real_tiny_shakespeare_has_the_numbers_that_everyone_states():
+    path = os.environ.get("MINIGRAD_TEST_SHAKESPEARE")
+    if not path:
+        pytest.skip("MINIGRAD_TEST_SHAKESPEARE does not say where the real Tiny Shakespeare is")
+    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == REAL_SHA256
+    text = data.read_text(path)
+    tokenizer = CharTokenizer.from_text(text)
+    dataset = data.Dataset(tokenizer.encode(text), block_size=256)
+    assert (len(text), tokenizer.vocab_size) == (1_115_394, 65)
+    assert (len(dataset.train), len(dataset.val)) == (1_003_854, 111_540)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "the file is empty"), (b"caf\xe9 noir", r"not UTF-8 text \(byte 0xe9 at 3\)")]
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, content, message):
+    (tmp_path / "odd.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/odd\.txt: {message}$"):
+        data.read_text(tmp_path / "odd.txt")
+
+
+def test_a_folder_is_no_text(tmp_path):
+    with pytest.raises(DataError, match=rf"^{tmp_path}: a folder; wanted a text file$"):
+        data.read_text(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"secret\.txt: cannot be read \(Permission denied\)"):
+        data.read_text(tmp_path / "secret.txt")
+
+
+# Batches. The ids are 0, 1, 2 …, so that every token says where it stood.
+
+
+def test_a_batch_is_blocks_and_the_tokens_after():
+    dataset = data.Dataset(np.arange(1000, dtype=np.uint16), block_size=8)
+    inputs, targets = dataset.batch("train", 5, np.random.default_rng(0))
+    for ids in (inputs, targets):
+        assert ids.shape == (5, 8)
+        assert ids.dtype == np.int64
+        assert ids.flags.c_contiguous
+    np.testing.assert_array_equal(inputs, inputs[:, :1] + np.arange(8))
+    np.testing.assert_array_equal(targets, inputs + 1)
+
+
+@pytest.mark.parametrize(("split", "low", "high"), [("train", 0, 90), ("val", 90, 100)])
+def test_batches_stay_in_their_part_and_reach_all_of_it(split, low, high):
+    dataset = data.Dataset(np.arange(100), block_size=4)
+    inputs, targets = dataset.batch(split, 5000, np.random.default_rng(0))
+    assert set(inputs.ravel().tolist()) == set(range(low, high - 1))
+    assert set(targets.ravel().tolist()) == set(range(low + 1, high))
+
+
+def test_the_same_seed_gives_the_same_batches():
+    dataset = data.Dataset(np.arange(1000), block_size=8)
+
+    def batches(seed):
+        rng = np.random.default_rng(seed)
+        return np.stack([dataset.batch(split, 16, rng) for split in ("train", "val", "train")])
+
+    np.testing.assert_array_equal(batches(1), batches(1))
+    assert (batches(1) != batches(2)).any()
+
+
+def test_the_ids_are_neither_copied_nor_changed():
+    ids = np.arange(1000)
+    dataset = data.Dataset(ids, block_size=8)
+    inputs, _ = dataset.batch("train", 4, np.random.default_rng(0))
+    inputs[:] = -1
+    np.testing.assert_array_equal(ids, np.arange(1000))
+    assert np.shares_memory(dataset.train, ids)
+    assert np.shares_memory(dataset.val, ids)
+
+
+def test_a_memory_map_will_do(tmp_path):
+    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    ids = np.memmap(tmp_path / "ids.bin", dtype=np.uint16, mode="r")
+    inputs, targets = data.Dataset(ids, block_size=8).batch("val", 4, np.random.default_rng(0))
+    np.testing.assert_array_equal(targets, inputs + 1)
+    assert type(inputs) is np.ndarray
+
+
+def test_the_shortest_text_is_a_block_and_a_token_in_each_part():
+    dataset = data.Dataset(np.arange(18), block_size=8, train_fraction=0.5)
+    for split, first in (("train", 0), ("val", 9)):
+        inputs, targets = dataset.batch(split, 2, np.random.default_rng(0))
+        np.testing.assert_array_equal(inputs, [range(first, first + 8)] * 2)
+        np.testing.assert_array_equal(targets, inputs + 1)
+
+
+@pytest.mark.parametrize("length", [0, 1, 17, 80])
+def test_a_text_that_is_too_short_says_how_long_it_is_and_what_is_wanted(length):
+    with pytest.raises(DataError, match=rf"of its {length} tokens .* blocks of 8 want at least 9 in each"):
+        data.Dataset(np.arange(length), block_size=8)
+
+
+def test_options_without_meaning_are_refused():
+    ids, rng = np.arange(100), np.random.default_rng(0)
+    with pytest.raises(ConfigError, match="block_size is 0"):
+        data.Dataset(ids, block_size=0)
+    with pytest.raises(ConfigError, match="train_fraction is 1"):
+        data.Dataset(ids, block_size=4, train_fraction=1)
+    with pytest.raises(DataError, match=r"integers \(N,\); got \(100,\) float64"):
+        data.Dataset(ids / 2, block_size=4)
+    with pytest.raises(DataError, match=r"integers \(N,\); got \(10, 10\) int64"):
+        data.Dataset(ids.reshape(10, 10), block_size=4)
+    with pytest.raises(ConfigError, match="split is 'test'"):
+        data.Dataset(ids, block_size=4).batch("test", 1, rng)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        data.Dataset(ids, block_size=4).batch("train", 0, rng)

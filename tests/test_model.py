@@ -1,0 +1,166 @@
+"""The GPT: its names, its initialisation, its gradients, and that it can learn."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from gpt import GPT, ConfigError, GPTConfig
+from minigrad.gradcheck import gradcheck_directional
+
+TINY = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
+
+
+def random_ids(*shape, vocab_size=11, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab_size, shape)
+
+
+def test_parameters_have_gpt2s_names():
+    names = {name for name, _ in GPT(TINY).named_parameters()}
+    block = {f"{layer}.{kind}" for layer in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+             for kind in ("weight", "bias")}  # fmt: skip
+    outside = {"wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"}
+    assert names == outside | {f"h.{i}.{name}" for i in range(2) for name in block}
+
+
+def test_without_bias_there_is_none():
+    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, bias=False))
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+
+
+def test_nanogpts_sizes():
+    """The counts that nanoGPT prints: without the position embeddings, 0.80M and 10.65M."""
+    cpu = GPT(GPTConfig(block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, bias=False))
+    assert cpu.num_parameters() - cpu.wpe.weight.size == 795_904
+    baby = GPT(GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False))
+    assert baby.num_parameters() - baby.wpe.weight.size == 10_646_784
+
+
+def test_the_head_is_tied_to_the_token_embeddings():
+    model = GPT(TINY)
+    assert model.lm_head.weight is model.wte.weight
+    ids = random_ids(2, 5)
+    model(ids, ids)[1].backward()
+    grad = model.wte.weight.grad
+    unseen = np.setdiff1d(np.arange(11), ids)
+    assert np.abs(grad[unseen]).min() > 0, "tokens that were not read get a gradient as tokens that were not predicted"
+
+
+def test_initialisation_is_gpt2s():
+    config = GPTConfig(block_size=64, vocab_size=65, n_layer=8, n_head=4, n_embd=128)
+    for name, parameter in GPT(config).named_parameters():
+        if parameter.ndim == 2:
+            wanted = 0.02 / math.sqrt(2 * 8) if name.endswith("c_proj.weight") else 0.02
+            assert abs(parameter.data.std() / wanted - 1) < 0.05, name
+            assert abs(parameter.data.mean()) < wanted / 10, name
+        else:
+            assert np.all(parameter.data == (1 if name.endswith("weight") else 0)), name
+
+
+@pytest.mark.parametrize("vocab_size", [65, 1000])
+def test_loss_at_initialisation_is_that_of_guessing(vocab_size):
+    config = GPTConfig(block_size=64, vocab_size=vocab_size, n_layer=4, n_head=4, n_embd=128)
+    ids, targets = random_ids(8, 64, vocab_size=vocab_size), random_ids(8, 64, vocab_size=vocab_size, seed=1)
+    assert abs(GPT(config)(ids, targets)[1].item() - math.log(vocab_size)) < 0.05
+
+
+def test_shapes_and_loss():
+    model, ids = GPT(TINY), random_ids(3, 8)
+    logits, loss = model(ids)
+    assert logits.shape == (3, 8, 11)
+    assert loss is None
+    logits, loss = model(ids, ids)
+    assert loss.item() == pytest.approx(mg.functional.cross_entropy(logits, ids).item())
+
+
+def test_no_token_sees_the_future():
+    model, ids = GPT(TINY), random_ids(1, 8)
+    before = model(ids)[0].numpy()
+    ids[0, 5] = (ids[0, 5] + 1) % 11
+    after = model(ids)[0].numpy()
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert not np.allclose(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_of_the_whole_model(bias, dropout):
+    """All parameters at once, along a random direction, in float64; with dropout the same elements are dropped."""
+    model = GPT(GPTConfig(block_size=6, vocab_size=7, n_layer=2, n_head=2, n_embd=8, dropout=dropout, bias=bias))
+    model.to(dtype="float64")
+    for parameter in model.parameters():
+        parameter.data *= 10  # at GPT-2's initialisation most gradients are too small to tell apart from none
+    ids, targets = random_ids(2, 6, vocab_size=7), random_ids(2, 6, vocab_size=7, seed=1)
+    targets[0, :3] = -100
+
+    def loss(*parameters):
+        mg.manual_seed(5)
+        return model(ids, targets)[1]
+
+    for seed in range(5):
+        assert gradcheck_directional(loss, list(model.parameters()), seed=seed)
+
+
+def test_float32_throughout():
+    model, ids = GPT(TINY), random_ids(2, 8)
+    logits, loss = model(ids, ids)
+    loss.backward()
+    assert logits.dtype == loss.dtype == np.float32
+    assert all(parameter.grad.dtype == np.float32 for parameter in model.parameters())
+
+
+def test_dropout_only_in_training():
+    model, ids = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, dropout=0.5)), random_ids(2, 8)
+    assert not np.allclose(model(ids)[0].numpy(), model(ids)[0].numpy())
+    model.eval()
+    np.testing.assert_array_equal(model(ids)[0].numpy(), model(ids)[0].numpy())
+
+
+def test_overfits_one_batch():
+    model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=32))
+    optimizer = model.configure_optimizer(lr=3e-3, weight_decay=0.0)
+    ids, targets = random_ids(4, 16), random_ids(4, 16, seed=1)
+    for _ in range(150):
+        loss = model(ids, targets)[1]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.02
+
+
+def test_optimizer_decays_matrices_only():
+    model = GPT(TINY)
+    decayed, kept = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9)).groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+    assert decayed["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_embd": 10, "n_head": 3}, "n_embd 10 is not divisible by n_head 3"),
+        ({"n_layer": 0}, "n_layer is 0; wanted a whole number of at least 1"),
+        ({"block_size": 2.5}, "block_size is 2.5; wanted a whole number"),
+        ({"dropout": 1.0}, "dropout is 1.0; wanted a probability"),
+    ],
+)
+def test_contradicting_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        GPTConfig(**options)
+
+
+def test_bad_input():
+    model = GPT(TINY)
+    with pytest.raises(ConfigError, match="a sequence of 9 tokens is longer than block_size 8"):
+        model(random_ids(1, 9))
+    with pytest.raises(IndexError, match="Embedding: wanted ids from 0 to 10, but they range from 3 to 11"):
+        model(np.array([[3, 11]]))
+    with pytest.raises(TypeError, match="Embedding: wanted ids of an integer dtype, not float64"):
+        model(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"CrossEntropy: wanted logits .* targets .*\(2, 3\)"):
+        model(random_ids(2, 4), random_ids(2, 3))
