@@ -1,6 +1,6 @@
 """Continue a text with a trained model, streaming.
 
-    python examples/sample.py --checkpoint out --prompt "ROMEO:" --max-new-tokens 300 --temperature 0.8 --top-k 40
+python examples/sample.py --checkpoint out --prompt "ROMEO:" --max-new-tokens 300 --temperature 0.8 --top-k 40
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", metavar="DIR", default="out", help="a run's folder, or a file (default: out)")
     parser.add_argument("--prompt", metavar="TEXT", default="\n", help="what to continue (default: a line break)")
     parser.add_argument("--max-new-tokens", type=int, default=500, help="tokens to add (default: 500)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token; 1: as the model says (default: 0.8)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0: the likeliest token; 1: as the model says (default: 0.8)"
+    )
     parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens only")
     parser.add_argument("--top-p", type=float, help="choose among the likeliest that together have this probability")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text (default: 1337)")

@@ -39,7 +39,9 @@ def parse_arguments() -> argparse.Namespace:
         group = parser.add_argument_group(title)
         for option in options:
             name = "--" + option.name.replace("_", "-")
-            presets = ", ".join(f"{preset}: {values[option.name]}" for preset, values in PRESETS.items() if option.name in values)
+            presets = ", ".join(
+                f"{preset}: {values[option.name]}" for preset, values in PRESETS.items() if option.name in values
+            )
             about = f"{option.metadata['help']} ({presets or f'default: {option.default}'})"
             if option.type == "bool":
                 group.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=about)

@@ -23,7 +23,9 @@ from .tokenizer import CharTokenizer
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
-def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: CharTokenizer, run: dict[str, Any]) -> None:
+def save(
+    path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: CharTokenizer, run: dict[str, Any]
+) -> None:
     """Write a checkpoint. `run` is the state of the training, as plain numbers, texts, lists and dicts."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state_dict().items()}
@@ -68,7 +70,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project (no {error})") from error
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint of this project (no {error})"
+        ) from error
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from error
 

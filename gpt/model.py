@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import minigrad as mg
-from minigrad import nn, optim
 from minigrad import functional as F
+from minigrad import nn, optim
 
 from .config import GPTConfig
 from .errors import ConfigError

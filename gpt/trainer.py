@@ -50,7 +50,9 @@ class Trainer:
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.device = model.wte.weight.device
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
-        self.optimizer = model.configure_optimizer(config.learning_rate, config.weight_decay, (config.beta1, config.beta2))
+        self.optimizer = model.configure_optimizer(
+            config.learning_rate, config.weight_decay, (config.beta1, config.beta2)
+        )
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -138,7 +140,9 @@ class Trainer:
         speed = self.tokens_per_second()
         self.restart_clock()
         self.add_row({"loss": loss, "learning_rate": learning_rate, "grad_norm": norm, "tokens_per_second": speed})
-        bar.set_postfix_str(f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s", refresh=False)
+        bar.set_postfix_str(
+            f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s", refresh=False
+        )
 
     # Estimates of the losses
 

@@ -259,7 +259,9 @@ def _input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
     for i, parent in enumerate(node.parents):
         if parent is None or result[i] is None:
             continue
-        shape, dtype = (parent.data.shape, parent.data.dtype) if isinstance(parent, Variable) else parent[0].outputs[parent[1]]
+        shape, dtype = (
+            (parent.data.shape, parent.data.dtype) if isinstance(parent, Variable) else parent[0].outputs[parent[1]]
+        )
         result[i] = as_array(result[i])  # NumPy turns 0-d results into scalars
         if result[i].shape != shape or result[i].dtype != dtype:
             raise AutogradError(

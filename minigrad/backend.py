@@ -45,7 +45,9 @@ def check_same_device(operation: str, arrays: list[Array]) -> None:
     """Raise `DeviceError` unless all the arrays live on one device."""
     devices = sorted({device_of(array) for array in arrays})
     if len(devices) > 1:
-        raise DeviceError(f"{operation}: its arrays live on {' and '.join(devices)}; move them to one device with .to()")
+        raise DeviceError(
+            f"{operation}: its arrays live on {' and '.join(devices)}; move them to one device with .to()"
+        )
 
 
 def cuda_is_available() -> bool:

@@ -428,7 +428,7 @@ def dropout(x: Any, p: float, training: bool = True) -> Tensor:
         raise ValueError(f"dropout: wanted a probability p from 0 to 1, got {p}")
     x = _tensor(x)
     if not training or p == 0:
-        return x if isinstance(x, Variable) else shape_op.Reshape.apply(x, x.shape)
+        return reshape(x, _shape(x)) if not isinstance(x, Variable) else x  # type: ignore[return-value]
     return dropout_op.Dropout.apply(x, p)
 
 

@@ -35,14 +35,16 @@ class Optimizer:
         for group in groups:
             unknown = set(group) - {"params"} - set(settings)
             if unknown:
-                raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(settings)}")
+                raise ValueError(
+                    f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(settings)}"
+                )
             self.groups.append({**settings, **group, "params": list(group["params"])})
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
             raise TypeError(f"{type(self).__name__}: wanted leaf tensors that require gradients")
         if len(set(self.params)) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
-        self.steps = 0
+        self.steps = [0] * len(self.params)  # how often each has been changed
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
 
     def zero_grad(self) -> None:
@@ -52,26 +54,27 @@ class Optimizer:
 
     def step(self) -> None:
         """Change every parameter that has a gradient."""
-        self.steps += 1
-        states = iter(self.state)
+        numbers = iter(range(len(self.params)))
         for group in self.groups:
             for p in group["params"]:
-                state = next(states)
+                i = next(numbers)
+                state = self.state[i]
                 if p.grad is not None:
                     for slot in self.slots:
                         if slot not in state:
                             state[slot] = get_array_module(p.data).zeros_like(p.data)
-                    self.update(p.data, p.grad, state, group)
+                    self.steps[i] += 1
+                    self.update(p.data, p.grad, state, group, self.steps[i])
                     mark_written(p.data)
 
-    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        """Change the array w in place, given its gradient g, which must not be changed."""
+    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
+        """Change the array w in place for the t-th time, given its gradient g, which must not be changed."""
         raise TypeError(f"{type(self).__name__} must define update(…)")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The number of steps and the arrays kept for each parameter, to be saved; settings are not included."""
+        """The number of steps of each parameter and the arrays kept for it, to be saved; settings are not included."""
         arrays = {f"{i}.{slot}": Tensor(a) for i, state in enumerate(self.state) for slot, a in state.items()}
-        return {"steps": Tensor([self.steps]), **arrays}
+        return {"steps": Tensor(self.steps), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned; ValueError if it is of other parameters or another optimizer."""
@@ -86,24 +89,27 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}.load_state_dict: {name} {array.shape} fits no parameter")
             parameter = self.params[int(number)]
             loaded[int(number)][slot] = to_device(array.astype(parameter.dtype), parameter.device)
-        if "steps" not in state:
-            raise ValueError(f"{type(self).__name__}.load_state_dict: missing steps")
-        self.steps, self.state = int(Tensor(state["steps"]).item()), loaded
+        steps = Tensor(state.get("steps", ())).numpy()
+        if steps.shape != (len(self.params),):
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: steps {steps.shape}, wanted ({len(self.params)},)"
+            )
+        self.steps, self.state = [int(t) for t in steps], loaded
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and L2 weight decay if they are not 0.
 
-        g = grad + weight_decay w
-        v = momentum v + g
-        w = w - lr v
+    g = grad + weight_decay w
+    v = momentum v + g
+    w = w - lr v
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.slots = ("momentum",) if any(group["momentum"] for group in self.groups) else ()
 
-    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         if group["weight_decay"]:
             g = g + group["weight_decay"] * w
         if group["momentum"]:
@@ -122,7 +128,7 @@ class AdamW(Optimizer):
         w = w - lr weight_decay w                 decay is applied to the weight, not mixed into the gradient
         w = w - lr (m / c1) / (sqrt(v / c2) + eps)
 
-    with c1 = 1 - beta1^t and c2 = 1 - beta2^t at step t, which make up for m and v starting at 0.
+    with c1 = 1 - beta1^t and c2 = 1 - beta2^t at the parameter's step t, which make up for m and v starting at 0.
     """
 
     slots = ("m", "v")
@@ -137,11 +143,11 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+    def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         xp = get_array_module(w)
         m, v = state["m"], state["v"]
         beta1, beta2 = group["betas"]
-        c1, c2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        c1, c2 = 1 - beta1**t, 1 - beta2**t
         m *= beta1
         m += (1 - beta1) * g
         v *= beta2

@@ -1,8 +1,8 @@
 """Random numbers: one seed, one generator for each device, and a state that can be saved and restored.
 
-    mg.manual_seed(1337)            # everything after this is the same in every run
-    state = mg.random.get_state()   # plain Python numbers and lists: fit for JSON
-    mg.random.set_state(state)      # continues exactly there
+mg.manual_seed(1337)            # everything after this is the same in every run
+state = mg.random.get_state()   # plain Python numbers and lists: fit for JSON
+mg.random.set_state(state)      # continues exactly there
 """
 
 from __future__ import annotations

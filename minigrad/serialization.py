@@ -34,7 +34,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors (or arrays) by name to a safetensors file, with optional text beside them."""
-    arrays = {name: np.ascontiguousarray(Tensor(value).numpy()).reshape(np.shape(value)) for name, value in state.items()}
+    arrays = {
+        name: np.ascontiguousarray(Tensor(value).numpy()).reshape(np.shape(value)) for name, value in state.items()
+    }
     write_atomically(path, safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
 
 
@@ -52,6 +54,7 @@ def load_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: Tensor(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}
+            names = list(file.keys())
+            return {name: Tensor(file.get_tensor(name)) for name in names}, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error

@@ -189,10 +189,10 @@ class Tensor(autograd.Variable):
 
     # Comparisons give plain boolean arrays: they have no gradient.
 
-    def __eq__(self, other: object) -> Array:  # type: ignore[override]
+    def __eq__(self, other: object) -> Array:
         return self.data == _plain(other)
 
-    def __ne__(self, other: object) -> Array:  # type: ignore[override]
+    def __ne__(self, other: object) -> Array:
         return self.data != _plain(other)
 
     def __lt__(self, other: Any) -> Array:

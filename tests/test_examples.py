@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SMALL = ["--device", "cpu", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4"]
+SMALL = [
+    "--device",
+    "cpu",
+    "--n-layer",
+    "1",
+    "--n-head",
+    "2",
+    "--n-embd",
+    "16",
+    "--block-size",
+    "16",
+    "--batch-size",
+    "4",
+]
 SMALL += ["--eval-interval", "10", "--eval-iters", "2"]
 
 
@@ -49,7 +62,9 @@ def test_training_tells_what_it_does(trained, text):
 
 
 def test_options_override_the_preset(text, tmp_path):
-    result = run("train_shakespeare.py", "--preset", "baby", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 0)
+    result = run(
+        "train_shakespeare.py", "--preset", "baby", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 0
+    )
     assert "n_embd 16, dropout 0.2, bias False" in result.stdout
     assert "max_iters 0, batch_size 4" in result.stdout
     assert "lr_decay_iters 5000" in result.stdout
@@ -62,8 +77,9 @@ def test_resume_goes_on_and_the_next_run_keeps_the_old(trained, text, tmp_path):
     assert "from step 10" in result.stdout
     # the whole run at once printed the same estimates and the same sample (lr_decay_iters is the preset's in both)
     assert estimates(result) == estimates(trained[1])[2:]
-    assert result.stdout.partition("sample\n")[2].partition("more of it")[0] == (
-        trained[1].stdout.partition("sample\n")[2].partition("more of it")[0]
+    assert (
+        result.stdout.partition("sample\n")[2].partition("more of it")[0]
+        == (trained[1].stdout.partition("sample\n")[2].partition("more of it")[0])
     )
     again = run("train_shakespeare.py", *common, "--max-iters", 0)
     assert f"an earlier run was in {tmp_path}; its files are now in {tmp_path / 'previous-1'}" in again.stdout

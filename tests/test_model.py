@@ -111,7 +111,10 @@ def test_float32_throughout():
 
 
 def test_dropout_only_in_training():
-    model, ids = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, dropout=0.5)), random_ids(2, 8)
+    model, ids = (
+        GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, dropout=0.5)),
+        random_ids(2, 8),
+    )
     assert not np.allclose(model(ids)[0].numpy(), model(ids)[0].numpy())
     model.eval()
     np.testing.assert_array_equal(model(ids)[0].numpy(), model(ids)[0].numpy())

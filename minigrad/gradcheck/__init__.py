@@ -1,6 +1,7 @@
 """Is a backward pass right? Compare it with finite differences, which know nothing but the forward.
 
-For a function f and a random direction u of its output, L = sum(u f(x)) is a number. Its derivative by an element x_i is
+For a function f and a random direction u of its output, L = sum(u f(x)) is a number. Its derivative by an element
+x_i is
 
     (L(x_i + eps) - L(x_i - eps)) / (2 eps)         with an error of order eps^2
 
@@ -67,7 +68,7 @@ def largest_error(
             below = loss()
             x.data[place] = before
             numeric[place] = (above - below) / (2 * eps)
-        analytic = np.zeros_like(x.data) if x.grad is None else x.grad
+        analytic: Any = np.zeros_like(x.data) if x.grad is None else x.grad
         error = np.abs(analytic - numeric)
         if not np.all(error <= atol + rtol * np.abs(numeric)):  # `not all`, so that NaN fails
             raise GradcheckError(
@@ -86,7 +87,7 @@ def gradcheck_directional(
     rtol: float = 1e-5,
     seed: int = 0,
 ) -> bool:
-    """Check the gradient along one random direction d in all floating inputs at once: two forwards, whatever their size.
+    """Check the gradient along one random direction d in all floating inputs at once: two forwards, whatever the size.
 
     sum of d x.grad must equal (L(x + eps d) - L(x - eps d)) / (2 eps). Raises `GradcheckError`. For tensors that are
     given with dtype float64 and requires_grad, such as a model's parameters, fn may also use them directly.
@@ -126,7 +127,7 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
             x.zero_grad()
             checked.append(x)
         else:  # a copy with the strides of the original, so that awkward layouts are checked as they are
-            copied = np.empty_like(array, np.float64) if copy else array.astype(np.float64)
+            copied: Any = np.empty_like(array, np.float64) if copy else array.astype(np.float64)
             copied[...] = array
             checked.append(Tensor(copied, requires_grad=True))
     rng = np.random.default_rng(seed)

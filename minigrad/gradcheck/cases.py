@@ -132,8 +132,8 @@ def cases() -> Iterator[Case]:
     qkv = [normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4)]
     attention = F.scaled_dot_product_attention
     yield Case("Attention", "", attention, qkv)
-    yield Case("Attention", "causal", lambda *x: attention(*x, causal=True), qkv)
+    yield Case("Attention", "causal", lambda q, k, v: attention(q, k, v, causal=True), qkv)
     mask = rng.random((3, 5)) < 0.5
     mask[1] = False  # a query that may look nowhere
-    yield Case("Attention", "mask", lambda *x: attention(*x, mask=mask), qkv)
-    yield Case("Attention", "dropout", seeded(lambda *x: attention(*x, causal=True, dropout_p=0.3)), qkv)
+    yield Case("Attention", "mask", lambda q, k, v: attention(q, k, v, mask=mask), qkv)
+    yield Case("Attention", "dropout", seeded(lambda q, k, v: attention(q, k, v, True, dropout_p=0.3)), qkv)

@@ -28,7 +28,7 @@ class Tanh(Function):
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x), or e^x / (1 + e^x), which is the same: with e^-|x| nothing overflows and tiny values stay exact."""
+    """1 / (1 + e^-x), or e^x / (1 + e^x), the same: with e^-|x| nothing overflows and tiny values stay exact."""
     xp = get_array_module(x)
     e = xp.exp(-abs(x))
     return xp.where(x >= 0, 1, e) / (1 + e)

@@ -34,7 +34,7 @@ class GetItem(Function):
 
 
 class MaskedFill(Function):
-    """y = value where mask is true, x elsewhere.    Where x was overwritten nothing flows back: dx = 0 there, else g."""
+    """y = value where mask is true, x elsewhere.    Nothing flows back to what was overwritten: dx = 0 there."""
 
     @staticmethod
     def forward(ctx, x, mask, value):

@@ -59,7 +59,7 @@ class Var(Function):
     def forward(ctx, x, axis, keepdims, correction):
         ctx.axis, ctx.n = axis, count(x.shape, axis) - correction
         if ctx.n <= 0:
-            raise ValueError(f"variance with correction {correction} wants more than {correction} elements along {axis}")
+            raise ValueError(f"wanted more than {correction} elements along axis {axis}, for correction {correction}")
         d = x - x.mean(axis=axis, keepdims=True)
         ctx.save(d)
         return (d * d).sum(axis=axis, keepdims=keepdims) / ctx.n

@@ -29,7 +29,7 @@ def assert_close(ours, theirs, what, rtol=RTOL, scale=None):
 
 def largest(*arrays):
     """The largest finite magnitude in the arrays."""
-    return max(np.max(np.abs(a), initial=0, where=np.isfinite(a)) for a in map(np.asarray, arrays))
+    return max((np.max(np.abs(a), initial=0, where=np.isfinite(a)) for a in map(np.asarray, arrays)), default=0)
 
 
 def assert_parity(ours_fn, torch_fn, inputs, **options):
@@ -57,7 +57,6 @@ def assert_parity(ours_fn, torch_fn, inputs, **options):
         sum((y * g).sum() for y, g in zip(our_outputs, upstream, strict=True)).backward()
     torch.autograd.backward(torch_outputs, [torch.tensor(g) for g in upstream])
 
-    assert our_leaves, "nothing to differentiate"
     scale = largest(*(leaf.grad for leaf in torch_leaves))  # of all: softmax of one score has a gradient of exactly 0
     for i, (ours, theirs) in enumerate(zip(our_leaves, torch_leaves, strict=True)):
         assert_close(ours.grad, theirs.grad, f"gradient of input {i}", scale=scale)
@@ -66,31 +65,33 @@ def assert_parity(ours_fn, torch_fn, inputs, **options):
 def assert_same_layer(ours, theirs, *inputs):
     """Two modules agree from the same weights: output, gradients of the inputs and gradients of the parameters.
 
-    The weights are drawn at random and loaded into PyTorch's module under minigrad's names: names and layouts agree.
+    The weights are drawn at random and copied to PyTorch's module by name: names and layouts agree too.
     """
     ours.to(dtype="float64")
+    theirs.double()
     randomise(ours)
-    theirs.double().load_state_dict(torch_weights(ours))
-    ours.zero_grad()
-    theirs.zero_grad()
+    copy_weights(ours, theirs)
     assert_parity(ours, theirs, inputs)
     assert_same_gradients(ours, theirs)
 
 
-def assert_same_gradients(ours, theirs, rtol=RTOL):
+def assert_same_gradients(ours, theirs):
     """Every parameter of a minigrad module has the gradient of its namesake in a PyTorch module."""
-    torch_parameters = dict(theirs.named_parameters())
-    assert torch_parameters.keys() == dict(ours.named_parameters()).keys()
-    for name, parameter in ours.named_parameters():
-        assert_close(parameter.grad, torch_parameters[name].grad, f"gradient of {name}", rtol)
+    for name, parameter, torch_parameter in parameter_pairs(ours, theirs):
+        assert_close(parameter.grad, torch_parameter.grad, f"gradient of {name}")
 
 
-def assert_same_weights(ours, theirs, rtol=RTOL, when=""):
+def assert_same_weights(ours, theirs, when):
     """Every parameter of a minigrad module equals its namesake in a PyTorch module."""
-    torch_parameters = dict(theirs.named_parameters())
-    assert torch_parameters.keys() == dict(ours.named_parameters()).keys()
-    for name, parameter in ours.named_parameters():
-        assert_close(parameter.data, torch_parameters[name], f"{name} {when}", rtol)
+    for name, parameter, torch_parameter in parameter_pairs(ours, theirs):
+        assert_close(parameter.data, torch_parameter, f"{name} {when}")
+
+
+def parameter_pairs(ours, theirs):
+    """(name, minigrad's parameter, PyTorch's parameter) of two modules, whose names must be the same."""
+    our_parameters, torch_parameters = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    assert our_parameters.keys() == torch_parameters.keys()
+    return [(name, parameter, torch_parameters[name]) for name, parameter in our_parameters.items()]
 
 
 def randomise(module, std=0.5, seed=2):
@@ -100,9 +101,12 @@ def randomise(module, std=0.5, seed=2):
         parameter.data[...] = std * rng.standard_normal(parameter.shape)
 
 
-def torch_weights(module):
-    """The parameters of a minigrad module, copied, as a PyTorch state dict."""
-    return {name: torch.tensor(parameter.data) for name, parameter in module.named_parameters()}
+def copy_weights(ours, theirs):
+    """Write the parameters of a minigrad module into a PyTorch module."""
+    with torch.no_grad():
+        for _, parameter, torch_parameter in parameter_pairs(ours, theirs):
+            assert parameter.shape == torch_parameter.shape
+            torch_parameter.copy_(torch.tensor(parameter.data))
 
 
 def _replace_arrays(value, tensor_of):

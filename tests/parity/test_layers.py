@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-import minigrad as mg
 from minigrad import nn
 
-from .compare import assert_close, assert_same_layer, torch
+from .compare import assert_same_layer, torch
 
 pytestmark = pytest.mark.parity
 
@@ -33,36 +32,18 @@ def test_layer(ours, theirs):
 
 
 def test_embedding_of_repeated_ids():
-    ids = np.array([[0, 4, 4, 1], [4, 1, 0, 4]])
-    table = mg.Tensor(X[:, :4], requires_grad=True)  # something floating to differentiate besides the weight
-    assert_same_layer(WithInput(nn.Embedding(6, 8)), TorchWithInput(torch.nn.Embedding(6, 8)), ids, table.data)
+    assert_same_layer(nn.Embedding(6, 8), torch.nn.Embedding(6, 8), np.array([[0, 4, 4, 1], [4, 1, 0, 4]]))
 
 
-class WithInput(nn.Module):
-    """An embedding of ids plus an input, as token embeddings meet position embeddings."""
-
-    def __init__(self, embedding):
-        self.embedding = embedding
-
-    def forward(self, ids, x):
-        return self.embedding(ids) * x
-
-
-class TorchWithInput(torch.nn.Module):
-    """The same in PyTorch."""
-
-    def __init__(self, embedding):
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, ids, x):
-        return self.embedding(ids) * x
-
-
-def mlps():
-    """The same network twice."""
+def test_sequential():
     ours = nn.Sequential(
-        nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 16, bias=False), nn.ReLU(), nn.RMSNorm(16), nn.Linear(16, 3)
+        nn.Linear(8, 16),
+        nn.GELU(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 16, bias=False),
+        nn.ReLU(),
+        nn.RMSNorm(16),
+        nn.Linear(16, 3),
     )
     theirs = torch.nn.Sequential(
         torch.nn.Linear(8, 16),
@@ -73,13 +54,9 @@ def mlps():
         torch.nn.RMSNorm(16, eps=1e-5),
         torch.nn.Linear(16, 3),
     )
-    return ours, theirs
+    assert_same_layer(ours, theirs, X)
 
 
-def test_sequential():
-    assert_same_layer(*mlps(), X)
-
-
-def test_the_same_layer_twice_in_one_graph():
+def test_one_layer_twice_in_a_graph():
     ours, theirs = nn.Linear(8, 8), torch.nn.Linear(8, 8)
-    assert_same_layer(nn.Sequential(ours, nn.GELU(), ours), torch.nn.Sequential(theirs, torch.nn.GELU("tanh"), theirs), X)
+    assert_same_layer(nn.Sequential(ours, nn.ReLU(), ours), torch.nn.Sequential(theirs, torch.nn.ReLU(), theirs), X)
