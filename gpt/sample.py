@@ -38,6 +38,7 @@ def stream(
     if ids.ndim != 2 or ids.shape[1] < 1 or ids.dtype.kind not in "iu":
         raise ConfigError(f"generate: wanted ids, integers (B, T) with T of at least 1; got {ids.shape} {ids.dtype}")
     block_size = model.config.block_size
+    ids = ids.astype("int64")  # whatever the prompt's dtype, a sampled token fits
     rng = mg.random.new_generator(seed)
     was_training = model.training
     model.eval()
@@ -50,7 +51,7 @@ def stream(
             with mg.no_grad():
                 logits, _ = model(mg.Tensor(ids if cache is None else new, device=device).data, cache=cache)
             new = choose(logits[:, -1].numpy(), temperature, top_k, top_p, rng)[:, None]  # (B, 1)
-            ids = mg.functional.concatenate([ids, new.astype(ids.dtype)], axis=1).data[:, -block_size:]
+            ids = mg.functional.concatenate([ids, new], axis=1).data[:, -block_size:]
             yield new[:, 0]
     finally:
         model.train(was_training)
@@ -58,9 +59,9 @@ def stream(
 
 def generate(model: GPT, ids: Any, max_new_tokens: int, *options: Any, **named_options: Any) -> Any:
     """The rows of ids (B, T) with all of the tokens that `stream` yields behind them."""
-    ids = mg.Tensor(ids).to("cpu")
-    tokens = stream(model, ids, max_new_tokens, *options, **named_options)
-    return mg.functional.concatenate([ids, *(token[:, None].astype(ids.dtype) for token in tokens)], axis=1).data
+    ids = mg.Tensor(ids, device="cpu")
+    tokens = [token[:, None] for token in stream(model, ids, max_new_tokens, *options, **named_options)]
+    return mg.functional.concatenate([ids.astype("int64"), *tokens], axis=1).data
 
 
 def check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

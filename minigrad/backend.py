@@ -104,7 +104,7 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
         value = np.asarray(value)
     elif not is_array(value):
         made = np.asarray(value)
-        if made.dtype == np.float64:
+        if made.dtype == np.float64 and dtype is None:
             made = made.astype(np.float32)
         if made.dtype.kind not in "biuf":
             raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")

@@ -134,8 +134,8 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
     before = [x.data.copy() if isinstance(x, Tensor) else None for x in checked]
     with no_grad():
         u = [rng.standard_normal(y.shape) for y in _outputs(fn(*checked))]
-    for i, (x, array) in enumerate(zip(checked, before, strict=True)):
-        if isinstance(x, Tensor) and not np.array_equal(x.data, array, equal_nan=x.dtype.kind == "f"):
+    for i, (x, original) in enumerate(zip(checked, before, strict=True)):
+        if isinstance(x, Tensor) and not np.array_equal(x.data, original, equal_nan=x.dtype.kind == "f"):
             raise GradcheckError(f"the function changed its input {i} in place")
 
     def loss() -> float:

@@ -1,7 +1,7 @@
 """Every function of `minigrad.functional`, and the operators and methods of `Tensor`, against PyTorch in float64.
 
-A line of the table names a function of minigrad, PyTorch's equivalent and the inputs of both. Keyword arguments are
-minigrad's alone; there PyTorch's side says in a lambda what it calls the same thing.
+A line of the table names a function of minigrad, PyTorch's equivalent, and the arguments that both are called with.
+Where PyTorch's arguments differ, a function or a lambda with minigrad's arguments calls it.
 """
 
 import inspect
@@ -37,16 +37,15 @@ class Case(NamedTuple):
     name: str  # of the function in minigrad.functional
     what: str
     torch_fn: Callable[..., Any]
-    inputs: tuple[Any, ...]
-    options: dict[str, Any]
+    arguments: tuple[Any, ...]
 
 
 CASES: list[Case] = []
 rng = np.random.default_rng(0)
 
 
-def case(name: str, what: str, torch_fn: Callable[..., Any], *inputs: Any, **options: Any) -> None:
-    CASES.append(Case(name, what, torch_fn, inputs, options))
+def case(name: str, what: str, torch_fn: Callable[..., Any], *arguments: Any) -> None:
+    CASES.append(Case(name, what, torch_fn, arguments))
 
 
 def normal(*shape):
@@ -116,28 +115,30 @@ case("astype", "float32 to float64", lambda x, _: x.double(), normal(3, 4).astyp
 
 # Reductions: (axis, keepdims) are PyTorch's (dim, keepdim). Its max and min of ties are amax and amin.
 
+
+def var(x, axis=None, keepdims=False, correction=1):
+    return torch.var(x, axis, correction=correction, keepdim=keepdims)
+
+
 REDUCTIONS = {
     **{"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin},
-    **{"logsumexp": torch.logsumexp, "var": lambda x, axis, keepdims: torch.var(x, axis, keepdim=keepdims)},
+    **{"logsumexp": torch.logsumexp, "var": var},
 }
 for name, torch_fn in REDUCTIONS.items():
     for axis, keepdims in ((0, False), (-1, True), (1, False), ((0, 2), False), ((-1, 0), True), ((0, 1, 2), False)):
         case(name, f"axis {axis}, keepdims {keepdims}", torch_fn, normal(2, 3, 4), axis, keepdims)
     case(name, "everything", lambda x, f=torch_fn: f(x, (0, 1, 2), False), normal(2, 3, 4))
-    case(name, "everything, keepdims", lambda x, f=torch_fn: f(x, (0, 1, 2), True), normal(2, 3, 4), keepdims=True)
+    case(
+        name, "everything, keepdims", lambda x, _, keep, f=torch_fn: f(x, (0, 1, 2), keep), normal(2, 3, 4), None, True
+    )
     if name != "var":
         case(name, "ties share", torch_fn, whole(8, 9), 1, False)
         case(name, "ties over two axes share", torch_fn, whole(2, 5, 6), (0, 2), True)
         case(name, "of a scalar", lambda x, f=torch_fn: f(x, (), False), normal())
 for correction in (0, 1, 2):
     for axis in (1, (0, 2), None):
-        case(
-            *("var", f"correction {correction}, axis {axis}"),
-            lambda x, axis, c=correction: torch.var(x, axis, correction=c),
-            *(normal(3, 4, 5), axis),
-            correction=correction,
-        )
-case("var", "far from zero", lambda x, axis, keepdims: torch.var(x, axis, keepdim=keepdims), normal(3, 4) + 100, 1, True)
+        case("var", f"correction {correction}, axis {axis}", var, normal(3, 4, 5), axis, False, correction)
+case("var", "far from zero", var, normal(3, 4) + 100, 1)
 case("logsumexp", "without overflow", torch.logsumexp, 1000 * normal(3, 4), 1)
 case("logsumexp", "with -inf", torch.logsumexp, np.where(np.eye(3) > 0, -np.inf, normal(3, 3)), 1)
 
@@ -247,74 +248,60 @@ case("dropout", "p = 1", TF.dropout, normal(3, 4), 1.0)
 case("dropout", "not training", TF.dropout, normal(3, 4), 0.5, False)
 
 
-def cross_entropy(logits, targets, **options):
+def cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
     """PyTorch wants the classes on the second axis."""
-    return TF.cross_entropy(logits.movedim(-1, 1) if logits.ndim > 1 else logits, targets, **options)
+    logits = logits.movedim(-1, 1) if logits.ndim > 1 else logits
+    return TF.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
 
 
-case("cross_entropy", "mean is the default", cross_entropy, normal(4, 5), np.array([0, 4, 4, 2]))
+case("cross_entropy", "mean is the default", cross_entropy, normal(4, 5), np.array([0, -100, 4, 2]))
 for how in ("mean", "sum", "none"):
-    for what, logits, targets in (
-        ("rows", normal(4, 5), np.array([0, 4, 4, 2])),
-        ("one row", normal(5), np.array(3)),
-        ("sequences", normal(2, 3, 5), np.array([[0, 4, 4], [1, 2, 3]])),
-        ("some ignored", normal(2, 3, 5), np.array([[0, -100, 4], [-100, 2, -100]])),
-        ("large logits", 1000 * normal(4, 5), np.array([0, 4, 4, 2])),
+    for what, logits, targets, ignore_index in (
+        ("rows", normal(4, 5), np.array([0, 4, 4, 2]), -100),
+        ("one row", normal(5), np.array(3), -100),
+        ("sequences", normal(2, 3, 5), np.array([[0, 4, 4], [1, 2, 3]]), -100),
+        ("some ignored", normal(2, 3, 5), np.array([[0, -100, 4], [-100, 2, -100]]), -100),
+        ("a class ignored", normal(4, 5), np.array([0, 4, 4, 2]), 4),
+        ("large logits", 1000 * normal(4, 5), np.array([0, 4, 4, 2]), -100),
     ):
-        options = {"reduction": how}
-        case("cross_entropy", f"{how}: {what}", lambda *x, o=options: cross_entropy(*x, **o), logits, targets, **options)
-    options = {"reduction": how, "ignore_index": 4}
-    case(
-        *("cross_entropy", f"{how}: a class ignored", lambda *x, o=options: cross_entropy(*x, **o)),
-        *(normal(4, 5), np.array([0, 4, 4, 2])),
-        **options,
-    )
+        case("cross_entropy", f"{how}: {what}", cross_entropy, logits, targets, ignore_index, how)
 
 
-def attention(mask=None, causal=False):
-    """PyTorch's attention. Its own `is_causal` aligns the first query with the first key; minigrad aligns the last
-    query with the last key, so where the lengths differ the mask is written out."""
-
-    def call(q, k, v):
-        return TF.scaled_dot_product_attention(q, k, v, None if mask is None else torch.tensor(mask), is_causal=causal)
-
-    return call
-
-
-def name_and(what):
-    return "scaled_dot_product_attention", what
+def attention(q, k, v, causal=False, mask=None):
+    """PyTorch aligns the first query with the first key, minigrad the last with the last: the same for equal lengths.
+    For others, and beside a mask, what is causal is written into the mask."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    if causal and (mask is not None or queries != keys):
+        past = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        causal, mask = False, past if mask is None else mask & past
+    return TF.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
 def qkv(queries, keys, *leading):
     return normal(*leading, queries, 4), normal(*leading, keys, 4), normal(*leading, keys, 4)
 
 
+SDPA = "scaled_dot_product_attention"
 may_look = mask(2, 1, 6, 6) | np.eye(6, dtype=bool)  # every query may look at something
-up_to_itself = np.tril(np.ones((6, 6), bool))
-case(*name_and("square"), attention(), *qkv(6, 6, 2, 3))
-case(*name_and("three axes"), attention(), *qkv(6, 6, 2))
-case(*name_and("two axes"), attention(), *qkv(6, 6))
-case(*name_and("values of another size"), attention(), normal(2, 6, 4), normal(2, 6, 4), normal(2, 6, 7))
-case(*name_and("more keys than queries"), attention(), *qkv(3, 7, 2, 3))
-case(*name_and("more queries than keys"), attention(), *qkv(7, 3, 2, 3))
-case(*name_and("causal"), attention(causal=True), *qkv(6, 6, 2, 3), causal=True)
-case(*name_and("causal, one token"), attention(causal=True), *qkv(1, 1, 2, 3), causal=True)
-case(*name_and("causal, one query"), attention(), *qkv(1, 7, 2, 3), causal=True)
-continued = np.tril(np.ones((3, 7), bool), k=4)
-case(*name_and("causal, three queries after four keys"), attention(continued), *qkv(3, 7, 2, 3), causal=True)
-case(*name_and("mask"), attention(may_look), *qkv(6, 6, 2, 3), mask=may_look)
-case(*name_and("mask of two axes"), attention(may_look[0, 0]), *qkv(6, 6, 2, 3), mask=may_look[0, 0])
-case(
-    *name_and("mask and causal"),
-    attention(may_look & up_to_itself),
-    *qkv(6, 6, 2, 3),
-    **{"mask": may_look, "causal": True},
-)
+case(SDPA, "square", attention, *qkv(6, 6, 2, 3))
+case(SDPA, "three axes", attention, *qkv(6, 6, 2))
+case(SDPA, "two axes", attention, *qkv(6, 6))
+case(SDPA, "values of another size", attention, normal(2, 6, 4), normal(2, 6, 4), normal(2, 6, 7))
+case(SDPA, "more keys than queries", attention, *qkv(3, 7, 2, 3))
+case(SDPA, "more queries than keys", attention, *qkv(7, 3, 2, 3))
+case(SDPA, "causal", attention, *qkv(6, 6, 2, 3), True)
+case(SDPA, "causal, one token", attention, *qkv(1, 1, 2, 3), True)
+case(SDPA, "causal, one query sees all keys", attention, *qkv(1, 7, 2, 3), True)
+case(SDPA, "causal, three queries after four keys", attention, *qkv(3, 7, 2, 3), True)
+case(SDPA, "mask", attention, *qkv(6, 6, 2, 3), False, may_look)
+case(SDPA, "mask of two axes", attention, *qkv(6, 6, 2, 3), False, may_look[0, 0])
+case(SDPA, "mask of keys", attention, *qkv(3, 6, 2, 3), False, np.array([True, True, False, True, False, True]))
+case(SDPA, "mask and causal", attention, *qkv(6, 6, 2, 3), True, may_look)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}: {case.what}" if case.what else case.name)
 def test_function(case):
-    assert_parity(getattr(F, case.name), case.torch_fn, case.inputs, **case.options)
+    assert_parity(getattr(F, case.name), case.torch_fn, case.arguments)
 
 
 def test_every_function_is_in_the_table():

@@ -1,0 +1,67 @@
+"""matmul by all of NumPy's rules, and linear."""
+
+import numpy as np
+import pytest
+from checks import assert_equal_functions
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import broadcastable, layouts, normal, seeds, shapes
+
+import minigrad as mg
+from minigrad import functional as F
+
+sides = st.integers(0, 3)
+
+
+@given(
+    leading=broadcastable(2), m=sides, k=sides, n=sides, a_layout=layouts, b_layout=layouts, seed=seeds
+)
+def test_stacks_of_matrices_broadcast_on_both_sides(leading, m, k, n, a_layout, b_layout, seed):
+    a = normal(a_layout.base_shape((*leading[0], m, k)), seed)
+    b = normal(b_layout.base_shape((*leading[1], k, n)), seed + 1)
+    y = a_layout.view(mg.Tensor(a)) @ b_layout.view(mg.Tensor(b))
+    np.testing.assert_allclose(y.data, np.einsum("...mk,...kn->...mn", a_layout.view(a), b_layout.view(b)), atol=1e-12)
+    mg.gradcheck(lambda a, b: (a_layout.view(a) @ b_layout.view(b)).T, [a, b])
+
+
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape", "formula"),
+    [
+        ((3,), (3,), "k,k->"),
+        ((3,), (3, 4), "k,kn->n"),
+        ((2, 3), (3,), "mk,k->m"),
+        ((3,), (5, 3, 4), "k,bkn->bn"),
+        ((5, 2, 3), (3,), "bmk,k->bm"),
+        ((0,), (0,), "k,k->"),
+    ],
+)
+def test_vectors_are_rows_on_the_left_and_columns_on_the_right(a_shape, b_shape, formula):
+    a, b = normal(a_shape), normal(b_shape, 1)
+    np.testing.assert_allclose((mg.Tensor(a) @ mg.Tensor(b)).data, np.einsum(formula, a, b))
+    mg.gradcheck(F.matmul, [a, b])
+
+
+def test_a_matrix_times_itself():
+    mg.gradcheck(lambda x: x @ x, normal((3, 3)))
+    mg.gradcheck(lambda x: x @ x.T, normal((2, 3)))
+
+
+def test_arrays_on_either_side_of_the_operator():
+    x, w = normal((2, 3)), normal((3, 4))
+    for y in (x @ mg.Tensor(w), mg.Tensor(x) @ w):
+        assert isinstance(y, mg.Tensor)
+        np.testing.assert_array_equal(y.data, x @ w)
+
+
+@given(leading=shapes(max_dims=2), i=sides, o=sides, x_layout=layouts, w_layout=layouts, seed=seeds)
+def test_linear_gradients_with_any_leading_axes(leading, i, o, x_layout, w_layout, seed):
+    x = normal(x_layout.base_shape((*leading, i)), seed)
+    w, b = normal(w_layout.base_shape((o, i)), seed + 1), normal((o,), seed + 2)
+    mg.gradcheck(lambda x, w, b: F.linear(x_layout.view(x), w_layout.view(w), b).T, [x, w, b])
+    mg.gradcheck(lambda x, w: F.linear(x_layout.view(x), w_layout.view(w)).T, [x, w])
+
+
+@given(leading=shapes(max_dims=2, min_side=1), i=st.integers(1, 3), o=st.integers(1, 3), seed=seeds)
+def test_linear_is_a_product_plus_a_bias(leading, i, o, seed):
+    x, w, b = normal((*leading, i), seed), normal((o, i), seed + 1), normal((o,), seed + 2)
+    assert_equal_functions(F.linear, lambda x, w, b: x @ w.T + b, x, w, b)
