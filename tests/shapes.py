@@ -15,9 +15,9 @@ def shapes(min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: in
     return hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
 
 
-def broadcastable(n: int, min_side: int = 1) -> st.SearchStrategy:
+def broadcastable(n: int, max_dims: int = 3, min_side: int = 1) -> st.SearchStrategy:
     """n shapes that broadcast against each other, any of them stretched along any axis."""
-    drawn = hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=min_side, max_side=3)
+    drawn = hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=max_dims, min_side=min_side, max_side=3)
     return drawn.map(lambda shapes: shapes.input_shapes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from ..autograd import AutogradError
 from . import GradcheckError, largest_error
 from .cases import cases, operations
 
@@ -16,7 +17,7 @@ def main() -> int:
         missing.discard(case.operation)
         try:
             result = f"{largest_error(case.fn, case.inputs):.1e}"
-        except GradcheckError as error:
+        except (GradcheckError, AutogradError) as error:
             failures.append(f"{case.operation} {case.what}: {error}")
             result = "WRONG"
         print(f"{case.operation:<14} {case.what:<22} {result}")

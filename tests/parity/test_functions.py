@@ -128,9 +128,7 @@ for name, torch_fn in REDUCTIONS.items():
     for axis, keepdims in ((0, False), (-1, True), (1, False), ((0, 2), False), ((-1, 0), True), ((0, 1, 2), False)):
         case(name, f"axis {axis}, keepdims {keepdims}", torch_fn, normal(2, 3, 4), axis, keepdims)
     case(name, "everything", lambda x, f=torch_fn: f(x, (0, 1, 2), False), normal(2, 3, 4))
-    case(
-        name, "everything, keepdims", lambda x, _, keep, f=torch_fn: f(x, (0, 1, 2), keep), normal(2, 3, 4), None, True
-    )
+    case(name, "keepdims", lambda x, _, keep, f=torch_fn: f(x, (0, 1, 2), keep), normal(2, 3, 4), None, True)
     if name != "var":
         case(name, "ties share", torch_fn, whole(8, 9), 1, False)
         case(name, "ties over two axes share", torch_fn, whole(2, 5, 6), (0, 2), True)
@@ -295,7 +293,7 @@ case(SDPA, "causal, one query sees all keys", attention, *qkv(1, 7, 2, 3), True)
 case(SDPA, "causal, three queries after four keys", attention, *qkv(3, 7, 2, 3), True)
 case(SDPA, "mask", attention, *qkv(6, 6, 2, 3), False, may_look)
 case(SDPA, "mask of two axes", attention, *qkv(6, 6, 2, 3), False, may_look[0, 0])
-case(SDPA, "mask of keys", attention, *qkv(3, 6, 2, 3), False, np.array([True, True, False, True, False, True]))
+case(SDPA, "mask of keys", attention, *qkv(3, 6, 2, 3), False, np.array([[True, True, False, True, False, True]]))
 case(SDPA, "mask and causal", attention, *qkv(6, 6, 2, 3), True, may_look)
 
 

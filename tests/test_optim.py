@@ -1,0 +1,258 @@
+"""Optimizers against a few lines of their formulas, clipping, the schedule, and continuing from saved state."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad import nn, optim
+
+
+def parameters(*shapes, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return [nn.Parameter(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
+
+
+def train(optimizer, steps, seed=0):
+    """Steps with gradients drawn from a seed."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        for p in optimizer.params:
+            p.grad = rng.standard_normal(p.shape).astype(p.dtype)
+        optimizer.step()
+
+
+def gradients(shape, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_follows_its_formula(momentum, weight_decay):
+    (p,) = parameters((2, 3))
+    w, v = p.data.copy(), 0
+    train(optim.SGD([p], lr=0.05, momentum=momentum, weight_decay=weight_decay), steps=10)
+    for g in gradients((2, 3), steps=10):
+        v = momentum * v + (g + weight_decay * w)
+        w = w - 0.05 * v
+    np.testing.assert_allclose(p.data, w, rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw_follows_its_formula(weight_decay):
+    (p,) = parameters((2, 3))
+    w, m, v = p.data.copy(), 0, 0
+    train(optim.AdamW([p], lr=0.05, betas=(0.8, 0.95), eps=1e-3, weight_decay=weight_decay), steps=10)
+    for t, g in enumerate(gradients((2, 3), steps=10), start=1):
+        w = w - 0.05 * weight_decay * w
+        m = 0.8 * m + 0.2 * g
+        v = 0.95 * v + 0.05 * g**2
+        m_hat, v_hat = m / (1 - 0.8**t), v / (1 - 0.95**t)
+        w = w - 0.05 * m_hat / (np.sqrt(v_hat) + 1e-3)
+    np.testing.assert_allclose(p.data, w, rtol=1e-12)
+
+
+def test_the_first_step_of_adamw_is_the_learning_rate_whatever_the_gradient():
+    for gradient in (1e-3, 1.0, 1e3):
+        p = nn.Parameter(np.array([0.0]))
+        p.grad = np.array([gradient])
+        optim.AdamW([p], lr=0.1, weight_decay=0).step()
+        np.testing.assert_allclose(p.data, [-0.1], rtol=1e-4)
+
+
+def test_weight_decay_of_adamw_is_decoupled_from_the_gradient():
+    p = nn.Parameter(np.array([2.0]))
+    p.grad = np.array([0.0])
+    optim.AdamW([p], lr=0.1, weight_decay=0.5).step()
+    np.testing.assert_allclose(p.data, [2 * (1 - 0.1 * 0.5)])
+
+
+def test_groups_have_settings_of_their_own_and_inherit_the_rest():
+    decayed, plain = parameters((2,), (2,))
+    before = decayed.data.copy(), plain.data.copy()
+    optimizer = optim.AdamW([{"params": [decayed], "weight_decay": 0.5}, {"params": [plain], "lr": 0.3}], lr=0.1)
+    for p in (decayed, plain):
+        p.grad = np.zeros(2)
+    optimizer.step()
+    np.testing.assert_allclose(decayed.data, before[0] * (1 - 0.1 * 0.5))
+    np.testing.assert_allclose(plain.data, before[1] * (1 - 0.3 * 0.01))
+
+
+def test_settings_may_change_between_steps():
+    (p,) = parameters((1,))
+    optimizer = optim.SGD([p], lr=1.0)
+    p.data[...] = 0
+    for lr, momentum in ((1.0, 0.0), (0.5, 0.0), (0.5, 0.9), (0.5, 0.9)):
+        optimizer.groups[0].update(lr=lr, momentum=momentum)
+        p.grad = np.ones(1)
+        optimizer.step()
+    np.testing.assert_allclose(p.data, [-1 - 0.5 - 0.5 - 0.5 * 1.9])
+
+
+def test_parameters_without_a_gradient_stay_as_they_are():
+    moved, still = parameters((2,), (2,))
+    before = still.data.copy()
+    optimizer = optim.AdamW([moved, still], lr=0.1)
+    moved.grad = np.ones(2)
+    optimizer.step()
+    np.testing.assert_array_equal(still.data, before)
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW])
+def test_a_step_works_in_place_and_leaves_the_gradient_alone(make):
+    (p,) = parameters((3,), dtype=np.float32)
+    array, p.grad = p.data, np.array([1, 2, 3], np.float32)
+    p.grad.setflags(write=False)
+    make([p], lr=np.float64(0.1), weight_decay=np.float64(0.1)).step()
+    assert p.data is array
+    assert p.data.dtype == np.float32
+
+
+def test_zero_grad_forgets():
+    (p,) = parameters((2,))
+    p.grad = np.ones(2)
+    optim.SGD([p], lr=0.1).zero_grad()
+    assert p.grad is None
+
+
+@pytest.mark.parametrize("make", [lambda ps: optim.SGD(ps, 0.1, momentum=0.9), lambda ps: optim.AdamW(ps, 0.1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_training_continues_bit_for_bit_from_saved_state(make, dtype, tmp_path):
+    straight = parameters((2, 3), (3,), dtype=dtype)
+    train(optimizer := make(straight), steps=5)
+    mg.save(optimizer.state_dict(), tmp_path / "optimizer")
+    resumed = [nn.Parameter(p.data.copy()) for p in straight]
+    train(optimizer, steps=5, seed=1)
+    again = make(resumed)
+    again.load_state_dict(mg.load(tmp_path / "optimizer"))
+    train(again, steps=5, seed=1)
+    assert [p.data.tobytes() for p in resumed] == [p.data.tobytes() for p in straight]
+
+
+def test_loaded_state_is_a_copy():
+    (p,) = parameters((2,))
+    train(one := optim.AdamW([p], lr=0.1), steps=1)
+    (q,) = parameters((2,))
+    another = optim.AdamW([q], lr=0.1)
+    another.load_state_dict(one.state_dict())
+    before = one.state[0]["m"].copy()
+    train(another, steps=1)
+    np.testing.assert_array_equal(one.state[0]["m"], before)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"steps": [3], "0.m": np.zeros(3)}, r"0.m \(3,\) fits no parameter"),
+        ({"steps": [3], "7.m": np.zeros(2)}, "7.m .* fits no parameter"),
+        ({"steps": [3], "0.momentum": np.zeros(2)}, "0.momentum .* fits no parameter"),
+        ({"0.m": np.zeros(2)}, "missing steps"),
+    ],
+    ids=["shape", "number", "another optimizer", "steps"],
+)
+def test_state_of_something_else_is_refused_and_changes_nothing(state, message):
+    (p,) = parameters((2,))
+    train(optimizer := optim.AdamW([p], lr=0.1), steps=1)
+    before = {name: tensor.data.copy() for name, tensor in optimizer.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    for name, tensor in optimizer.state_dict().items():
+        np.testing.assert_array_equal(tensor.data, before[name])
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ([], ValueError, "SGD: got no parameters"),
+        ([mg.Tensor([1.0])], TypeError, "wanted leaf tensors that require gradients"),
+        ([nn.Parameter([1.0]) * 2], TypeError, "wanted leaf tensors"),
+        ([np.ones(2)], TypeError, "wanted leaf tensors"),
+        (nn.Parameter([1.0]), TypeError, "wanted leaf tensors"),
+        ([{"params": parameters((1,)), "learning_rate": 1}], ValueError, r"unknown settings \['learning_rate'\]"),
+        (parameters((1,)) * 2, ValueError, "appears twice"),
+    ],
+    ids=["none", "not required", "not a leaf", "array", "a tensor", "unknown setting", "twice"],
+)
+def test_what_optimizers_refuse(params, error, message):
+    with pytest.raises(error, match=message):
+        optim.SGD(params, lr=0.1)
+
+
+# Clipping
+
+
+def test_clipping_scales_all_gradients_by_one_factor():
+    a, b = parameters((2,), (1,))
+    a.grad, b.grad = np.array([3.0, 0.0]), np.array([4.0])
+    norm = optim.clip_grad_norm([a, b], max_norm=1.0)
+    assert norm == 5
+    np.testing.assert_allclose(a.grad, [0.6, 0], rtol=1e-6)
+    np.testing.assert_allclose(b.grad, [0.8], rtol=1e-6)
+
+
+def test_clipping_leaves_small_gradients_alone_and_still_tells_the_norm():
+    a, none = parameters((2, 2), (3,))
+    a.grad = np.full((2, 2), 0.5)
+    assert optim.clip_grad_norm(iter([a, none]), max_norm=1.5) == 1
+    np.testing.assert_array_equal(a.grad, np.full((2, 2), 0.5))
+    assert none.grad is None
+
+
+def test_clipping_keeps_float32():
+    (p,) = parameters((3,), dtype=np.float32)
+    p.grad = np.full(3, 10, np.float32)
+    assert isinstance(optim.clip_grad_norm([p], np.float64(1.0)), float)
+    assert p.grad.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(p.grad), 1, rtol=1e-5)
+
+
+def test_the_norm_of_no_gradients_is_zero():
+    assert optim.clip_grad_norm(parameters((2,)), 1.0) == 0
+
+
+# The schedule
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1.0 / 11),  # not 0: the first step must move
+        (4, 5.0 / 11),
+        (9, 10.0 / 11),
+        (10, 1.0),  # warm
+        (35, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4))),
+        (60, 0.55),  # halfway down
+        (110, 0.1),
+        (111, 0.1),
+        (10_000, 0.1),
+    ],
+)
+def test_warmup_cosine(step, expected):
+    lr = optim.warmup_cosine(step, learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110)
+    assert math.isclose(lr, expected)
+
+
+def test_warmup_cosine_without_warmup_starts_at_the_top():
+    assert optim.warmup_cosine(0, 1.0, 0.1, warmup_iters=0, lr_decay_iters=100) == 1
+
+
+def test_warmup_cosine_rises_then_falls():
+    rates = [optim.warmup_cosine(step, 1.0, 0.1, 10, 50) for step in range(60)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+# All of it together
+
+
+@pytest.mark.parametrize("make", [lambda ps: optim.SGD(ps, 0.1, momentum=0.9), lambda ps: optim.AdamW(ps, 0.1)])
+def test_optimizers_find_the_minimum(make):
+    w = nn.Parameter(np.array([5.0, -3.0]))
+    optimizer = make([w])
+    for _ in range(300):
+        optimizer.zero_grad()
+        ((w - [1.0, 2.0]) ** 2).sum().backward()
+        optimizer.step()
+    np.testing.assert_allclose(w.data, [1, 2], atol=0.05)
