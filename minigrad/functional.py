@@ -331,6 +331,7 @@ def stack(tensors: Sequence[Any], axis: builtins.int = 0) -> Tensor:
     if not -len(shape) - 1 <= axis <= len(shape):
         raise ValueError(f"stack: axis {axis} is out of range for tensors of shape {shape}")
     axis %= len(shape) + 1
+    _same_dtype("stack", *tensors)
     return concatenate([reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in tensors], axis)
 
 

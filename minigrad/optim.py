@@ -21,7 +21,7 @@ class Optimizer:
     """What all optimizers share: groups of parameters with settings, and state that can be saved.
 
     `params` is an iterable of tensors, or of dicts {"params": tensors, setting: value, …} whose settings override the
-    defaults for that group. Subclasses say in `slots` which arrays they keep for each parameter.
+    defaults for that group. Subclasses name in `slots` the arrays they keep for each parameter.
     """
 
     slots: tuple[str, ...] = ()
@@ -58,13 +58,9 @@ class Optimizer:
         for group in self.groups:
             for p in group["params"]:
                 i = next(numbers)
-                state = self.state[i]
                 if p.grad is not None:
-                    for slot in self.slots:
-                        if slot not in state:
-                            state[slot] = get_array_module(p.data).zeros_like(p.data)
                     self.steps[i] += 1
-                    self.update(p.data, p.grad, state, group, self.steps[i])
+                    self.update(p.data, p.grad, self.state[i], group, self.steps[i])
                     mark_written(p.data)
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
@@ -97,6 +93,13 @@ class Optimizer:
         self.steps, self.state = [int(t) for t in steps], loaded
 
 
+def kept(state: dict[str, Array], slot: str, w: Array) -> Array:
+    """The array that is kept for w under this name, to be changed in place; zeros at first."""
+    if slot not in state:
+        state[slot] = get_array_module(w).zeros_like(w)
+    return state[slot]
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and L2 weight decay if they are not 0.
 
@@ -105,15 +108,16 @@ class SGD(Optimizer):
     w = w - lr v
     """
 
+    slots = ("momentum",)
+
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.slots = ("momentum",) if any(group["momentum"] for group in self.groups) else ()
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         if group["weight_decay"]:
             g = g + group["weight_decay"] * w
         if group["momentum"]:
-            v = state["momentum"]
+            v = kept(state, "momentum", w)
             v *= group["momentum"]
             v += g
             g = v
@@ -145,7 +149,7 @@ class AdamW(Optimizer):
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         xp = get_array_module(w)
-        m, v = state["m"], state["v"]
+        m, v = kept(state, "m", w), kept(state, "v", w)
         beta1, beta2 = group["betas"]
         c1, c2 = 1 - beta1**t, 1 - beta2**t
         m *= beta1

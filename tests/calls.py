@@ -25,7 +25,9 @@ CALLS = {
     "multiply": Call(F.multiply, [a, b]),
     "divide": Call(F.divide, [a, b]),
     "power": Call(F.power, [positive((2, 1)), b]),
-    "power number": Call(lambda x: F.power(x, 3) + F.power(x, 0) + F.power(x, -1.5) + F.power(2, x), [positive((2, 3))]),
+    "power number": Call(
+        lambda x: F.power(x, 3) + F.power(x, 0) + F.power(x, -1.5) + F.power(2, x), [positive((2, 3))]
+    ),
     "negative": Call(F.negative, [x]),
     "exp": Call(F.exp, [x]),
     "log": Call(F.log, [positive((2, 3))]),

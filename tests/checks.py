@@ -22,7 +22,9 @@ def forward_and_backward(
     return [y.data for y in outputs], [x.grad for x in tensors if isinstance(x, mg.Tensor)]
 
 
-def assert_equal_functions(f: Callable[..., Any], g: Callable[..., Any], *inputs: np.ndarray, rtol: float = 1e-9) -> None:
+def assert_equal_functions(
+    f: Callable[..., Any], g: Callable[..., Any], *inputs: np.ndarray, rtol: float = 1e-9
+) -> None:
     """Two functions agree in their values and in the gradients of all inputs."""
     (f_values, f_grads), (g_values, g_grads) = forward_and_backward(f, inputs), forward_and_backward(g, inputs)
     for ours, theirs in zip(f_values + f_grads, g_values + g_grads, strict=True):

@@ -13,9 +13,7 @@ from minigrad import functional as F
 sides = st.integers(0, 3)
 
 
-@given(
-    leading=broadcastable(2), m=sides, k=sides, n=sides, a_layout=layouts, b_layout=layouts, seed=seeds
-)
+@given(leading=broadcastable(2), m=sides, k=sides, n=sides, a_layout=layouts, b_layout=layouts, seed=seeds)
 def test_stacks_of_matrices_broadcast_on_both_sides(leading, m, k, n, a_layout, b_layout, seed):
     a = normal(a_layout.base_shape((*leading[0], m, k)), seed)
     b = normal(b_layout.base_shape((*leading[1], k, n)), seed + 1)

@@ -136,7 +136,9 @@ def test_softmax_does_not_care_about_a_constant_however_large():
     x = normal((2, 5))
     for shift in (-1e5, 1e5):
         np.testing.assert_allclose(F.softmax(mg.Tensor(x + shift)).data, F.softmax(mg.Tensor(x)).data, rtol=1e-9)
-        np.testing.assert_allclose(F.log_softmax(mg.Tensor(x + shift)).data, F.log_softmax(mg.Tensor(x)).data, rtol=1e-9)
+        np.testing.assert_allclose(
+            F.log_softmax(mg.Tensor(x + shift)).data, F.log_softmax(mg.Tensor(x)).data, rtol=1e-9
+        )
 
 
 def test_log_softmax_stays_finite_where_softmax_underflows():
@@ -343,7 +345,9 @@ def causal_mask(t, u):
     return np.array([[j <= i + u - t for j in range(u)] for i in range(t)])
 
 
-@given(leading=broadcastable(3, max_dims=2), t=sides, u=sides, d=sides, causal=st.booleans(), layout=layouts, seed=seeds)
+@given(
+    leading=broadcastable(3, max_dims=2), t=sides, u=sides, d=sides, causal=st.booleans(), layout=layouts, seed=seeds
+)
 def test_attention_gradients(leading, t, u, d, causal, layout, seed):
     """With more queries than keys, the first queries may look nowhere when it is causal."""
     own = [(t, d), (u, d), (u, d)]
@@ -372,7 +376,9 @@ def test_attention_equals_its_composition(leading, t, u, d, seed):
 def test_causal_is_a_mask_that_hides_the_future():
     qkv = [normal((2, 4, 3), i) for i in range(3)]
     mask = np.tril(np.ones((4, 4), bool))
-    assert_equal_functions(lambda q, k, v: attention(q, k, v, causal=True), lambda q, k, v: attention(q, k, v, mask=mask), *qkv)
+    assert_equal_functions(
+        lambda q, k, v: attention(q, k, v, causal=True), lambda q, k, v: attention(q, k, v, mask=mask), *qkv
+    )
 
 
 def test_causal_with_a_cache_lets_the_last_query_see_every_key():
@@ -423,7 +429,9 @@ def test_a_mask_may_differ_between_the_heads_and_examples():
 
 @pytest.mark.parametrize("p", [0.3, 1.0])
 def test_attention_dropout_gradients(p):
-    mg.gradcheck(seeded(lambda q, k, v: attention(q, k, v, causal=True, dropout_p=p)), [normal((2, 3, 4), i) for i in range(3)])
+    mg.gradcheck(
+        seeded(lambda q, k, v: attention(q, k, v, causal=True, dropout_p=p)), [normal((2, 3, 4), i) for i in range(3)]
+    )
 
 
 def test_attention_dropout_keeps_the_expectation():
@@ -444,7 +452,14 @@ def test_values_may_have_another_width_than_queries():
 @pytest.mark.parametrize("times", range(1, 9))
 @pytest.mark.parametrize(
     "function",
-    [F.gelu, F.softmax, F.layer_norm, lambda x: F.linear(x, x), lambda x: F.cross_entropy(x, [0, 1, 0]), lambda x: x + x],
+    [
+        F.gelu,
+        F.softmax,
+        F.layer_norm,
+        lambda x: F.linear(x, x),
+        lambda x: F.cross_entropy(x, [0, 1, 0]),
+        lambda x: x + x,
+    ],
     ids=["gelu", "softmax", "layer_norm", "linear", "cross_entropy", "add"],
 )
 def test_gradient_when_a_result_is_used_n_times(function, times):

@@ -1,7 +1,6 @@
 """Operations that only move elements: reshape, transpose, broadcast_to, concatenate, stack, split."""
 
 import numpy as np
-import pytest
 from checks import forward_and_backward
 from hypothesis import given
 from hypothesis import strategies as st

@@ -110,6 +110,18 @@ def test_a_step_works_in_place_and_leaves_the_gradient_alone(make):
     assert p.data.dtype == np.float32
 
 
+def test_a_parameter_whose_first_gradient_comes_late_counts_its_own_steps():
+    """The bias correction of AdamW makes up for m and v starting at 0, whenever that is."""
+    early, late = nn.Parameter(np.zeros(1)), nn.Parameter(np.zeros(1))
+    optimizer = optim.AdamW([early, late], lr=0.1, weight_decay=0)
+    early.grad = np.ones(1)
+    optimizer.step()
+    optimizer.step()
+    late.grad = np.ones(1)
+    optimizer.step()
+    np.testing.assert_allclose(late.data, [-0.1], rtol=1e-6)
+
+
 def test_zero_grad_forgets():
     (p,) = parameters((2,))
     p.grad = np.ones(2)
@@ -148,7 +160,7 @@ def test_loaded_state_is_a_copy():
         ({"steps": [3], "0.m": np.zeros(3)}, r"0.m \(3,\) fits no parameter"),
         ({"steps": [3], "7.m": np.zeros(2)}, "7.m .* fits no parameter"),
         ({"steps": [3], "0.momentum": np.zeros(2)}, "0.momentum .* fits no parameter"),
-        ({"0.m": np.zeros(2)}, "missing steps"),
+        ({"0.m": np.zeros(2)}, r"steps \(0,\), wanted \(1,\)"),
     ],
     ids=["shape", "number", "another optimizer", "steps"],
 )

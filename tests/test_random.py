@@ -67,7 +67,7 @@ def test_the_scale_is_exact_for_the_probability_that_is_drawn():
 
 
 def test_the_dropout_mask_at_the_ends():
-    mask, _ = random.dropout_mask((1000,), 0.0)
+    mask, _ = random.dropout_mask((1_000_000,), 0.0)
     assert mask.all()
     mask, scale = random.dropout_mask((1000,), 1.0)
     assert not mask.any()

@@ -131,7 +131,7 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
             copied[...] = array
             checked.append(Tensor(copied, requires_grad=True))
     rng = np.random.default_rng(seed)
-    before = [x.data.copy() if isinstance(x, Tensor) else None for x in checked]
+    before: list[Any] = [x.data.copy() if isinstance(x, Tensor) else None for x in checked]
     with no_grad():
         u = [rng.standard_normal(y.shape) for y in _outputs(fn(*checked))]
     for i, (x, original) in enumerate(zip(checked, before, strict=True)):

@@ -118,7 +118,7 @@ class Module:
             parameter.zero_grad()
 
     def __repr__(self) -> str:
-        inside = "".join(f"\n  {name}: {child!r}".replace("\n", "\n  ") for name, child in self.children())
+        inside = "".join(f"\n{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children())
         return f"{type(self).__name__}({inside}\n)" if inside else f"{type(self).__name__}()"
 
 
