@@ -6,8 +6,8 @@
 The mathematics and the backward passes are in `minigrad/ops/`, one class an operation. Wherever a tensor is wanted an
 array, a list or a number will do; it takes no gradient. Every result is a new tensor; inputs are never changed.
 
-dtypes: Python numbers, NumPy scalars and 0-d arrays adopt the dtype of the tensor they meet, and so do integer tensors
-that meet floating ones. Elementwise operations on float32 and float64 give float64, as in NumPy; matrix products and
+dtypes: Python numbers, NumPy scalars and 0-d arrays and tensors adopt the dtype of the tensor they meet, and so do
+integer tensors that meet floating ones (PyTorch's rules). Elementwise operations on float32 and float64 give float64, as in NumPy; matrix products and
 the layers' functions want one dtype and raise TypeError otherwise.
 """
 
@@ -58,7 +58,10 @@ def _pair(a: Any, b: Any) -> tuple[Any, Any]:
     a_dtype, b_dtype = _dtype(a), _dtype(b)
     if a_dtype == b_dtype:
         return a, b
-    if a_dtype.kind == b_dtype.kind:
+    a_is_scalar, b_is_scalar = not _shape(a), not _shape(b)
+    if a_dtype.kind == b_dtype.kind and a_is_scalar != b_is_scalar:
+        common = b_dtype if a_is_scalar else a_dtype
+    elif a_dtype.kind == b_dtype.kind:
         common = np.promote_types(a_dtype, b_dtype)
     else:  # a floating dtype wins over integers and booleans, whatever their widths
         common = builtins.max(a_dtype, b_dtype, key=lambda dtype: "biuf".index(dtype.kind))

@@ -124,6 +124,8 @@ CONSTANTS = {
     "np.float64 scalar": np.float64(1.5),
     "np.sqrt(2.0)": np.sqrt(2.0),
     "0-d float64 array": np.array(1.5),
+    "0-d float64 tensor": mg.Tensor(np.array(1.5)),
+    "sqrt of an integer": F.sqrt(64),
     "np.int64 scalar": np.int64(2),
     "integer array": np.array([1, 2, 3]),
     "integer tensor": mg.Tensor([1, 2, 3]),
@@ -140,6 +142,20 @@ def test_constants_adopt_the_dtype_of_the_tensor(function, dtype, constant):
     for fn in (lambda x: function(x, constant), lambda x: function(constant, x)):
         (y,), (dx,) = forward_and_backward(fn, [x])
         assert y.dtype == dx.dtype == dtype
+
+
+def test_mixed_dtypes_give_each_tensor_a_gradient_of_its_own_dtype():
+    """float32 and float64 meet in float64; a 0-d tensor adopts the dtype of the tensor with axes."""
+    for b_shape, y_dtype in (((3,), np.float64), ((), np.float32)):
+        a = mg.Tensor(np.ones(3, np.float32), requires_grad=True)
+        b = mg.Tensor(np.full(b_shape, 2.0), requires_grad=True)
+        y = a * b
+        assert y.dtype == y_dtype
+        y.sum().backward()
+        assert a.grad.dtype == np.float32
+        assert b.grad.dtype == np.float64
+        np.testing.assert_array_equal(a.grad, [2, 2, 2])
+        np.testing.assert_array_equal(b.grad, np.broadcast_to(1, 3) if b_shape else 3)
 
 
 @pytest.mark.parametrize("number", [np.float64(0.5), np.array(0.5)], ids=["np.float64 scalar", "0-d float64 array"])
