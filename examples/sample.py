@@ -6,10 +6,9 @@ python examples/sample.py --checkpoint out --prompt "ROMEO:" --max-new-tokens 30
 from __future__ import annotations
 
 import argparse
-import sys
 
-import minigrad as mg
 from gpt import GPTError, checkpoint
+from gpt.errors import run_program
 from gpt.sample import check_options, stream
 
 
@@ -42,9 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (GPTError, mg.DeviceError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+    run_program(main)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import minigrad as mg
-from gpt import GPT, CharTokenizer, ConfigError, GPTConfig, GPTError, checkpoint
+from gpt import GPT, CharTokenizer, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.data import Dataset, load_text
+from gpt.errors import run_program
 from gpt.sample import stream
 from gpt.trainer import Trainer, keep_previous_run
 
@@ -124,7 +125,4 @@ def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> 
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (GPTError, mg.DeviceError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

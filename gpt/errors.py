@@ -1,5 +1,10 @@
 """What can go wrong for a user, each with one clear line."""
 
+import sys
+from collections.abc import Callable
+
+from minigrad import DeviceError
+
 
 class GPTError(ValueError):
     """Base of the errors below: something the user gave cannot work."""
@@ -19,3 +24,13 @@ class TokenError(GPTError):
 
 class CheckpointError(GPTError):
     """A checkpoint that is missing, damaged, or of another model."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback."""
+    try:
+        main()
+    except (GPTError, DeviceError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

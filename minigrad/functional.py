@@ -7,8 +7,8 @@ The mathematics and the backward passes are in `minigrad/ops/`, one class an ope
 array, a list or a number will do; it takes no gradient. Every result is a new tensor; inputs are never changed.
 
 dtypes: Python numbers, NumPy scalars and 0-d arrays and tensors adopt the dtype of the tensor they meet, and so do
-integer tensors that meet floating ones (PyTorch's rules). Elementwise operations on float32 and float64 give float64, as in NumPy; matrix products and
-the layers' functions want one dtype and raise TypeError otherwise.
+integer tensors that meet floating ones (PyTorch's rules). Elementwise operations on float32 and float64 give float64,
+as in NumPy; matrix products and the layers' functions want one dtype and raise TypeError otherwise.
 """
 
 from __future__ import annotations
