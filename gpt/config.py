@@ -58,7 +58,7 @@ class TrainConfig:
     grad_clip: float = option(1.0, "the largest global norm of the gradient; 0 for no limit")
     eval_interval: int = option(250, "steps between estimates of the losses, each followed by a checkpoint")
     eval_iters: int = option(200, "batches that a loss is estimated on")
-    seed: int = option(1337, "seed of everything random")
+    seed: int = option(3, "seed of everything random")
 
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}

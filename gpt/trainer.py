@@ -89,7 +89,8 @@ class Trainer:
                 bar.update()
                 if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
                     self.log(bar, loss.item(), learning_rate, float(norm))
-            self.save(checkpoint.LAST)
+            if self.interrupted:
+                self.save(checkpoint.LAST)
         return not self.interrupted
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
