@@ -132,7 +132,7 @@ class Context:
     )
     function: type[Function]
     needs_input_grad: tuple[bool, ...]
-    parents: tuple[tuple[Context, int] | Variable | None, ...]
+    parents: list[tuple[Context, int] | Variable | None]
     tensor_arguments: list[int]
     outputs: list[tuple[tuple[int, ...], Any]]
     xp: Any
@@ -207,34 +207,36 @@ class Function:
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Run `forward` on the arguments, with tensors replaced by their arrays, and record the call on the tape."""
-        recording = not _mode.no_grad
-        arrays = [argument.data if isinstance(argument, Variable) else argument for argument in args]
-        tensor_arguments = [i for i, argument in enumerate(args) if isinstance(argument, Variable)]
-        if any(type(arrays[i]) is not np.ndarray for i in tensor_arguments):
+        arrays, tensor_arguments, needs_grad = list(args), [], [False] * len(args)
+        recording, on_gpu = not _mode.no_grad, False
+        for i, argument in enumerate(args):
+            if isinstance(argument, Variable):
+                arrays[i] = argument.data
+                tensor_arguments.append(i)
+                needs_grad[i] = recording and argument.requires_grad
+                on_gpu = on_gpu or type(argument.data) is not np.ndarray
+        if on_gpu:
             check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
 
-        ctx = Context(cls, tuple(recording and isinstance(a, Variable) and a.requires_grad for a in args))
+        ctx = Context(cls, tuple(needs_grad))
         try:
             result = cls.forward(ctx, *arrays)
         except (IndexError, TypeError, ValueError) as error:
             kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
             raise kind(f"{cls.__name__}: {error}; got {', '.join(map(describe, args))}") from error
-        outputs = [as_array(y) for y in (result if isinstance(result, tuple) else (result,))]
+        several = isinstance(result, tuple)
+        outputs = [as_array(y) for y in result] if several else [as_array(result)]
 
-        origins: list[tuple[Context, int] | None] = [None] * len(outputs)
-        if any(ctx.needs_input_grad) and all(y.dtype.kind == "f" for y in outputs):
-            ctx.parents = tuple(
-                (argument.origin or argument) if needs else None
-                for argument, needs in zip(args, ctx.needs_input_grad, strict=True)
-            )
+        recorded = True in needs_grad and all([y.dtype.kind == "f" for y in outputs])
+        if recorded:
+            ctx.parents = [(a.origin or a) if needs else None for a, needs in zip(args, needs_grad, strict=True)]
             ctx.tensor_arguments = tensor_arguments
             ctx.outputs = [(y.shape, y.dtype) for y in outputs]
             ctx.xp = get_array_module(outputs[0])
             if _mode.anomaly:
                 ctx.stack = traceback.format_stack()[:-1]
-            origins = [(ctx, i) for i in range(len(outputs))]
-        made = [Variable._from_operation(y, origin) for y, origin in zip(outputs, origins, strict=True)]
-        return tuple(made) if isinstance(result, tuple) else made[0]
+        made = [Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs)]
+        return tuple(made) if several else made[0]
 
 
 def _input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
@@ -259,16 +261,17 @@ def _input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
     for i, parent in enumerate(node.parents):
         if parent is None or result[i] is None:
             continue
-        shape, dtype = (
-            (parent.data.shape, parent.data.dtype) if isinstance(parent, Variable) else parent[0].outputs[parent[1]]
-        )
-        result[i] = as_array(result[i])  # NumPy turns 0-d results into scalars
-        if result[i].shape != shape or result[i].dtype != dtype:
+        gradient = result[i] = as_array(result[i])  # NumPy turns 0-d results into scalars
+        if isinstance(parent, Variable):
+            shape, dtype = parent.data.shape, parent.data.dtype
+        else:
+            shape, dtype = parent[0].outputs[parent[1]]
+        if gradient.shape != shape or gradient.dtype != dtype:
             raise AutogradError(
-                f"{name}.backward returned a gradient {describe(result[i])} for argument {i}, which is {shape} {dtype}"
+                f"{name}.backward returned a gradient {describe(gradient)} for argument {i}, which is {shape} {dtype}"
             )
         if _mode.anomaly:
-            _check_finite(node, i, result[i])
+            _check_finite(node, i, gradient)
     return result
 
 

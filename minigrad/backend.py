@@ -102,13 +102,15 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
     """Anything array-like as an array. Python floats, alone or in lists, become float32; arrays keep their dtype."""
     if isinstance(value, np.generic):
         value = np.asarray(value)
-    elif not is_array(value):
+    elif not isinstance(value, np.ndarray) and not is_array(value):
         made = np.asarray(value)
         if made.dtype == np.float64 and dtype is None:
             made = made.astype(np.float32)
         if made.dtype.kind not in "biuf":
             raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")
         value = made
+    if dtype is None and device is None:
+        return value
     if dtype is not None and value.dtype != np.dtype(dtype):
         value = value.astype(dtype)
     return value if device is None else to_device(value, device)
