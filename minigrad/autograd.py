@@ -227,7 +227,7 @@ class Function:
         several = isinstance(result, tuple)
         outputs = [as_array(y) for y in result] if several else [as_array(result)]
 
-        recorded = True in needs_grad and all([y.dtype.kind == "f" for y in outputs])
+        recorded = True in needs_grad and all(y.dtype.kind == "f" for y in outputs)
         if recorded:
             ctx.parents = [(a.origin or a) if needs else None for a, needs in zip(args, needs_grad, strict=True)]
             ctx.tensor_arguments = tensor_arguments
