@@ -64,8 +64,8 @@ def _cupy_for(device: str) -> tuple[ModuleType, int]:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise DeviceError(
-            f'device "{device}" needs CuPy, which is not installed: pip install "minigrad[cuda]" (CUDA 12) or '
-            f'"minigrad[cuda13]" (CUDA 13)'
+            f'device "{device}" needs CuPy, which is not installed: pip install "cupy-cuda12x[ctk]" (or '
+            f'"cupy-cuda13x[ctk]" for CUDA 13)'
         ) from error
     if not cupy.cuda.is_available():
         raise DeviceError(f'device "{device}": CuPy is installed but finds no NVIDIA driver or no GPU')

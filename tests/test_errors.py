@@ -199,7 +199,7 @@ def test_asking_for_a_gpu_without_cupy_says_what_to_install(ask, device):
     with pytest.raises(mg.DeviceError) as raised:
         ask(device)
     assert f'device "{device}" needs CuPy, which is not installed' in str(raised.value)
-    assert 'pip install "minigrad[cuda]"' in str(raised.value)
+    assert 'pip install "cupy-cuda12x[ctk]"' in str(raised.value)
 
 
 @pytest.mark.usefixtures("without_cupy")
