@@ -78,6 +78,14 @@ def _constant(value: Any) -> Any:
     return value.data if isinstance(value, Variable) else as_array(value)
 
 
+def _mask(operation: str, mask: Any) -> Any:
+    """The plain array of a mask, which has to be boolean."""
+    mask = _constant(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"{operation}: wanted a boolean mask, got {mask.dtype}")
+    return mask
+
+
 def _number(value: Any) -> Any:
     """A setting, such as eps, as a Python number, which adopts any dtype; None stays None."""
     return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
@@ -185,9 +193,7 @@ def minimum(a: Any, b: Any) -> Tensor:
 
 def where(mask: Any, x: Any, y: Any) -> Tensor:
     """x where the boolean mask is true, y elsewhere; all three broadcast."""
-    mask = _constant(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"where: wanted a boolean mask, got {mask.dtype}")
+    mask = _mask("where", mask)
     x, y = _pair(x, y)
     if not isinstance(x, Variable) and not isinstance(y, Variable) and not is_array(x) and not is_array(y):
         x = as_array(x)
@@ -366,9 +372,7 @@ def plain_index(index: Any) -> Any:
 
 def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
     """x with `value` written where the boolean mask, which broadcasts to the shape of x, is true."""
-    mask = _constant(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"masked_fill: wanted a boolean mask, got {mask.dtype}")
+    mask = _mask("masked_fill", mask)
     return indexing.MaskedFill.apply(_tensor(x), mask, value)
 
 
@@ -460,7 +464,5 @@ def scaled_dot_product_attention(
     q, k, v = _tensor(q), _tensor(k), _tensor(v)
     _same_dtype("scaled_dot_product_attention", q, k, v)
     if mask is not None:
-        mask = _constant(mask)
-        if mask.dtype != bool:
-            raise TypeError(f"scaled_dot_product_attention: wanted a boolean mask, got {mask.dtype}")
+        mask = _mask("scaled_dot_product_attention", mask)
     return attention.Attention.apply(q, k, v, causal, mask, dropout_p)

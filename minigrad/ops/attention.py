@@ -7,6 +7,7 @@ import math
 from .. import random
 from ..autograd import Function
 from ..backend import device_of, get_array_module
+from .dropout import drop
 from .shape import sum_to
 from .softmax import softmax, softmax_backward
 
@@ -54,13 +55,3 @@ class Attention(Function):
         ds = softmax_backward(dp, p, axis=-1)
         ds *= ctx.scale
         return sum_to(ds @ k, q.shape), sum_to(ds.swapaxes(-1, -2) @ q, k.shape), sum_to(dv, v.shape), None, None, None
-
-
-def drop(x, dropout):
-    """x with the dropout that was drawn in the forward, a (mask, scale), or None for none."""
-    if dropout is None:
-        return x
-    mask, scale = dropout
-    y = x * mask
-    y *= scale
-    return y

@@ -7,6 +7,16 @@ from ..autograd import Function
 from ..backend import device_of
 
 
+def drop(x, dropout):
+    """x m / (1 - p) for a `dropout` that was drawn before, the mask m and the scale 1 / (1 - p); x itself for None."""
+    if dropout is None:
+        return x
+    mask, scale = dropout
+    y = x * mask
+    y *= scale
+    return y
+
+
 class Dropout(Function):
     """y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1 (Srivastava et al., 2014).
 
@@ -17,15 +27,9 @@ class Dropout(Function):
 
     @staticmethod
     def forward(ctx, x, p):
-        mask, ctx.scale = random.dropout_mask(x.shape, p, device_of(x))
-        ctx.save(mask)
-        y = x * mask
-        y *= ctx.scale
-        return y
+        ctx.dropout = random.dropout_mask(x.shape, p, device_of(x))
+        return drop(x, ctx.dropout)
 
     @staticmethod
     def backward(ctx, g):
-        (mask,) = ctx.saved
-        dx = g * mask
-        dx *= ctx.scale
-        return dx, None
+        return drop(g, ctx.dropout), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..autograd import Function
 from ..backend import get_array_module
 from .embedding import check_ids
+from .reduce import finite_max
 
 
 class CrossEntropy(Function):
@@ -33,8 +34,7 @@ class CrossEntropy(Function):
         check_ids("targets", flat, x.shape[-1])
 
         rows = x.reshape(len(flat), x.shape[-1])  # (N, V)
-        m = rows.max(axis=-1, keepdims=True)
-        p = rows - xp.where(xp.isfinite(m), m, 0)  # -inf - -inf would be NaN
+        p = rows - finite_max(rows, axis=-1)
         at_target = p[xp.arange(len(flat)), flat]
         xp.exp(p, out=p)
         total = p.sum(axis=-1, keepdims=True)

@@ -99,6 +99,16 @@ class Min(Max):
         return y
 
 
+def finite_max(x, axis):
+    """The maximum along `axis`, kept as an axis of size 1, to be subtracted before exp so that nothing overflows.
+
+    It is 0 where it would be infinite: -inf - -inf is NaN, but -inf - 0 stays -inf, and e^-inf is 0.
+    """
+    xp = get_array_module(x)
+    m = x.max(axis=axis, keepdims=True)
+    return xp.where(xp.isfinite(m), m, 0)
+
+
 class LogSumExp(Function):
     """y = ln(sum of e^x), computed as m + ln(sum of e^(x - m)) with m = max(x) so that nothing overflows.
 
@@ -109,8 +119,7 @@ class LogSumExp(Function):
     @staticmethod
     def forward(ctx, x, axis, keepdims):
         xp = get_array_module(x)
-        m = x.max(axis=axis, keepdims=True)
-        m = xp.where(xp.isfinite(m), m, 0)  # -inf - -inf is NaN; with 0 it stays -inf, and e^-inf is 0
+        m = finite_max(x, axis)
         e = xp.exp(x - m)
         total = e.sum(axis=axis, keepdims=True)
         e /= xp.where(total == 0, 1, total)

@@ -1,4 +1,7 @@
-"""Operations that move elements without computing on them. Their backward moves the gradient the opposite way."""
+"""Operations that move elements without computing on them. Their backward moves the gradient the opposite way.
+
+Axes are counted from 0 here; `minigrad.functional` turns negative ones into these.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class Transpose(Function):
 
     @staticmethod
     def forward(ctx, x, axes):
-        ctx.axes = [axis % x.ndim for axis in axes] if x.ndim else []
+        ctx.axes = axes
         return x.transpose(axes)
 
     @staticmethod
@@ -93,7 +96,7 @@ def stretches(x, sizes, axis):
     """Views of consecutive stretches of x along `axis`."""
     if sum(sizes) != x.shape[axis] or any(size < 0 for size in sizes):
         raise ValueError(f"stretches of sizes {list(sizes)} do not add up to axis {axis}, which has {x.shape[axis]}")
-    before = (slice(None),) * (axis % x.ndim)
+    before = (slice(None),) * axis
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [x[before + (slice(end - size, end),)] for size, end in zip(sizes, ends, strict=True)]
 

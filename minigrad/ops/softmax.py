@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
+from .reduce import finite_max
 
 
 def softmax(x, axis):
     """e^(x - m) / sum of e^(x - m), with m = max(x) so that nothing overflows. Returns a new array."""
     xp = get_array_module(x)
-    m = x.max(axis=axis, keepdims=True)
-    y = x - xp.where(xp.isfinite(m), m, 0)  # -inf - -inf would be NaN
+    y = x - finite_max(x, axis)
     xp.exp(y, out=y)
     total = y.sum(axis=axis, keepdims=True)
     y /= xp.where(total == 0, 1, total)
@@ -55,8 +55,7 @@ class LogSoftmax(Function):
     @staticmethod
     def forward(ctx, x, axis):
         xp = get_array_module(x)
-        m = x.max(axis=axis, keepdims=True)
-        y = x - xp.where(xp.isfinite(m), m, 0)
+        y = x - finite_max(x, axis)
         total = xp.exp(y).sum(axis=axis, keepdims=True)
         y -= xp.log(xp.where(total == 0, 1, total))
         ctx.axis = axis
