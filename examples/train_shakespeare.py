@@ -2,6 +2,7 @@
 
     python examples/train_shakespeare.py                       # a GPU and the preset "baby", else the CPU and "cpu"
     python examples/train_shakespeare.py --data my.txt --out out-mine --n-layer 6
+    python examples/train_shakespeare.py --data tokens         # a folder that examples/prepare_data.py made
     python examples/train_shakespeare.py --resume              # go on where the last run in --out stopped
 
 Options that are not given come from the preset, and those that it does not set from the defaults shown by --help.
@@ -11,17 +12,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import minigrad as mg
-from gpt import GPT, CharTokenizer, ConfigError, GPTConfig, checkpoint
+from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
-from gpt.data import Dataset, load_text
-from gpt.errors import run_program
+from gpt.data import Dataset, load_data
+from gpt.errors import DataError, TokenError, run_program
 from gpt.sample import stream
+from gpt.tokenizer import StreamDecoder
 from gpt.trainer import Trainer, keep_previous_run
 
 MODEL_OPTIONS = [field for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
@@ -31,23 +32,28 @@ TRAIN_OPTIONS = list(dataclasses.fields(TrainConfig))
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a GPT on Tiny Shakespeare, or on any text file.")
     parser.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: cuda if there is a GPU, else cpu)')
-    parser.add_argument("--preset", choices=PRESETS, help="nanoGPT's recipe (default: baby on a GPU, cpu on the CPU)")
-    parser.add_argument("--data", metavar="FILE", help="a text file (default: Tiny Shakespeare, downloaded once)")
+    parser.add_argument("--preset", choices=PRESETS, help="a recipe (default: baby on a GPU, cpu on the CPU)")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="a text file, or a folder of token files (default: Tiny Shakespeare, downloaded once)",
+    )
     parser.add_argument("--out", metavar="DIR", default="out", type=Path, help="folder of the run (default: out)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
-    types = {"int": int, "float": float}
+    types = {"int": int, "float": float, "str": str}
     for title, options in (("model", MODEL_OPTIONS), ("training", TRAIN_OPTIONS)):
         group = parser.add_argument_group(title)
         for option in options:
-            name = "--" + option.name.replace("_", "-")
-            presets = ", ".join(
-                f"{preset}: {values[option.name]}" for preset, values in PRESETS.items() if option.name in values
-            )
-            about = f"{option.metadata['help']} ({presets or f'default: {option.default}'})"
+            flag = "--" + option.name.replace("_", "-")
+            values = {preset: given[option.name] for preset, given in PRESETS.items() if option.name in given}
+            if len(values) < len(PRESETS):
+                values["default"] = option.default
+            about = f"{option.metadata['help']} ({', '.join(f'{name}: {value}' for name, value in values.items())})"
             if option.type == "bool":
-                group.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=about)
+                group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=about)
             else:
-                group.add_argument(name, type=types[str(option.type)], help=about)
+                choices = option.metadata["choices"]
+                group.add_argument(flag, type=types[str(option.type)], choices=choices, help=about)
     return parser.parse_args()
 
 
@@ -58,33 +64,32 @@ def main() -> None:
     given = {name: value for name, value in vars(args).items() if value is not None}
     saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
 
-    text = load_text(args.data)
-    data_id = hashlib.sha256(text.text.encode()).hexdigest()
+    tokens = load_data(args.data, saved and saved.tokenizer)
+    tokenizer = tokens.tokenizer
     if saved is None:
         preset = args.preset or ("baby" if device.startswith("cuda") else "cpu")
         options = {**PRESETS[preset], **given}
-        tokenizer = CharTokenizer.from_text(text.text)
         train_config = TrainConfig(**pick(options, TRAIN_OPTIONS))
         mg.manual_seed(train_config.seed)
         config = GPTConfig(vocab_size=tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
     else:
-        config, tokenizer = saved.config, saved.tokenizer
+        config = saved.config
         for name, value in pick(given, MODEL_OPTIONS).items():
             if value != getattr(config, name):
                 raise ConfigError(f"--resume with {name} {value}, but the run has {name} {getattr(config, name)}")
         train_config = TrainConfig(**{**saved.run["train_config"], **pick(given, TRAIN_OPTIONS)})
 
-    data = Dataset(tokenizer.encode(text.text), config.block_size)
+    data = Dataset.of_parts(tokens.train, tokens.val, config.block_size, config.vocab_size)
     model = GPT(config)
     model.to(device)
-    trainer = Trainer(model, data, tokenizer, train_config, args.out, data_id)
+    trainer = Trainer(model, data, tokenizer, train_config, args.out, tokens.data_id)
     if saved is not None:
         trainer.resume(saved)
     elif (aside := keep_previous_run(args.out)) is not None:
         print(f"an earlier run was in {args.out}; its files are now in {aside}")
 
     print(f"device      {device}")
-    print(f"data        {text.name}: {len(text.text):,} characters, {tokenizer.vocab_size} distinct")
+    print(f"data        {tokens.about}")
     print(f"model       {model.num_parameters():,} parameters: {describe(config, MODEL_OPTIONS)}")
     print(f"training    {describe(train_config, TRAIN_OPTIONS)}")
     print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
@@ -116,12 +121,18 @@ def resume_command() -> str:
 
 
 def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> None:
+    try:
+        ids = best.tokenizer.encode("\n").tolist()
+    except TokenError:  # no line break among its characters
+        ids = [0]
+    except DataError as error:  # GPT-2's tokens can be trained on where its byte pairs are not at hand
+        print(f"sample      none: {error}")
+        return
     print("sample\n")
-    start = "\n" if "\n" in best.tokenizer.characters else best.tokenizer.characters[0]
-    ids = best.tokenizer.encode(start)[None]  # (1, T)
-    for token in stream(best.model(device), ids, length, temperature=0.8, seed=1337):
-        print(best.tokenizer.decode(token), end="", flush=True)
-    print()
+    decoder = StreamDecoder(best.tokenizer)
+    for token in stream(best.model(device), [ids], length, temperature=0.8, seed=1337):
+        print(decoder.feed(token), end="", flush=True)
+    print(decoder.flush())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """gpt: a GPT built on minigrad alone, its data, its training and its sampling."""
 
 from .config import GPTConfig
-from .errors import CheckpointError, ConfigError, DataError, GPTError, TokenError
+from .errors import CheckpointError, ConfigError, DataError, GPTError, PretrainedError, TokenError
 from .model import GPT, KVCache
 from .tokenizer import CharTokenizer
 
@@ -14,5 +14,6 @@ __all__ = [
     "GPTConfig",
     "GPTError",
     "KVCache",
+    "PretrainedError",
     "TokenError",
 ]

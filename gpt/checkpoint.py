@@ -18,18 +18,16 @@ from minigrad.serialization import load_with_metadata
 from .config import GPTConfig
 from .errors import CheckpointError, GPTError
 from .model import GPT
-from .tokenizer import CharTokenizer
+from .tokenizer import CharTokenizer, Tokenizer, from_state
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
-def save(
-    path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: CharTokenizer, run: dict[str, Any]
-) -> None:
+def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
     """Write a checkpoint. `run` is the state of the training, as plain numbers, texts, lists and dicts."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state_dict().items()}
-    about = {"config": dataclasses.asdict(model.config), "characters": tokenizer.characters, "run": run}
+    about = {"config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state(), "run": run}
     mg.save(tensors, path, metadata={"minigrad": json.dumps(about)})
 
 
@@ -39,7 +37,7 @@ class Checkpoint:
 
     path: Path
     config: GPTConfig
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     run: dict[str, Any]
     tensors: dict[str, mg.Tensor]
 
@@ -65,8 +63,11 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         tensors, metadata = load_with_metadata(path)
         about = json.loads(metadata["minigrad"])
-        config, tokenizer = GPTConfig(**about["config"]), CharTokenizer(about["characters"])
-        return Checkpoint(Path(path), config, tokenizer, about["run"], tensors)
+        if "characters" in about:  # from before there were other tokenizers
+            tokenizer: Tokenizer = CharTokenizer(about["characters"])
+        else:
+            tokenizer = from_state(about["tokenizer"])
+        return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, about["run"], tensors)
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:

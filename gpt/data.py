@@ -1,13 +1,12 @@
-"""Texts to train on: a file, Tiny Shakespeare, or what every Python carries; and batches of blocks of them."""
+"""What to train on: a text file, Tiny Shakespeare, what every Python carries, or token files; and batches of it."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib
+import json
+import mmap
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from minigrad.serialization import write_atomically
-
+from .download import cache_directory, download, reason
 from .errors import ConfigError, DataError
+from .tokenizer import CharTokenizer, Tokenizer, from_state
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -66,7 +65,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     except OSError as error:
-        what = "a folder; wanted a text file" if os.path.isdir(path) else f"cannot be read ({_reason(error)})"
+        what = "a folder; wanted a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
         raise DataError(f"{path}: {what}") from error
     if not text:
         raise DataError(f"{path}: the file is empty")
@@ -85,44 +84,6 @@ def language_reference() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def cache_directory() -> Path:
-    """Where downloads are kept: $MINIGRAD_CACHE, else minigrad in $XDG_CACHE_HOME, else ~/.cache/minigrad."""
-    chosen = os.environ.get("MINIGRAD_CACHE")
-    try:
-        if chosen:
-            return Path(chosen).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigrad"
-    except RuntimeError as error:
-        raise DataError("there is no home folder to keep downloads in; set MINIGRAD_CACHE to a folder") from error
-
-
-def download(url: str, sha256: str, path: str | os.PathLike[str], timeout: float = 30.0) -> None:
-    """Fetch a small file and keep it at `path`, if it is the one whose SHA-256 is given.
-
-    timeout: how many seconds the server may be silent.
-
-    Raises `DataError` saying what went wrong; `path` then is what it was before: it is only ever replaced whole.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
-            content = response.read()
-    except http.client.IncompleteRead as error:
-        missing = f", {error.expected} short" if error.expected else ""
-        raise DataError(f"{url}: the connection was cut after {len(error.partial)} bytes{missing}") from error
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:  # no network, a time-out, no such scheme
-        raise DataError(f"{url}: {_reason(error)}") from error
-    received = hashlib.sha256(content).hexdigest()
-    if received != sha256:
-        raise DataError(f"{url}: not the file that was wanted: its SHA-256 is {received}; wanted {sha256}")
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
-
-
 def _is_intact(path: Path, sha256: str) -> bool:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
@@ -130,10 +91,90 @@ def _is_intact(path: Path, sha256: str) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, in the system's words and without its numbers."""
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return str(getattr(cause, "strerror", None) or cause or type(cause).__name__)
+# Token ids
+
+TRAIN, VAL, META = "train.bin", "val.bin", "meta.json"
+
+
+class Tokens(NamedTuple):
+    """Token ids to train on and to validate on (N,), and the tokenizer that made them."""
+
+    about: str  # in words: which, how many
+    train: np.ndarray
+    val: np.ndarray
+    tokenizer: Tokenizer
+    data_id: str  # tells this data from other data
+
+
+def load_data(
+    path: str | os.PathLike[str] | None = None,
+    tokenizer: Tokenizer | None = None,
+    say: Callable[[str], object] = print,
+) -> Tokens:
+    """What to train on: the token files that a folder or a .bin file stands for, else a text; see `load_text`.
+
+    tokenizer: that of the model; if there is none yet, a text's tokens are its distinct characters.
+
+    The last tenth of a text is to validate on. Raises `DataError` for token files of another tokenizer.
+    """
+    if path is not None and (os.path.isdir(path) or Path(path).suffix == ".bin"):
+        tokens = load_tokens(path)
+        if tokenizer is not None and tokenizer.state() != tokens.tokenizer.state():
+            raise DataError(f"{path}: these tokens were made by another tokenizer than the model's")
+        return tokens
+    name, text = load_text(path, say)
+    tokenizer = tokenizer or CharTokenizer.from_text(text)
+    about = f"{name}: {len(text):,} characters, {len(set(text))} distinct"
+    data_id = hashlib.sha256(text.encode()).hexdigest()
+    return Tokens(about, *_split(tokenizer.encode(text), 0.9), tokenizer, data_id)
+
+
+def load_tokens(path: str | os.PathLike[str]) -> Tokens:
+    """The token files that examples/prepare_data.py wrote to a folder. Their ids stay on the disk.
+
+    train.bin and val.bin are nothing but ids, little-endian uint16 or uint32; meta.json says which, how many, and by
+    which tokenizer. If one .bin file of the folder is named, the last tenth of that file is to validate on.
+
+    Raises `DataError` if a file is missing, damaged, or not what meta.json says.
+    """
+    path = Path(path)
+    folder, names = (path, [TRAIN, VAL]) if path.is_dir() else (path.parent, [path.name])
+    try:
+        content = (folder / META).read_bytes()
+        match json.loads(content):
+            case {"tokenizer": state, "dtype": "uint16" | "uint32" as dtype, "files": dict(files)}:
+                tokenizer = from_state(state)
+            case _:
+                raise DataError("not what examples/prepare_data.py writes")
+    except OSError as error:
+        raise DataError(
+            f"{folder / META}: cannot be read ({reason(error)}); wanted a folder that examples/prepare_data.py made"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{folder / META}: {error}") from error
+    parts = [_memory_map(folder / name, np.dtype(dtype).newbyteorder("<"), files.get(name)) for name in names]
+    train, val = parts if len(parts) == 2 else _split(parts[0], 0.9)
+    about = f"{path}: {len(train) + len(val):,} tokens out of {tokenizer.vocab_size:,}"
+    return Tokens(about, train, val, tokenizer, hashlib.sha256(content + " ".join(names).encode()).hexdigest())
+
+
+def _memory_map(path: Path, dtype: np.dtype, about: Any) -> np.ndarray:
+    """The ids in a file (N,), read where and when they are wanted. about: what meta.json says of the file."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            match about:
+                case {"tokens": int(length)} if size == length * dtype.itemsize > 0:
+                    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                case {"tokens": length}:
+                    raise DataError(f"{path}: {size} bytes; {META} says {length} tokens of {dtype.itemsize} bytes")
+                case _:
+                    raise DataError(f"{path}: {META} does not say how many tokens it has")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
+    if hasattr(content, "madvise"):
+        content.madvise(mmap.MADV_RANDOM)  # blocks start anywhere: what follows them on the disk is not wanted
+    return np.frombuffer(content, dtype)
 
 
 # Batches
@@ -150,20 +191,26 @@ class Dataset:
     """
 
     def __init__(self, ids: Any, block_size: int, train_fraction: float = 0.9) -> None:
-        ids = np.asarray(ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise DataError(f"wanted token ids, integers (N,); got {ids.shape} {ids.dtype}")
-        if block_size < 1:
-            raise ConfigError(f"block_size is {block_size}; wanted at least 1")
+        ids = _as_ids(ids)
         if not 0 < train_fraction < 1:
             raise ConfigError(f"train_fraction is {train_fraction}; wanted above 0 and below 1")
-        cut = int(train_fraction * len(ids))
-        self.train, self.val = ids[:cut], ids[cut:]
-        self.block_size = block_size
-        if min(len(self.train), len(self.val)) < block_size + 1:
+        self._set_up(*_split(ids, train_fraction), block_size, None)
+
+    @classmethod
+    def of_parts(cls, train: Any, val: Any, block_size: int, vocab_size: int | None = None) -> Dataset:
+        """The dataset of two arrays of ids. Ids from vocab_size on are refused by the batch that comes upon them."""
+        dataset = cls.__new__(cls)
+        dataset._set_up(_as_ids(train), _as_ids(val), block_size, vocab_size)
+        return dataset
+
+    def _set_up(self, train: np.ndarray, val: np.ndarray, block_size: int, vocab_size: int | None) -> None:
+        if block_size < 1:
+            raise ConfigError(f"block_size is {block_size}; wanted at least 1")
+        self.train, self.val, self.block_size, self.vocab_size = train, val, block_size, vocab_size
+        if min(len(train), len(val)) < block_size + 1:
             raise DataError(
-                f"the text is too short: of its {len(ids)} tokens {len(self.train)} are to train on and "
-                f"{len(self.val)} to validate on; blocks of {block_size} want at least {block_size + 1} in each"
+                f"the text is too short: of its {len(train) + len(val)} tokens {len(train)} are to train on and "
+                f"{len(val)} to validate on; blocks of {block_size} want at least {block_size + 1} in each"
             )
 
     def batch(self, split: str, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -178,4 +225,22 @@ class Dataset:
         ids = self.train if split == "train" else self.val
         starts = rng.integers(len(ids) - self.block_size, size=batch_size)
         blocks = sliding_window_view(ids, self.block_size + 1)[starts].astype(np.int64)  # (B, T + 1)
+        if self.vocab_size is not None and blocks.max() >= self.vocab_size:
+            b, t = np.argwhere(blocks >= self.vocab_size)[0]
+            raise DataError(
+                f'the id {blocks[b, t]} at position {starts[b] + t} of "{split}" is not in the vocabulary, '
+                f"which has {self.vocab_size} tokens"
+            )
         return np.ascontiguousarray(blocks[:, :-1]), np.ascontiguousarray(blocks[:, 1:])
+
+
+def _as_ids(ids: Any) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise DataError(f"wanted token ids, integers (N,); got {ids.shape} {ids.dtype}")
+    return ids
+
+
+def _split(ids: np.ndarray, train_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    cut = int(train_fraction * len(ids))
+    return ids[:cut], ids[cut:]

@@ -26,6 +26,10 @@ class CheckpointError(GPTError):
     """A checkpoint that is missing, damaged, or of another model."""
 
 
+class PretrainedError(GPTError):
+    """A folder with GPT-2's weights that is incomplete, damaged, or of another model, or a model that is not GPT-2."""
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback."""
     try:

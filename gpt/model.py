@@ -3,6 +3,8 @@
     tokens ──► wte + wpe ──► h.0 ──► h.1 ──► … ──► ln_f ──► lm_head ──► logits for the next token
                              each block:  x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))
 
+The options of `GPTConfig` exchange single parts of it for what has been found since; the names stay.
+
 Shapes: B sequences in a batch, T tokens in each, C = n_embd channels, nh heads of size hs = C / nh, V = vocab_size.
 """
 
@@ -15,14 +17,25 @@ from typing import Any
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
+from minigrad.muon import CombinedOptimizer, Muon
 
 from .config import GPTConfig
 from .errors import ConfigError
 from .sample import generate
 
 
+def new_norm(config: GPTConfig) -> nn.Module:
+    """The norm before each part of a block and after the last: layer norm, or RMS norm (Zhang and Sennrich, 2019)."""
+    return nn.RMSNorm(config.n_embd) if config.norm == "rms" else nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
 class CausalSelfAttention(nn.Module):
-    """Every token asks (q) all tokens up to itself (k) and takes what they offer (v), in nh heads side by side."""
+    """Every token asks (q) all tokens up to itself (k) and takes what they offer (v), in nh heads side by side.
+
+    qk_norm: each head's q and k have length sqrt(hs), and so a score q k / sqrt(hs) lies within ±sqrt(hs), whatever the
+        weights (Henry et al., 2020, with a fixed scale in place of a learned one).
+    position "rotary": q and k are turned by their positions, which leaves their lengths as they are.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v in one product
@@ -30,44 +43,52 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
+        self.rotary = config.position == "rotary"
 
-    def forward(self, x: mg.Tensor, cache: LayerCache | None = None) -> mg.Tensor:
+    def forward(self, x: mg.Tensor, cache: LayerCache | None = None, mask: Any = None) -> mg.Tensor:
         B, T, C = x.shape
         q, k, v = (
             part.reshape(B, T, self.n_head, C // self.n_head).transpose(0, 2, 1, 3)  # (B, nh, T, hs)
             for part in F.split(self.c_attn(x), C, axis=2)
         )
+        if self.qk_norm:
+            q, k = F.rms_norm(q), F.rms_norm(k)
+        if self.rotary:  # only differences of positions count, so padding at the left needs no other treatment
+            past = 0 if cache is None else cache.length
+            q, k = F.rotary(q, past), F.rotary(k, past)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nh, tokens so far, hs)
-        y = F.scaled_dot_product_attention(q, k, v, causal=True, dropout_p=self.dropout if self.training else 0.0)
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, causal=True, mask=mask, dropout_p=p)
         y = y.transpose(0, 2, 1, 3).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
-    """Every token thinks for itself: four times as many channels, GELU, and back."""
+    """Every token thinks for itself: four times as many channels, GELU or squared ReLU, and back."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU()
+        self.activation = nn.SquaredReLU() if config.activation == "relu2" else nn.GELU()
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
 class Block(nn.Module):
     """Communication, then computation, each added to the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = new_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = new_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: mg.Tensor, cache: LayerCache | None = None) -> mg.Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x: mg.Tensor, cache: LayerCache | None = None, mask: Any = None) -> mg.Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -77,56 +98,107 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # token embeddings
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # position embeddings
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # position embeddings
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = new_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: a token is read and predicted by the same vector
+        if config.tie_weights:
+            self.lm_head.weight = self.wte.weight  # a token is read and predicted by the same vector
         self.initialise()
 
     def initialise(self) -> None:
         """GPT-2's: weights normal(0, 0.02), biases 0, layer norms 1 and 0.
 
         The projections that end in the residual stream are scaled by 1 / sqrt(2 n_layer): 2 n_layer of them are added
-        up, and so the stream keeps its variance however deep the model is.
+        up, and so the stream keeps its variance however deep the model is. With `zero_init_residual` they are 0: every
+        block starts as the identity (Goyal et al., 2017).
         """
+        residual_std = 0.0 if self.config.zero_init_residual else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:
-                residual = name.endswith("c_proj.weight")
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                std = residual_std if name.endswith("c_proj.weight") else 0.02
                 parameter.data[...] = mg.random.normal(parameter.shape, std)
             elif name.endswith("bias"):
                 parameter.data[...] = 0
 
     def forward(
-        self, ids: Any, targets: Any = None, cache: KVCache | None = None
+        self, ids: Any, targets: Any = None, cache: KVCache | None = None, padding: Any = None
     ) -> tuple[mg.Tensor, mg.Tensor | None]:
         """Logits for the token after each token, and the mean cross-entropy with the targets, or None without them.
 
-        ids, targets: integers (B, T). logits: (B, T, V). With a cache, `ids` continue the tokens that are in it.
+        ids, targets: integers (B, T). logits: (B, T, V). See `hidden_states` for the cache and the padding.
+        """
+        logits = self.logits(self.hidden_states(ids, cache, padding))  # (B, T, V)
+        return logits, None if targets is None else F.cross_entropy(logits, targets)
+
+    def next_logits(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> mg.Tensor:
+        """Logits (B, V) for the token after the last of each row; the others' are not computed."""
+        return self.logits(self.hidden_states(ids, cache, padding)[:, -1])
+
+    def logits(self, x: mg.Tensor) -> mg.Tensor:
+        """Hidden states (…, C) to logits (…, V), bent to within ±logit_softcap if it is set (Bello et al., 2016)."""
+        logits, bound = self.lm_head(x), self.config.logit_softcap
+        return bound * F.tanh(logits / bound) if bound else logits
+
+    def hidden_states(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> mg.Tensor:
+        """What the last layer norm makes of every token, (B, T, C), ready for lm_head.
+
+        cache: `ids` continue the tokens that are in it.
+        padding: integers (B,): so many ids at the left of each row, in the cache if there is one, stand for nothing.
+            No token sees them, and the first token behind them has position 0.
         """
         B, T = ids.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
             raise ConfigError(f"a sequence of {past + T} tokens is longer than block_size {self.config.block_size}")
-        x = self.wte(ids) + self.wpe.weight[past : past + T]  # (B, T, C) + (T, C)
+        x, mask, positions = self.wte(ids), None, slice(past, past + T)  # (B, T, C)
+        if padding is not None:
+            xp, padding = mg.get_array_module(self.wte.weight.data), mg.Tensor(padding, device=self.wte.weight.device)
+            columns = xp.arange(past + T) - padding.data[:, None]  # (B, past + T), negative where there is no token
+            mask, positions = (columns >= 0)[:, None, None], columns[:, past:].clip(0)  # (B, T)
+        if self.config.position == "learned":
+            x = x + self.wpe.weight[positions]  # (T, C), or (B, T, C) with padding
         x = self.drop(x)
         for i, block in enumerate(self.h):
-            x = block(x, None if cache is None else cache.layers[i])
-        logits = self.lm_head(self.ln_f(x))  # (B, T, V)
-        return logits, None if targets is None else F.cross_entropy(logits, targets)
+            if self.config.checkpoint and self.training and cache is None:
+                x = nn.checkpoint(block, x, None, mask)
+            else:
+                x = block(x, None if cache is None else cache.layers[i], mask)
+        return self.ln_f(x)
 
     def configure_optimizer(
-        self, lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
-    ) -> optim.AdamW:
-        """AdamW that decays the matrices and embeddings, and leaves the biases and layer norms alone."""
-        parameters = list(self.parameters())
+        self,
+        lr: float,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        optimizer: str = "adamw",
+        muon_lr: float = 0.02,
+    ) -> optim.AdamW | CombinedOptimizer:
+        """AdamW that decays the matrices and embeddings, and leaves the biases and norms alone.
+
+        With optimizer "muon" it has the embeddings, the output layer, biases and norms, and Muon the matrices of the
+        blocks, at `muon_lr` and with the same decay.
+        """
+        if optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer is {optimizer!r}; wanted 'adamw' or 'muon'")
+        matrices = [p for p in self.h.parameters() if p.ndim >= 2] if optimizer == "muon" else []
+        others = set(self.parameters()) - set(matrices)
+        parameters = [p for p in self.parameters() if p in others]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+        adamw = optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+        if not matrices:
+            return adamw
+        packed = {block.attn.c_attn.weight for block in self.h}  # q, k and v: three matrices each
+        groups = [
+            {"params": [p for p in matrices if p in packed], "split": 3},
+            {"params": [p for p in matrices if p not in packed]},
+        ]
+        return CombinedOptimizer(adamw, Muon(groups, lr=muon_lr, weight_decay=weight_decay))
 
     def new_cache(self) -> KVCache:
         """An empty cache of keys and values, to pass to `forward`."""
@@ -141,12 +213,28 @@ class GPT(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
         use_cache: bool = True,
+        stop_tokens: Any = None,
     ) -> Any:
         """Continue each row of ids (B, T) by `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
 
-        See `gpt.sample.stream` for the options.
+        A list of prompts of any lengths gives a list of rows. A row ends early with one of the `stop_tokens`; in an
+        array it is filled up with that token. See `gpt.sample.stream` for the other options.
         """
-        return generate(self, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "use_cache": use_cache}
+        return generate(self, ids, max_new_tokens, stop_tokens, **options)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_name: Any, dtype: Any = "float32", dropout: float | None = None) -> GPT:
+        """GPT-2 as Hugging Face stores it, from a folder or downloaded, in evaluation mode. See `pretrained.load`."""
+        from . import pretrained
+
+        return pretrained.load(cls, folder_or_name, dtype, dropout)
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write config.json and model.safetensors, which transformers opens as GPT-2. See `pretrained.save`."""
+        from . import pretrained
+
+        pretrained.save(self, folder)
 
 
 class LayerCache:
@@ -163,6 +251,8 @@ class LayerCache:
         if not self.buffers:
             xp = mg.get_array_module(new[0].data)
             self.buffers = [xp.empty((B, nh, self.block_size, hs), part.dtype) for part in new]
+        if len(self.buffers[0]) != B:
+            raise ConfigError(f"a batch of {B} does not continue a cache of {len(self.buffers[0])}")
         start, self.length = self.length, self.length + T
         for buffer, part in zip(self.buffers, new, strict=True):
             buffer[:, :, start : self.length] = part.data

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import minigrad as mg
 
@@ -22,78 +24,153 @@ def stream(
     top_p: float | None = None,
     seed: int | None = None,
     use_cache: bool = True,
-) -> Iterator[Any]:
+    stop_tokens: Any = None,
+) -> Iterator[np.ndarray]:
     """Yield the next token of each row of ids (B, T), `max_new_tokens` times, as integers (B,).
 
+    ids: an array (B, T), or a list of B prompts of any lengths, none of which sees another.
     temperature: logits are divided by it; below 1 is more careful, above 1 more daring, 0 takes the likeliest token.
     top_k: sample among the k likeliest tokens only.
     top_p: sample among the likeliest tokens that together have probability p (nucleus sampling, Holtzman et al., 2019).
     seed: the same seed gives the same tokens; None draws from minigrad's generator.
     use_cache: keep keys and values instead of computing them again; the tokens are the same.
+    stop_tokens: an id, or several, any of which ends a row. A row that has ended repeats its last token until all
+        have, and then the stream ends too.
 
-    When the context is full it slides: the model sees the last block_size tokens.
+    When the context is full it slides: the model sees the last block_size tokens of each row.
     """
-    check_options(max_new_tokens, temperature, top_k, top_p)
-    ids, device = mg.Tensor(ids).numpy(), model.wte.weight.device
-    if ids.ndim != 2 or ids.shape[1] < 1 or ids.dtype.kind not in "iu":
-        raise ConfigError(f"generate: wanted ids, integers (B, T) with T of at least 1; got {ids.shape} {ids.dtype}")
-    block_size = model.config.block_size
-    ids = ids.astype("int64")  # whatever the prompt's dtype, a sampled token fits
+    check_options(max_new_tokens, temperature, top_k, top_p, seed)
+    prompts = _rows(ids, model.config.vocab_size)
+    stop = _stop_tokens(stop_tokens, model.config.vocab_size)
     rng = mg.random.new_generator(seed)
+    return _continue(
+        model, prompts, max_new_tokens, lambda logits: choose(logits, temperature, top_k, top_p, rng), use_cache, stop
+    )
+
+
+def _continue(
+    model: GPT,
+    prompts: list[np.ndarray],
+    max_new_tokens: int,
+    choose_tokens: Callable[[np.ndarray], np.ndarray],
+    use_cache: bool,
+    stop: np.ndarray,
+) -> Iterator[np.ndarray]:
+    block_size, device = model.config.block_size, model.wte.weight.device
+    longest = max(map(len, prompts))
+    padding = np.array([longest - len(prompt) for prompt in prompts])  # the rows are aligned at the right
+    tokens = np.zeros((len(prompts), longest + max_new_tokens), np.int64)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[longest - len(prompt) : longest] = prompt
+    ended = np.zeros(len(prompts), bool)
     was_training = model.training
     model.eval()
     try:
         cache = model.new_cache() if use_cache else None
-        ids = new = ids[:, -block_size:]
-        for _ in range(max_new_tokens):
-            if cache is not None and cache.length + new.shape[1] > block_size:
+        for end in range(longest, longest + max_new_tokens):
+            if cache is not None and cache.length == block_size:
                 cache = None  # the window slides: every token has a new position, so nothing that was kept is valid
+            start = max(0, end - block_size)
+            empty = np.maximum(padding - start, 0)
+            new = tokens[:, start if cache is None or not cache.length else end - 1 : end]
             with mg.no_grad():
-                logits, _ = model(mg.Tensor(ids if cache is None else new, device=device).data, cache=cache)
-            new = choose(logits[:, -1].numpy(), temperature, top_k, top_p, rng)[:, None]  # (B, 1)
-            ids = mg.functional.concatenate([ids, new], axis=1).data[:, -block_size:]
-            yield new[:, 0]
+                logits = model.next_logits(
+                    mg.Tensor(new, device=device).data, cache=cache, padding=empty if empty.any() else None
+                )
+            tokens[:, end] = np.where(ended, tokens[:, end - 1], choose_tokens(logits.numpy()))
+            yield tokens[:, end].copy()
+            ended |= np.isin(tokens[:, end], stop)
+            if ended.all():
+                return
     finally:
         model.train(was_training)
 
 
-def generate(model: GPT, ids: Any, max_new_tokens: int, *options: Any, **named_options: Any) -> Any:
-    """The rows of ids (B, T) with all of the tokens that `stream` yields behind them."""
-    ids = mg.Tensor(ids, device="cpu")
-    tokens = [token[:, None] for token in stream(model, ids, max_new_tokens, *options, **named_options)]
-    return mg.functional.concatenate([ids.astype("int64"), *tokens], axis=1).data
+def generate(model: GPT, ids: Any, max_new_tokens: int, stop_tokens: Any = None, **options: Any) -> Any:
+    """The rows of ids with the tokens that `stream` yields behind them.
+
+    An array (B, T) gives an array, filled up as the stream fills it. A list of prompts gives a list of arrays (T_i,):
+    each ends with its first stop token, or after `max_new_tokens`.
+    """
+    steps = list(stream(model, ids, max_new_tokens, stop_tokens=stop_tokens, **options))
+    prompts = _rows(ids, model.config.vocab_size)
+    new: Any = np.array(steps, np.int64).reshape(-1, len(prompts)).T  # (B, steps)
+    if isinstance(ids, (list, tuple)):
+        stop = _stop_tokens(stop_tokens, model.config.vocab_size)
+        new = [row[: stops.argmax() + 1] if stops.any() else row for row in new for stops in [np.isin(row, stop)]]
+    rows = [np.concatenate(parts) for parts in zip(prompts, new, strict=True)]
+    return rows if isinstance(ids, (list, tuple)) else np.stack(rows)
 
 
-def check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise `ConfigError` for options that have no meaning."""
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; wanted at least 0")
-    if not temperature >= 0:
-        raise ConfigError(f"temperature is {temperature}; wanted at least 0")
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; wanted at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}; wanted above 0 and at most 1")
-
-
-def choose(logits: Any, temperature: float, top_k: int | None, top_p: float | None, rng: Any) -> Any:
-    """One token a row from logits (B, V), on the CPU: integers (B,).
+def choose(
+    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None, rng: np.random.Generator
+) -> np.ndarray:
+    """One token a row from logits (B, V): integers (B,).
 
     Sampling is by the Gumbel-max trick: the largest of logit + Gumbel noise falls on token i with probability
     softmax(logits)_i.
     """
     if temperature == 0:
         return logits.argmax(axis=-1)
-    logits = logits.astype("float64") / temperature
-    ranked = -mg.get_array_module(logits).sort(-logits, axis=-1)  # (B, V), the largest first
-    if top_k is not None:
-        kth = ranked[:, min(top_k, ranked.shape[1]) - 1, None]  # (B, 1)
-        logits = mg.functional.masked_fill(logits, logits < kth, -float("inf")).data
-        ranked = mg.functional.masked_fill(ranked, ranked < kth, -float("inf")).data
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest become -inf
+        logits /= temperature
+    if top_k is not None and top_k < logits.shape[1]:
+        kth = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]  # (B, 1)
+        logits[logits < kth] = -np.inf
     if top_p is not None:
-        probabilities = mg.functional.softmax(ranked).data
+        ranked = -np.sort(-logits, axis=-1)  # (B, V), the likeliest first
+        probabilities = mg.functional.softmax(ranked).numpy()
         before = probabilities.cumsum(axis=-1) - probabilities  # of the tokens that are likelier; 0 for the first
         last = (before < top_p).sum(axis=-1, keepdims=True) - 1  # the last rank that is still needed
-        smallest = ranked[range(len(ranked)), last[:, 0]][:, None]
-        logits = mg.functional.masked_fill(logits, logits < smallest, -float("inf")).data
+        logits[logits < np.take_along_axis(ranked, last, axis=-1)] = -np.inf
     return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+
+
+# Checks
+
+
+def check_options(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None = None
+) -> None:
+    """Raise `ConfigError` for options that have no meaning."""
+    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
+        if value is None and name != "max_new_tokens":
+            continue
+        if not isinstance(value, (int, np.integer)):
+            raise ConfigError(f"{name} is {value!r}; wanted a whole number")
+        if value < least:
+            raise ConfigError(f"{name} is {value}; wanted at least {least}")
+    if not temperature >= 0:
+        raise ConfigError(f"temperature is {temperature}; wanted at least 0")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigError(f"top_p is {top_p}; wanted above 0 and at most 1")
+
+
+def _rows(ids: Any, vocab_size: int) -> list[np.ndarray]:
+    """The rows of an array (B, T), or the prompts of a list, as int64 arrays (T,)."""
+    if isinstance(ids, (list, tuple)):
+        rows = [mg.Tensor(row).numpy() for row in ids]
+    else:
+        array = mg.Tensor(ids).numpy()
+        rows = [*array] if array.ndim == 2 else []
+    wrong = [row for row in rows if row.ndim != 1 or not row.size or row.dtype.kind not in "iu"]
+    if wrong or not rows:
+        got = wrong[0] if wrong else mg.Tensor(ids).numpy()
+        raise ConfigError(
+            f"generate: wanted ids, integers (B, T), or a list of rows of them, none empty; got {got.shape} {got.dtype}"
+        )
+    for row in rows:
+        if row.min() < 0 or row.max() >= vocab_size:
+            raise ConfigError(f"generate: wanted ids from 0 to {vocab_size - 1}; got {row.min()} to {row.max()}")
+    return [row.astype(np.int64) for row in rows]  # whatever the prompt's dtype, a sampled token fits
+
+
+def _stop_tokens(stop_tokens: Any, vocab_size: int) -> np.ndarray:
+    """None, an id or several as an array."""
+    several = list(stop_tokens) if isinstance(stop_tokens, (set, frozenset)) else stop_tokens
+    stop = np.atleast_1d([] if several is None else several)
+    if stop.size and (stop.dtype.kind not in "iu" or stop.min() < 0 or stop.max() >= vocab_size):
+        raise ConfigError(f"stop_tokens is {stop_tokens!r}; wanted ids from 0 to {vocab_size - 1}")
+    return stop

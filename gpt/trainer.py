@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import optim
-from minigrad.backend import keep_freed_memory
 from minigrad.serialization import write_atomically
 
 from . import checkpoint
@@ -51,8 +50,14 @@ class Trainer:
         self.device = model.wte.weight.device
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
         self.optimizer = model.configure_optimizer(
-            config.learning_rate, config.weight_decay, (config.beta1, config.beta2)
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(config.beta1, config.beta2),
+            optimizer=config.optimizer,
+            muon_lr=config.muon_learning_rate,
         )
+        top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
+        self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.groups]
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -62,7 +67,6 @@ class Trainer:
 
     def train(self) -> bool:
         """Train until `max_iters`. True if the end was reached, False after Ctrl-C; either way all is saved."""
-        keep_freed_memory()
         self.out.mkdir(parents=True, exist_ok=True)
         self.write_metrics()
         self.model.train()
@@ -102,8 +106,8 @@ class Trainer:
             total = loss.detach() if total is None else total + loss.detach()
         limit = self.config.grad_clip or math.inf
         norm = optim.clip_grad_norm(self.optimizer.params, limit)
-        for group in self.optimizer.groups:
-            group["lr"] = learning_rate
+        for group, factor in zip(self.optimizer.groups, self.lr_factors, strict=True):
+            group["lr"] = learning_rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.iteration += 1
@@ -112,7 +116,10 @@ class Trainer:
 
     def learning_rate(self) -> float:
         c = self.config
-        return optim.warmup_cosine(self.iteration, c.learning_rate, c.min_lr, c.warmup_iters, c.lr_decay_iters)
+        rates = c.learning_rate, c.min_lr
+        if c.schedule == "linear":
+            return warmup_linear(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters, c.lr_hold_iters)
+        return optim.warmup_cosine(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters)
 
     def loss(self, split: str, rng: Any) -> mg.Tensor:
         """The model's loss on a random batch."""
@@ -264,6 +271,23 @@ class Trainer:
         figure.savefig(image, format="png", dpi=120)
         write_atomically(self.out / "loss.png", image.getvalue())
         return self.out / "loss.png"
+
+
+def warmup_linear(
+    step: int, learning_rate: float, min_lr: float, warmup_iters: int, lr_decay_iters: int, lr_hold_iters: int = 0
+) -> float:
+    """The learning rate at `step`, counted from 0: `optim.warmup_cosine` with straight lines, a trapezoid.
+
+    It rises for `warmup_iters` steps, stays at `learning_rate` for `lr_hold_iters` and falls to `min_lr`, which it
+    reaches at `lr_decay_iters` and keeps.
+    """
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / (warmup_iters + 1)
+    start = warmup_iters + lr_hold_iters
+    if step >= lr_decay_iters:
+        return min_lr
+    progress = (step - start) / (lr_decay_iters - start) if step > start else 0.0  # 0 to 1
+    return learning_rate + progress * (min_lr - learning_rate)
 
 
 def keep_previous_run(out: Path) -> Path | None:

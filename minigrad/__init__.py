@@ -1,9 +1,10 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
-from . import functional, nn, optim, random
+from . import functional, kernels, nn, optim, random
 from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, mark_written, no_grad
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
+from .kernels.cpu import get_num_threads, set_num_threads
 from .random import manual_seed
 from .serialization import load, save
 from .tensor import Tensor
@@ -19,7 +20,9 @@ __all__ = [
     "detect_anomaly",
     "functional",
     "get_array_module",
+    "get_num_threads",
     "gradcheck",
+    "kernels",
     "load",
     "manual_seed",
     "mark_written",
@@ -28,5 +31,6 @@ __all__ = [
     "optim",
     "random",
     "save",
+    "set_num_threads",
 ]
 __version__ = "0.1.0"

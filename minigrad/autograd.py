@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .backend import Array, as_array, check_same_device, get_array_module, is_array
+from .kernels import implementation
 
 
 class AutogradError(RuntimeError):
@@ -119,6 +120,7 @@ class Context:
 
     __slots__ = (
         "function",  # the operation's class
+        "implementation",  # whose forward and backward run: the operation's own or those of a kernel
         "needs_input_grad",  # for each argument of forward: will its gradient be used?
         "parents",  # for each argument: where it came from (node, output number), the leaf itself, or None
         "tensor_arguments",  # which of the arguments are tensors
@@ -131,6 +133,7 @@ class Context:
         "__dict__",
     )
     function: type[Function]
+    implementation: Any
     needs_input_grad: tuple[bool, ...]
     parents: list[tuple[Context, int] | Variable | None]
     tensor_arguments: list[int]
@@ -194,7 +197,11 @@ class Function:
     `backward` returns one gradient, or None, for each tensor among the arguments, in their order; it may also return
     one for each argument, with None for those that are no tensors. A gradient has the shape and dtype of its tensor.
     Arrays that `backward` receives are borrowed: it must not write to them.
+    A class whose backward returns new arrays, which nobody else holds, may say so with `returns_new_arrays = True`:
+    they then become the `grad` of a leaf without being copied.
     """
+
+    returns_new_arrays: ClassVar[bool] = False
 
     @staticmethod
     def forward(ctx: Context, *args: Any) -> Any:
@@ -219,8 +226,9 @@ class Function:
             check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
 
         ctx = Context(cls, tuple(needs_grad))
+        ctx.implementation = implementation(cls, "cuda" if on_gpu else "cpu", arrays)
         try:
-            result = cls.forward(ctx, *arrays)
+            result = ctx.implementation.forward(ctx, *arrays)
         except (IndexError, TypeError, ValueError) as error:
             kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
             raise kind(f"{cls.__name__}: {error}; got {', '.join(map(describe, args))}") from error
@@ -247,7 +255,7 @@ def _input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
             f"{name}: backward ran a second time through a graph whose saved arrays are freed; give retain_graph=True "
             f"to the first call if you need a second"
         )
-    result = node.function.backward(node, *grads)
+    result = node.implementation.backward(node, *grads)
     result = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(result) == len(node.tensor_arguments):  # one for each tensor: put None in the other places
         given, result = result, [None] * len(node.parents)
@@ -326,7 +334,7 @@ def backward(root: Variable, grad: Array, retain_graph: bool = False) -> None:
         for parent, gradient in zip(node.parents, gradients, strict=True):
             if isinstance(parent, Variable):
                 if gradient is not None:
-                    _add_to_leaf(parent, gradient)
+                    _add_to_leaf(parent, gradient, node.implementation.returns_new_arrays)
             elif parent is not None:
                 if gradient is not None:
                     if parent not in arrived:
@@ -347,10 +355,10 @@ def _zeros(node: Context, i: int) -> Array:
     return node.xp.zeros(shape, dtype)
 
 
-def _add_to_leaf(leaf: Variable, gradient: Array) -> None:
+def _add_to_leaf(leaf: Variable, gradient: Array, new: bool = False) -> None:
     """A leaf's gradient is always an array of its own, never a view of one that the tape or the user holds."""
     if leaf.grad is None:
-        leaf.grad = gradient.copy()
+        leaf.grad = gradient if new and gradient.base is None else gradient.copy()
     else:
         leaf.grad += gradient
         mark_written(leaf.grad)

@@ -25,6 +25,7 @@ from .ops import activation, attention, elementwise, indexing, loss, normalizati
 from .ops import dropout as dropout_op
 from .ops import embedding as embedding_op
 from .ops import matmul as matmul_op
+from .ops import rotary as rotary_op
 from .ops import shape as shape_op
 from .ops import softmax as softmax_op
 
@@ -240,6 +241,11 @@ def relu(x: Any) -> Tensor:
     return activation.ReLU.apply(_tensor(x))
 
 
+def squared_relu(x: Any) -> Tensor:
+    """max(x, 0)^2 (So et al., 2021)."""
+    return activation.SquaredReLU.apply(_tensor(x))
+
+
 def gelu(x: Any, approximate: str = "tanh") -> Tensor:
     """GELU, x Phi(x): GPT-2's tanh form, or with `approximate="none"` the exact one (Hendrycks and Gimpel, 2016)."""
     forms = {"tanh": activation.GELUTanh, "none": activation.GELUErf}
@@ -423,6 +429,14 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Tensor:
     x, weight = _tensor(x), weight if weight is None else _tensor(weight)
     _same_dtype("rms_norm", x, weight)
     return normalization.RMSNorm.apply(x, weight, _number(eps))
+
+
+def rotary(x: Any, offset: builtins.int = 0, base: float = 10000.0) -> Tensor:
+    """Rotary position embedding (Su et al., 2021) of queries or keys (…, T, D), the first at position `offset`.
+
+    Channels i and i + D/2 are turned as a pair, by the angle position * base^(-2i/D).
+    """
+    return rotary_op.Rotary.apply(_tensor(x), _number(offset), _number(base))
 
 
 def embedding(ids: Any, weight: Any) -> Tensor:

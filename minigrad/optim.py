@@ -6,15 +6,20 @@ Settings can be read and changed in `optimizer.groups`, for example `for group i
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .autograd import mark_written
-from .backend import Array, as_array, get_array_module, to_device
+from .backend import Array, as_array, get_array_module, keep_freed_memory, to_device
+from .kernels.cpu import in_pieces, squared_norm
 from .tensor import Tensor
+
+
+Jobs: TypeAlias = list[tuple[Callable[..., Any], list[Array]]]  # functions, and the arrays to call them with
 
 
 class Optimizer:
@@ -25,8 +30,10 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
+    elementwise = False  # does each element change by itself, so that a large parameter can be cut into pieces?
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
+        keep_freed_memory()  # training starts here
         given = list(params)
         if not given:
             raise ValueError(f"{type(self).__name__}: got no parameters")
@@ -55,16 +62,36 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter that has a gradient."""
         numbers = iter(range(len(self.params)))
+        jobs: Jobs = []
         for group in self.groups:
             for p in group["params"]:
                 i = next(numbers)
                 if p.grad is not None:
                     self.steps[i] += 1
-                    self.update(p.data, p.grad, self.state[i], group, self.steps[i])
+                    state = self.state[i]
+                    for slot in self.slots_of(group):
+                        if slot not in state:
+                            state[slot] = get_array_module(p.data).zeros_like(p.data)
+                    update = functools.partial(self.update_piece, tuple(state), group, self.steps[i])
+                    jobs.append((update, [p.data, p.grad, *state.values()]))
                     mark_written(p.data)
+        run = in_pieces if self.elementwise and jobs and isinstance(jobs[0][1][0], np.ndarray) else in_whole
+        run(jobs)
+
+    def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the arrays that are kept for each parameter of this group; they start as zeros."""
+        return self.slots
+
+    def update_piece(self, slots: tuple[str, ...], group: dict[str, Any], t: int, *arrays: Array) -> None:
+        w, g, *kept = arrays
+        self.update(w, g, dict(zip(slots, kept, strict=True)), group, t)
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
-        """Change the array w in place for the t-th time, given its gradient g, which must not be changed."""
+        """Change the array w in place for the t-th time, given its gradient g, which must not be changed.
+
+        `state` has an array like w for each slot, to be changed in place too. If the class says `elementwise`, all of
+        them may be the same piece of a parameter and of its arrays.
+        """
         raise TypeError(f"{type(self).__name__} must define update(…)")
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -93,11 +120,10 @@ class Optimizer:
         self.steps, self.state = [int(t) for t in steps], loaded
 
 
-def kept(state: dict[str, Array], slot: str, w: Array) -> Array:
-    """The array that is kept for w under this name, to be changed in place; zeros at first."""
-    if slot not in state:
-        state[slot] = get_array_module(w).zeros_like(w)
-    return state[slot]
+def in_whole(jobs: Jobs) -> None:
+    """function(*arrays) for each job."""
+    for function, arrays in jobs:
+        function(*arrays)
 
 
 class SGD(Optimizer):
@@ -109,15 +135,19 @@ class SGD(Optimizer):
     """
 
     slots = ("momentum",)
+    elementwise = True
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self.slots if group["momentum"] else ()
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         if group["weight_decay"]:
             g = g + group["weight_decay"] * w
         if group["momentum"]:
-            v = kept(state, "momentum", w)
+            v = state["momentum"]
             v *= group["momentum"]
             v += g
             g = v
@@ -136,6 +166,7 @@ class AdamW(Optimizer):
     """
 
     slots = ("m", "v")
+    elementwise = True
 
     def __init__(
         self,
@@ -149,19 +180,21 @@ class AdamW(Optimizer):
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         xp = get_array_module(w)
-        m, v = kept(state, "m", w), kept(state, "v", w)
+        m, v = state["m"], state["v"]
         beta1, beta2 = group["betas"]
         c1, c2 = 1 - beta1**t, 1 - beta2**t
+        change = g * (1 - beta1)  # a scratch array, used again below
         m *= beta1
-        m += (1 - beta1) * g
+        m += change
+        xp.multiply(g, g, out=change)
+        change *= 1 - beta2
         v *= beta2
-        v += (1 - beta2) * (g * g)
-        w *= 1 - group["lr"] * group["weight_decay"]
-        change = xp.sqrt(v)  # then in place: (m / c1) / (sqrt(v / c2) + eps), with the constants drawn together
-        change *= 1 / math.sqrt(c2)
-        change += group["eps"]
+        v += change
+        xp.sqrt(v, out=change)  # then (m / c1) / (sqrt(v / c2) + eps), with the constants drawn together
+        change += group["eps"] * math.sqrt(c2)
         xp.divide(m, change, out=change)
-        change *= group["lr"] / c1
+        change *= group["lr"] * math.sqrt(c2) / c1
+        w *= 1 - group["lr"] * group["weight_decay"]
         w -= change
 
 
@@ -175,9 +208,9 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
     if not grads:
         return 0.0
     xp = get_array_module(grads[0])
-    norm = xp.sqrt(sum(xp.vdot(g, g) for g in grads))
-    factor = xp.minimum(max_norm / (norm + 1e-6), 1)
     on_gpu = xp is not np
+    norm = xp.sqrt(sum(xp.vdot(g, g) for g in grads) if on_gpu else squared_norm(grads))
+    factor = xp.minimum(max_norm / (norm + 1e-6), 1)
     if on_gpu or not factor >= 1:
         for g in grads:
             g *= factor.astype(g.dtype)

@@ -7,12 +7,15 @@ mg.random.set_state(state)      # continues exactly there
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, check_device, get_array_module
+from .backend import Array, check_device, get_array_module, to_device
 
 _seed = 0
 _cpu = np.random.Generator(np.random.SFC64(_seed))
@@ -39,14 +42,42 @@ def generator(device: str = "cpu") -> Any:
     return _gpus[device]
 
 
+class _Mode(threading.local):
+    blank = 0  # how many `blank` contexts this thread is inside
+
+
+_mode = _Mode()
+
+
+@contextlib.contextmanager
+def blank() -> Iterator[None]:
+    """Inside this context `normal` and `uniform` draw nothing and give zeros: for weights that are about to be read.
+
+    The system hands out zeros only when they are first written to, so a layer that is not kept costs nothing.
+    """
+    _mode.blank += 1
+    try:
+        yield
+    finally:
+        _mode.blank -= 1
+
+
 def normal(shape: tuple[int, ...], std: float = 1.0, dtype: Any = np.float32, device: str = "cpu") -> Array:
     """Normally distributed numbers with mean 0 and standard deviation `std`."""
+    if _mode.blank:
+        return _zeros(shape, dtype, device)
     return generator(device).standard_normal(shape, dtype=dtype) * np.dtype(dtype).type(std)
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, dtype: Any = np.float32, device: str = "cpu") -> Array:
     """Numbers distributed evenly from `low` to `high`."""
+    if _mode.blank:
+        return _zeros(shape, dtype, device)
     return generator(device).random(shape, dtype=dtype) * np.dtype(dtype).type(high - low) + np.dtype(dtype).type(low)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, device: str) -> Array:
+    return to_device(np.zeros(shape, dtype), device)
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, device: str = "cpu") -> tuple[Array, float]:
@@ -65,6 +96,11 @@ def dropout_mask(shape: tuple[int, ...], p: float, device: str = "cpu") -> tuple
     return (bits >= dropped) if dropped < 65536 else get_array_module(bits).zeros(shape, bool), scale
 
 
+def seeds(n: int) -> list[int]:
+    """Seeds for n generators of their own, drawn from the CPU's generator."""
+    return [int(word) for word in _cpu.bit_generator.random_raw(n)]
+
+
 def get_state() -> dict[str, Any]:
     """The seed and the state of the CPU's generator, as plain Python numbers and lists."""
     state: dict[str, Any] = dict(_cpu.bit_generator.state)
@@ -75,9 +111,23 @@ def get_state() -> dict[str, Any]:
 def set_state(state: dict[str, Any]) -> None:
     """Continue from what `get_state` returned."""
     manual_seed(state["seed"])
-    cpu = dict(state["cpu"])
-    cpu["state"] = {"state": np.array(cpu["state"]["state"], np.uint64)}
-    _cpu.bit_generator.state = cpu
+    _cpu.bit_generator.state = _cpu_state(state)
+
+
+def _cpu_state(state: dict[str, Any]) -> dict[str, Any]:
+    words = np.array(state["cpu"]["state"]["state"], np.uint64)
+    return {**state["cpu"], "state": {"state": words}}
+
+
+@contextlib.contextmanager
+def replay(state: dict[str, Any]) -> Iterator[None]:
+    """Inside this context the CPU draws again what it drew after `state`; then it goes on as if nothing had been."""
+    before = _cpu.bit_generator.state
+    _cpu.bit_generator.state = _cpu_state(state)
+    try:
+        yield
+    finally:
+        _cpu.bit_generator.state = before
 
 
 def new_generator(seed: int | None) -> np.random.Generator:

@@ -2,8 +2,10 @@
 
 import hashlib
 import http.server
+import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -328,3 +330,168 @@ def test_options_without_meaning_are_refused():
         data.Dataset(ids, block_size=4).batch("test", 1, rng)
     with pytest.raises(ConfigError, match="batch_size is 0"):
         data.Dataset(ids, block_size=4).batch("train", 0, rng)
+
+
+def test_the_parts_may_be_given_apart():
+    dataset = data.Dataset.of_parts(np.arange(100), np.arange(100, 120), block_size=8)
+    for split, low, high in (("train", 0, 100), ("val", 100, 120)):
+        inputs, targets = dataset.batch(split, 500, np.random.default_rng(0))
+        assert (inputs.min(), targets.max()) == (low, high - 1)
+        np.testing.assert_array_equal(targets, inputs + 1)
+    with pytest.raises(DataError, match="of its 108 tokens 100 are to train on and 8 to validate on"):
+        data.Dataset.of_parts(np.arange(100), np.arange(8), block_size=8)
+    with pytest.raises(DataError, match=r"integers \(N,\); got \(100,\) float64"):
+        data.Dataset.of_parts(np.arange(100), np.ones(100), block_size=8)
+
+
+def test_an_id_outside_the_vocabulary_is_named_by_the_batch_that_comes_upon_it():
+    ids = np.arange(40) % 9
+    ids[25] = 9
+    dataset = data.Dataset.of_parts(ids, ids[:20], block_size=8, vocab_size=9)
+    dataset.batch("val", 100, np.random.default_rng(0))
+    with pytest.raises(DataError, match='the id 9 at position 25 of "train" is not in the vocabulary, which has 9'):
+        dataset.batch("train", 100, np.random.default_rng(0))
+
+
+# Token files
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A folder of token files: the ids 0 to 89 and 90 to 99 of a tokenizer of 100 characters."""
+    folder = tmp_path / "tokens"
+    write_tokens(folder)
+    return folder
+
+
+def write_tokens(folder, dtype="uint16", **changes):
+    folder.mkdir(exist_ok=True)
+    np.arange(90).astype(f"<u{np.dtype(dtype).itemsize}").tofile(folder / "train.bin")
+    np.arange(90, 100).astype(f"<u{np.dtype(dtype).itemsize}").tofile(folder / "val.bin")
+    about = {
+        "tokenizer": CharTokenizer("".join(map(chr, range(100)))).state(),
+        "dtype": dtype,
+        "files": {"train.bin": {"tokens": 90}, "val.bin": {"tokens": 10}},
+    }
+    (folder / "meta.json").write_text(json.dumps({**about, **changes}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_token_files_are_read_as_they_were_written(tmp_path, dtype):
+    write_tokens(tmp_path / "tokens", dtype)
+    tokens = data.load_data(tmp_path / "tokens")
+    np.testing.assert_array_equal(tokens.train, np.arange(90))
+    np.testing.assert_array_equal(tokens.val, np.arange(90, 100))
+    assert tokens.train.dtype == dtype
+    assert not tokens.train.flags.writeable
+    assert tokens.tokenizer.vocab_size == 100
+    assert tokens.about == f"{tmp_path}/tokens: 100 tokens out of 100"
+
+
+def test_one_token_file_may_stand_alone(tokens):
+    both, train, val = (data.load_data(path) for path in (tokens, tokens / "train.bin", tokens / "val.bin"))
+    np.testing.assert_array_equal(train.train, np.arange(81))
+    np.testing.assert_array_equal(train.val, np.arange(81, 90))
+    np.testing.assert_array_equal(val.val, [99])
+    assert len({both.data_id, train.data_id, val.data_id}) == 3
+    assert data.load_data(tokens).data_id == both.data_id
+
+
+def test_token_files_of_another_tokenizer_are_refused(tokens):
+    assert data.load_data(tokens, CharTokenizer("".join(map(chr, range(100))))).tokenizer.vocab_size == 100
+    with pytest.raises(DataError, match="tokens: these tokens were made by another tokenizer than the model's"):
+        data.load_data(tokens, CharTokenizer("abc"))
+
+
+def test_a_text_is_encoded_by_its_characters_or_by_the_tokenizer_of_the_model(tmp_path):
+    (tmp_path / "mine.txt").write_text("abcabcabca" * 10, encoding="utf-8")
+    own = data.load_data(tmp_path / "mine.txt")
+    other = data.load_data(tmp_path / "mine.txt", CharTokenizer("dcba"))
+    assert own.about == other.about == f"{tmp_path}/mine.txt: 100 characters, 3 distinct"
+    assert own.data_id == other.data_id == hashlib.sha256(b"abcabcabca" * 10).hexdigest()
+    assert own.tokenizer.characters == "abc"
+    np.testing.assert_array_equal(own.train, other.tokenizer.vocab_size - 1 - other.train)
+    assert (len(own.train), len(own.val)) == (90, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float64"}, r"meta\.json: not what examples/prepare_data\.py writes"),
+        ({"files": []}, r"meta\.json: not what examples/prepare_data\.py writes"),
+        ({"tokenizer": {"kind": "bpe"}}, r"meta\.json: not a tokenizer"),
+        ({"files": {}}, r"train\.bin: meta\.json does not say how many tokens it has"),
+        ({"files": {"train.bin": 90}}, r"train\.bin: meta\.json does not say how many tokens it has"),
+        ({"files": {"train.bin": {"tokens": "90"}}}, r"train\.bin: 180 bytes; meta\.json says 90 tokens of 2 bytes"),
+        ({"files": {"train.bin": {"tokens": 91}}}, r"train\.bin: 180 bytes; meta\.json says 91 tokens of 2 bytes"),
+        ({"dtype": "uint32"}, None),
+    ],
+)
+def test_token_files_that_are_not_what_meta_says_are_refused(tokens, changes, message):
+    write_tokens(tokens, **changes)
+    if message is None:  # the same number of ids, each of half the size
+        (tokens / "train.bin").write_bytes(bytes(180))
+        message = r"train\.bin: 180 bytes; meta\.json says 90 tokens of 4 bytes"
+    with pytest.raises(DataError, match=message):
+        data.load_data(tokens)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"null", b"\xff"])
+def test_a_meta_file_that_is_none_is_refused(tokens, content):
+    (tokens / "meta.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"meta\.json: "):
+        data.load_data(tokens)
+
+
+def test_token_files_that_are_cut_missing_or_empty_are_named(tokens, tmp_path):
+    train = tokens / "train.bin"
+    train.write_bytes(train.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"train\.bin: 179 bytes; meta\.json says 90 tokens of 2 bytes"):
+        data.load_data(tokens)
+    write_tokens(tokens, files={"train.bin": {"tokens": 0}})
+    train.write_bytes(b"")
+    with pytest.raises(DataError, match=r"train\.bin: 0 bytes; meta\.json says 0 tokens"):
+        data.load_data(tokens)
+    train.unlink()
+    with pytest.raises(DataError, match=r"train\.bin: cannot be read \(No such file or directory\)"):
+        data.load_data(tokens)
+    (tokens / "meta.json").unlink()
+    for path in (tokens, tokens / "val.bin", tmp_path):
+        with pytest.raises(
+            DataError, match=r"meta\.json: cannot be read .* a folder that examples/prepare_data.py made"
+        ):
+            data.load_data(path)
+
+
+SAMPLE = """
+import re, sys, tracemalloc
+import numpy as np
+from pathlib import Path
+from gpt import data
+
+def own_memory():
+    return int(re.search(r"^RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) / 1024
+
+before = own_memory()
+tracemalloc.start()
+tokens = data.load_data(sys.argv[1])
+dataset = data.Dataset.of_parts(tokens.train, tokens.val, 256, tokens.tokenizer.vocab_size)
+rng = np.random.default_rng(0)
+for _ in range(100):
+    inputs, targets = dataset.batch("train", 12, rng)
+print(own_memory() - before, tracemalloc.get_traced_memory()[1] / 2**20, inputs.max())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's memory")
+def test_a_file_of_many_tokens_is_sampled_without_loading_it(tmp_path):
+    """64 MB of tokens: what the process has of its own is a batch; the rest is the system's cache of the file."""
+    write_tokens(tmp_path, files={"train.bin": {"tokens": 1 << 25}, "val.bin": {"tokens": 1 << 10}})
+    (np.arange(1 << 25, dtype="<u2") % 100).tofile(tmp_path / "train.bin")
+    np.zeros(1 << 10, "<u2").tofile(tmp_path / "val.bin")
+    command = [sys.executable, "-c", SAMPLE, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    at_the_end, peak, largest = map(float, result.stdout.split())  # MB
+    assert at_the_end < 8
+    assert peak < 2
+    assert largest == 99

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from checks import operations_of
 
 import minigrad as mg
 from minigrad import functional as F
@@ -216,3 +217,58 @@ def test_gradients_of_the_parameters_inside_a_layer(layer):
     layer.to(dtype=np.float64)
     x = np.random.default_rng(0).standard_normal((3, 4))
     assert gradcheck_directional(lambda x, *_: layer(x), [x, *layer.parameters()])
+
+
+# Activation checkpointing
+
+
+class DeepBlock(nn.Module):
+    """Parameters, dropout, and an input that is used twice."""
+
+    def __init__(self):
+        self.layer = nn.Linear(4, 4)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x, scale):
+        return self.dropout(F.tanh(self.layer(x))) * x * scale
+
+
+def gradients_of(run, block, x, scale):
+    """The value, all gradients, and the next random number after a forward and backward of two blocks in a row."""
+    mg.manual_seed(5)
+    block.zero_grad()
+    x, scale = mg.Tensor(x, requires_grad=True), mg.Tensor(scale, requires_grad=True)
+    y = run(run(x, scale), scale)
+    (y * y).sum().backward()
+    return [y.data, x.grad, scale.grad, *[p.grad for p in block.parameters()], mg.random.uniform((1,), 0, 1)]
+
+
+def test_checkpoint_changes_nothing_but_memory():
+    block, x, scale = DeepBlock(), np.ones((3, 4), "float32"), np.full((4,), 0.5, "float32")
+    plain = gradients_of(block, block, x, scale)
+    checkpointed = gradients_of(lambda *inputs: nn.checkpoint(block, *inputs), block, x, scale)
+    for ours, wanted in zip(checkpointed, plain, strict=True):
+        np.testing.assert_array_equal(ours, wanted)  # bit for bit, so dropout fell on the same elements
+
+
+def test_checkpoint_reaches_parameters_when_no_input_wants_a_gradient():
+    block = DeepBlock()
+    nn.checkpoint(block, mg.Tensor(np.ones((2, 4), "float32")), 2.0).sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
+
+
+def test_checkpoint_keeps_its_inputs_and_nothing_else():
+    deep = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(10)])
+    x = mg.Tensor(np.ones((4, 8), "float32"), requires_grad=True)
+    names = operations_of(nn.checkpoint(deep, x))
+    assert names == ["Checkpoint"]
+
+
+def test_checkpoint_detects_an_input_that_was_changed_since():
+    block, x = DeepBlock(), mg.Tensor(np.ones((2, 4), "float32"), requires_grad=True)
+    y = nn.checkpoint(block, x * 1.0, 1.0)
+    array = y.origin[0].saved[0]
+    array += 1
+    mg.mark_written(array)
+    with pytest.raises(mg.AutogradError, match="Checkpoint: an array"):
+        y.sum().backward()

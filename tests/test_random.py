@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -106,3 +107,30 @@ def test_a_generator_of_its_own_leaves_the_shared_one_alone():
     assert (one != other).any()
     assert random.get_state() == before
     assert random.new_generator(None) is random.generator("cpu")
+
+
+def test_blank_draws_nothing_and_gives_zeros_in_this_thread_alone():
+    mg.manual_seed(1)
+    with mg.random.blank():
+        assert not mg.random.normal((3,), 5.0).any()
+        assert mg.random.uniform((2, 2), 1.0, 2.0, dtype="float64").dtype == np.float64
+        elsewhere = []
+        thread = threading.Thread(target=lambda: elsewhere.append(mg.random.normal((3,))))
+        thread.start()
+        thread.join()
+    after = mg.random.normal((3,))
+    mg.manual_seed(1)
+    np.testing.assert_array_equal(elsewhere[0], mg.random.normal((3,)))  # inside the context nothing else was drawn
+    np.testing.assert_array_equal(after, mg.random.normal((3,)))
+
+
+def test_replay_draws_the_same_again_and_leaves_no_trace():
+    mg.manual_seed(1)
+    state = mg.random.get_state()
+    first = mg.random.normal((3,))
+    with mg.random.replay(state):
+        np.testing.assert_array_equal(mg.random.normal((3,)), first)
+    second = mg.random.normal((3,))
+    mg.manual_seed(1)
+    mg.random.normal((3,))
+    np.testing.assert_array_equal(second, mg.random.normal((3,)))

@@ -1,6 +1,7 @@
 """Layers: modules that hold parameters and call `minigrad.functional`."""
 
-from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm
+from .checkpoint import checkpoint
+from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, SquaredReLU
 from .module import Module, ModuleList, Parameter, Sequential
 
 __all__ = [
@@ -15,4 +16,6 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "Sequential",
+    "SquaredReLU",
+    "checkpoint",
 ]

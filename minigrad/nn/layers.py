@@ -88,3 +88,10 @@ class ReLU(Module):
 
     def forward(self, x: Any) -> Tensor:
         return F.relu(x)
+
+
+class SquaredReLU(Module):
+    """max(x, 0)^2."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.squared_relu(x)

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..autograd import Function
 from ..backend import get_array_module
+from ..kernels import accelerated, cpu
 
 
+@accelerated(cpu=cpu.RowByRow)
 class Tanh(Function):
     """y = tanh x.    dy/dx = 1 - y^2."""
 
@@ -34,6 +36,7 @@ def sigmoid(x):
     return xp.where(x >= 0, 1, e) / (1 + e)
 
 
+@accelerated(cpu=cpu.RowByRow)
 class Sigmoid(Function):
     """y = 1 / (1 + e^-x).    dy/dx = e^-x / (1 + e^-x)^2 = y (1 - y)."""
 
@@ -64,6 +67,23 @@ class ReLU(Function):
         return g * (y > 0)
 
 
+@accelerated(cpu=cpu.RowByRow)
+class SquaredReLU(Function):
+    """y = r^2 with r = max(x, 0) (So et al., 2021).    dy/dx = 2 r, which is continuous: there is no kink at x = 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = get_array_module(x).maximum(x, 0)
+        ctx.save(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, g):
+        (r,) = ctx.saved
+        return g * (2 * r)
+
+
+@accelerated(cpu=cpu.RowByRow)
 class SiLU(Function):
     """y = x s with s = sigmoid(x) (Elfwing et al., 2017).    dy/dx = s + x s (1 - s) = s (1 + x (1 - s))."""
 
@@ -79,6 +99,7 @@ class SiLU(Function):
         return g * (s * (1 + x * (1 - s)))
 
 
+@accelerated(cpu=cpu.RowByRow)
 class GELUTanh(Function):
     """y = x/2 (1 + t) with t = tanh(u), u = c (x + a x^3), c = sqrt(2/pi), a = 0.044715.
 
@@ -120,6 +141,7 @@ class GELUTanh(Function):
         return g * slope
 
 
+@accelerated(cpu=cpu.RowByRow)
 class GELUErf(Function):
     """y = x Phi(x), with the normal distribution function Phi(x) = (1 + erf(x / sqrt 2)) / 2 (Hendrycks, Gimpel, 2016).
 

@@ -7,11 +7,13 @@ import math
 from .. import random
 from ..autograd import Function
 from ..backend import device_of, get_array_module
+from ..kernels import accelerated, cpu
 from .dropout import drop
 from .shape import sum_to
 from .softmax import softmax, softmax_backward
 
 
+@accelerated(cpu=cpu.Attention)
 class Attention(Function):
     """Every query looks at all keys and takes the values in proportion (Vaswani et al., 2017).
 

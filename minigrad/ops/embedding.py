@@ -26,6 +26,8 @@ class Embedding(Function):
     within a stretch is always the same, so the result is too, bit for bit.
     """
 
+    returns_new_arrays = True
+
     @staticmethod
     def forward(ctx, ids, weight):
         if weight.ndim != 2:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
+from ..kernels import accelerated, cpu
 from .embedding import check_ids
 from .reduce import finite_max
 
 
+@accelerated(cpu=cpu.CrossEntropy)
 class CrossEntropy(Function):
     """The negative log-likelihood of the targets under softmax(x), in nats.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from ..autograd import Function
+from ..kernels import accelerated, cpu
 from .shape import sum_to
 
 
+@accelerated(cpu=cpu.MatMul)
 class MatMul(Function):
     """y = a @ b, the matrix product over the last two axes, with the axes before them broadcast (NumPy's rules).
 
@@ -41,6 +43,7 @@ class MatMul(Function):
         return da if da is None else da.reshape(a_shape), db if db is None else db.reshape(b_shape)
 
 
+@accelerated(cpu=cpu.Linear)
 class Linear(Function):
     """y = x W^T + b, applied to the last axis of x.
 

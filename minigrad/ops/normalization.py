@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
+from ..kernels import accelerated, cpu
 from .shape import sum_to
 
 
@@ -16,6 +17,7 @@ def row_mean(x):
     return x.mean(axis=-1, keepdims=True)
 
 
+@accelerated(cpu=cpu.LayerNorm)
 class LayerNorm(Function):
     """Layer normalisation (Ba, Kiros and Hinton, 2016): every row is shifted to mean 0 and scaled to variance 1.
 
@@ -58,6 +60,7 @@ class LayerNorm(Function):
         return dx, dgamma, dbeta, None
 
 
+@accelerated(cpu=cpu.RowByRow)
 class RMSNorm(Function):
     """Root-mean-square normalisation (Zhang and Sennrich, 2019): layer norm without the shift.
 

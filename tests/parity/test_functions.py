@@ -97,6 +97,8 @@ case("tanh", "far out", torch.tanh, np.linspace(-30, 30, 61))
 case("sigmoid", "far out", torch.sigmoid, np.linspace(-800, 800, 81))
 case("sigmoid", "where it nearly vanishes", torch.sigmoid, np.linspace(-40, -20, 21))
 case("relu", "with zeros", torch.relu, whole(5, 6))
+case("squared_relu", "with zeros", lambda x: torch.relu(x).square(), whole(5, 6))
+case("squared_relu", "far out", lambda x: torch.relu(x).square(), np.linspace(-800, 800, 81))
 case("silu", "far out", TF.silu, np.linspace(-800, 800, 81))
 case("silu", "where it nearly vanishes", TF.silu, np.linspace(-40, -20, 21))
 case("gelu", "tanh is the default", lambda x: TF.gelu(x, approximate="tanh"), np.linspace(-12, 12, 121))
@@ -238,6 +240,20 @@ case("rms_norm", "", rms_norm, normal(2, 3, 8), normal(8))
 case("rms_norm", "no weight", rms_norm, normal(3, 8))
 case("rms_norm", "one row", rms_norm, normal(8), normal(8))
 case("rms_norm", "another eps", rms_norm, normal(3, 8), normal(8), 0.1)
+
+
+def rotary(x, offset=0, base=10000.0):
+    """Pairs of channels as complex numbers, multiplied by numbers of length 1."""
+    half = x.shape[-1] // 2
+    angles = torch.outer(torch.arange(offset, offset + x.shape[-2]), base ** (-torch.arange(half) / half).double())
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+case("rotary", "", rotary, normal(2, 3, 5, 8))
+case("rotary", "two axes, one pair", rotary, normal(4, 2))
+case("rotary", "far out", rotary, normal(3, 5, 8), 12345)
+case("rotary", "another base", rotary, normal(3, 5, 8), 7, 100.0)
 case("embedding", "repeats", TF.embedding, np.array([[0, 4, 4], [4, 1, 0]]), normal(6, 3))
 case("embedding", "one id", TF.embedding, np.array(2), normal(6, 3))
 case("embedding", "no ids", TF.embedding, np.zeros((0, 3), int), normal(6, 3))

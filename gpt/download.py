@@ -1,0 +1,147 @@
+"""Files from the net: fetched whole, checked, and kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from .errors import DataError
+
+
+class NotFoundError(DataError):
+    """The server is there, and the file is not."""
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: $MINIGRAD_CACHE, else minigrad in $XDG_CACHE_HOME, else ~/.cache/minigrad."""
+    chosen = os.environ.get("MINIGRAD_CACHE")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigrad"
+    except RuntimeError as error:
+        raise DataError("there is no home folder to keep downloads in; set MINIGRAD_CACHE to a folder") from error
+
+
+def download(
+    url: str, sha256: str | None, path: str | os.PathLike[str], timeout: float = 30.0, progress: bool = False
+) -> None:
+    """Fetch a file and keep it at `path`, if it has the right checksum.
+
+    sha256: the checksum; None takes the one that the server states, as Hugging Face's does.
+    timeout: how many seconds the server may be silent.
+    progress: show a bar.
+
+    A transfer that is cut goes on where it was, as long as that brings more of the file. Raises `DataError` saying
+    what went wrong; `path` then is what it was before: it is only ever replaced whole.
+    """
+    path, transfer = Path(path), _Transfer(url, timeout)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder, path.name)
+            bar = tqdm(desc=path.name, unit="B", unit_scale=True, disable=not progress)
+            with bar, open(temporary, "wb") as file:
+                for chunk in transfer:
+                    bar.total = transfer.size
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())
+            _check(url, temporary, sha256 or transfer.checksum)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+class _Transfer:
+    """The bytes behind a URL, in chunks; `size` and `checksum` are what the server says of them, or None."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url, self.timeout = url, timeout
+        self.size: int | None = None
+        self.checksum: str | None = None
+        self.opener = urllib.request.build_opener(_Redirects(self))
+
+    def __iter__(self) -> Iterator[bytes]:
+        received, before = 0, -1
+        while received > before:
+            before = received
+            try:
+                with self.open_at(received) as response:
+                    position = received if response.status == 206 else 0  # 200: the server sends all of it again
+                    self.size = None if response.length is None else position + response.length
+                    while chunk := response.read(1 << 20):
+                        position += len(chunk)
+                        if position > received:
+                            yield chunk[received - position :]
+                            received = position
+                if self.size is None or position == self.size:
+                    return
+                failure = f"the connection was cut after {received} bytes, {self.size - received} short"
+            except http.client.IncompleteRead:
+                failure = f"the connection was cut after {received} bytes"
+            except urllib.error.HTTPError as error:
+                error.close()
+                kind = NotFoundError if error.code == 404 else DataError
+                raise kind(f"{self.url}: the server answered {error.code} {error.reason}") from error
+            except (OSError, http.client.HTTPException, ValueError) as error:  # no network, a time-out, no such scheme
+                failure = reason(error)
+        raise DataError(f"{self.url}: {failure}")
+
+    def open_at(self, position: int) -> Any:
+        """The server's answer when it is asked for the bytes from `position` on."""
+        headers = {"Range": f"bytes={position}-"} if position else {}
+        response = self.opener.open(urllib.request.Request(self.url, headers=headers), timeout=self.timeout)
+        self.note(response.url, response.headers, "ETag")
+        return response
+
+    def note(self, url: str, headers: Any, *also: str) -> None:
+        """Remember the checksum in the headers, unless they come from a server that somebody else's redirect named."""
+        if urlsplit(url).netloc == urlsplit(self.url).netloc:
+            for name in ("X-Linked-ETag", *also):
+                digits = re.fullmatch(r'(?:W/)?"?([0-9a-f]{40}|[0-9a-f]{64})"?', headers.get(name, ""))
+                if digits and self.checksum is None:
+                    self.checksum = digits[1]
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; Hugging Face states a large file's checksum in the answer that sends one elsewhere for it."""
+
+    def __init__(self, transfer: _Transfer) -> None:
+        self.transfer = transfer
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        self.transfer.note(req.full_url, headers)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check(url: str, path: Path, checksum: str | None) -> None:
+    """Compare a file with its SHA-256, or, if the checksum has 40 digits, with git's SHA-1 of it."""
+    if checksum is None:
+        raise DataError(f"{url}: the server states no checksum to check the file by")
+    if len(checksum) == 64:
+        name, digest = "SHA-256", hashlib.sha256()
+    else:
+        name, digest = "SHA-1", hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as file:
+        received = hashlib.file_digest(file, lambda: digest).hexdigest()
+    if received != checksum:
+        raise DataError(f"{url}: not the file that was wanted: its {name} is {received}; wanted {checksum}")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in the system's words and without its numbers."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str(getattr(cause, "strerror", None) or cause or type(cause).__name__)

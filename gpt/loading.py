@@ -1,0 +1,64 @@
+"""Models, with their tokenizers, from wherever they are: a run's folder, a checkpoint, GPT-2's folder, or its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from . import checkpoint, lora, pretrained, tokenizer
+from .errors import CheckpointError, PretrainedError
+from .model import GPT
+
+TOKENIZER = "minigrad_tokenizer.json"  # beside config.json, where the vocabulary is not GPT-2's
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    adapters: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    dropout: float | None = None,
+) -> tuple[GPT, tokenizer.Tokenizer]:
+    """A model in evaluation mode, and the tokenizer that belongs to it.
+
+    source: the folder of a run (its best checkpoint is taken), a checkpoint file, a folder in Hugging Face's layout of
+        GPT-2, or "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", which are downloaded once.
+    adapters: a file of LoRA adapters to put on it.
+    dropout: in place of the model's own probability.
+
+    Raises `CheckpointError` or `PretrainedError` if there is no model, or if something in it is damaged.
+    """
+    named = not Path(source).exists() and re.fullmatch(r"gpt2(-medium|-large|-xl)?", str(source))
+    if named or Path(source, pretrained.CONFIG).is_file():
+        model = GPT.from_pretrained(source, dropout=dropout)
+        its_tokenizer = _tokenizer_beside(model, Path(source))
+        model.to(device)
+    else:
+        saved = checkpoint.load(checkpoint.find(source))
+        if saved.run.get("train_config", {}).get("lora_rank"):
+            raise CheckpointError(
+                f"{saved.path}: holds adapters, not a model; load {saved.run['train_config']['model']}, "
+                f"and on it {saved.path.with_name(lora.ADAPTERS)}"
+            )
+        if dropout is not None:
+            saved.config = dataclasses.replace(saved.config, dropout=dropout)
+        model, its_tokenizer = saved.model(device), saved.tokenizer
+    return (model if adapters is None else lora.load_adapters(model, adapters)), its_tokenizer
+
+
+def save_pretrained(model: GPT, its_tokenizer: tokenizer.Tokenizer, folder: str | os.PathLike[str]) -> None:
+    """Write a model in Hugging Face's layout of GPT-2, and beside it a tokenizer that is not GPT-2's own."""
+    model.save_pretrained(folder)
+    if not isinstance(its_tokenizer, tokenizer.GPT2Tokenizer):
+        its_tokenizer.save(Path(folder, TOKENIZER))
+
+
+def _tokenizer_beside(model: GPT, folder: Path) -> tokenizer.Tokenizer:
+    found = tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else tokenizer.GPT2Tokenizer()
+    if found.vocab_size > model.config.vocab_size:  # a model may have more: some round the number up
+        raise PretrainedError(
+            f"{folder}: the model has {model.config.vocab_size} tokens, its tokenizer {found.vocab_size}; "
+            f"a tokenizer other than GPT-2's belongs into {TOKENIZER}"
+        )
+    return found

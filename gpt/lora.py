@@ -1,0 +1,170 @@
+"""LoRA: fine-tuning through differences of low rank, while the model itself stays as it is (Hu et al., 2021).
+
+add_adapters(model, rank=8)                        # from now on the adapters are all that learns
+save_adapters(model, "adapters.safetensors")
+load_adapters(model, "adapters.safetensors")       # later, onto the same weights
+merge(model)                                       # a plain GPT, with the differences added to its weights
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+from minigrad import functional as F
+from minigrad import nn
+from minigrad.serialization import load_with_metadata
+
+from .errors import CheckpointError, ConfigError
+from .model import GPT
+
+ADAPTERS = "adapters.safetensors"  # what a file of adapters is called in the folder of a run
+
+
+class Frozen(mg.Tensor):
+    """A weight that does not learn: a constant, which `parameters()`, `state_dict()` and `to()` pass over."""
+
+    __slots__ = ()
+
+
+class LoRALinear(nn.Module):
+    """A linear layer that is frozen, and beside it a difference of low rank that learns.
+
+        y = x W^T + b + (alpha / r) (x A^T) B^T        that is, a linear layer with the weight W + (alpha / r) B A
+
+    Shapes: x (…, I), W (O, I), b (O,) or None, A (r, I), B (O, r), y (…, O). A starts as the weight of a linear layer
+    does, uniform within ±1/sqrt(I), and B at zero: at first the layer computes what it did before.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+        outputs, inputs = linear.weight.shape
+        if not isinstance(rank, int) or not 1 <= rank <= min(inputs, outputs):
+            raise ConfigError(f"the rank of the adapters is {rank!r}; wanted 1 to {min(inputs, outputs)}")
+        if not 0 < alpha < math.inf:
+            raise ConfigError(f"the alpha of the adapters is {alpha}; wanted a number above 0")
+        _exchange(linear, nn.Parameter, Frozen)
+        self.linear, self.rank, self.alpha = linear, rank, alpha
+        dtype, device = linear.weight.dtype, linear.weight.device
+        bound = 1 / math.sqrt(inputs)
+        a, b = mg.random.uniform((rank, inputs), -bound, bound), np.zeros((outputs, rank))
+        self.lora_A = nn.Parameter(mg.Tensor(a, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(mg.Tensor(b, dtype=dtype, device=device))
+
+    def forward(self, x: Any) -> mg.Tensor:
+        low = F.linear(x, self.lora_A) * (self.alpha / self.rank)  # (…, r)
+        return self.linear(x) + F.linear(low, self.lora_B)
+
+    def merged(self) -> nn.Linear:
+        """One plain linear layer that computes the same."""
+        linear = copy.copy(self.linear)
+        with mg.no_grad():
+            linear.weight = nn.Parameter(linear.weight + self.lora_B @ self.lora_A * (self.alpha / self.rank))
+        _exchange(linear, Frozen, nn.Parameter)
+        return linear
+
+
+def add_adapters(model: GPT, rank: int, alpha: float = 16.0, layers: Sequence[str] = ("attn.c_attn",)) -> GPT:
+    """Freeze a model and put adapters on the named linear layers of its blocks; returns the model.
+
+    layers: how the layers' names end: "attn.c_attn" is that layer of every block, "h.0.attn.c_attn" the first block's.
+
+    Move the model to its device before, not after. Raises `ConfigError`, and changes nothing, if no layer has one of
+    the names, and for a rank or alpha that make no sense.
+    """
+    if any(_layers(model, LoRALinear)):
+        raise ConfigError("this model has adapters already")
+    linears = list(_layers(model.h, nn.Linear, "h."))
+    chosen = [found for found in linears if any(_ends(found[0], layer) for layer in layers)]
+    for layer in layers or [""]:
+        if not any(_ends(name, layer) for name, *_ in chosen):
+            known = dict.fromkeys(name.split(".", 2)[2] for name, *_ in linears)
+            raise ConfigError(f"no linear layer of the blocks is called {layer!r}; they are {', '.join(known)}")
+    adapted = [(parent, attribute, LoRALinear(linear, rank, alpha)) for _, parent, attribute, linear in chosen]
+    _exchange(model, nn.Parameter, Frozen)
+    for parent, attribute, adapter in adapted:
+        setattr(parent, attribute, adapter)
+    return model
+
+
+def merge(model: GPT) -> GPT:
+    """Add the adapters' differences to the weights, and let all weights learn again; returns the model, a plain GPT."""
+    for _, parent, attribute, adapter in _layers(model, LoRALinear):
+        setattr(parent, attribute, adapter.merged())
+    _exchange(model, Frozen, nn.Parameter)
+    return model
+
+
+def save_adapters(model: GPT, path: str | os.PathLike[str]) -> None:
+    """Write the adapters alone to a safetensors file, and beside them what they were made for."""
+    adapters = {name: adapter for name, _, _, adapter in _layers(model, LoRALinear)}
+    if not adapters:
+        raise ConfigError("this model has no adapters to save")
+    one = next(iter(adapters.values()))
+    about = {"rank": one.rank, "alpha": one.alpha, "layers": list(adapters), "base": _fingerprint(model)}
+    mg.save(model.state_dict(), path, metadata={"minigrad_lora": json.dumps(about)})
+
+
+def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
+    """Put the adapters of a file on the model that they were trained on; returns the model.
+
+    Raises `CheckpointError`, and leaves the model as it was, for a file that is missing, damaged or something else, and
+    for adapters of other weights.
+    """
+    try:
+        tensors, metadata = load_with_metadata(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        about = json.loads(metadata["minigrad_lora"])
+        rank, alpha, layers, base = about["rank"], float(about["alpha"]), list(map(str, about["layers"])), about["base"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of this project's adapters") from error
+    try:
+        add_adapters(model, rank, alpha, layers)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    try:
+        if _fingerprint(model) != base:
+            raise ValueError("these adapters were trained on other weights")
+        model.load_state_dict(tensors)
+    except ValueError as error:
+        merge(model)  # adds nothing: no adapter has learnt yet
+        raise CheckpointError(f"{path}: {error}") from error
+    return model
+
+
+def _fingerprint(model: GPT) -> str:
+    """What tells a model's frozen weights from others: a hash of the first row of each layer with an adapter."""
+    rows = [adapter.linear.weight.numpy()[0] for *_, adapter in _layers(model, LoRALinear)]
+    return hashlib.sha256(np.concatenate(rows).astype("<f4").tobytes()).hexdigest()
+
+
+def _ends(name: str, end: str) -> bool:
+    """Does a dotted name end with these parts?"""
+    return f".{name}".endswith(f".{end}")
+
+
+def _layers(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """Every module of a kind inside another: its dotted name, the module that holds it, its name there, and itself."""
+    for name, child in list(module.children()):
+        if isinstance(child, kind):
+            yield prefix + name, module, name, child
+        else:
+            yield from _layers(child, kind, f"{prefix}{name}.")
+
+
+def _exchange(module: nn.Module, old: type[mg.Tensor], new: type[mg.Tensor]) -> None:
+    """Make every attribute of class `old` one of class `new` with the same array; what is shared stays shared."""
+    made: dict[mg.Tensor, mg.Tensor] = {}
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if type(value) is old:
+                setattr(part, name, made.setdefault(value, new(value.data)))

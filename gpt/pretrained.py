@@ -1,0 +1,450 @@
+"""GPT-2's weights as Hugging Face stores them: read without PyTorch, and written so that other tools open them.
+
+A folder has config.json and model.safetensors, or, in place of the latter, several files of tensors ("shards") and
+model.safetensors.index.json, which says where each tensor is. The tensors have the names of GPT's parameters, with or
+without "transformer." in front. Linear weights are stored (in, out), as GPT-2's own code multiplies them; ours are
+(out, in).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import safetensors
+
+import minigrad as mg
+
+from .config import GPTConfig
+from .download import NotFoundError, cache_directory, download, reason
+from .errors import ConfigError, DataError, PretrainedError
+
+if TYPE_CHECKING:
+    from .model import GPT
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+HUB = "https://huggingface.co"
+PREFIX = "transformer."
+MASKS = re.compile(r"h\.[0-9]+\.attn\.(bias|masked_bias)")  # constants that old files keep among the weights
+
+# config.json: its names of our options, the options that it has three of, and what has to be as GPT computes it.
+SIZES = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_embd": "n_embd"}
+DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one formula
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "bias": (True, False),  # not Hugging Face's: `save` notes there that the biases are zeros which GPT does not have
+}
+
+READ_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # safetensors' dtypes; NumPy has no bfloat16
+STORED_AS = {"float32": "F32", "float16": "F16", "float64": "F64"}
+PIECE = 2**20  # how many numbers are copied at once
+
+
+def layout(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a GPT-2 of this size and their shapes, as they are stored."""
+    C = n_embd
+    block = {
+        **{"ln_1.weight": (C,), "ln_1.bias": (C,)},
+        **{"attn.c_attn.weight": (C, 3 * C), "attn.c_attn.bias": (3 * C,)},
+        **{"attn.c_proj.weight": (C, C), "attn.c_proj.bias": (C,)},
+        **{"ln_2.weight": (C,), "ln_2.bias": (C,)},
+        **{"mlp.c_fc.weight": (C, 4 * C), "mlp.c_fc.bias": (4 * C,)},
+        **{"mlp.c_proj.weight": (4 * C, C), "mlp.c_proj.bias": (C,)},
+    }
+    return {
+        **{"wte.weight": (vocab_size, C), "wpe.weight": (n_positions, C)},
+        **{f"h.{i}.{name}": shape for i in range(n_layer) for name, shape in block.items()},
+        **{"ln_f.weight": (C,), "ln_f.bias": (C,)},
+    }
+
+
+def as_stored(name: str, array: Any) -> Any:
+    """A parameter's array as the file has it, or the other way round: a view."""
+    return array.T if name.startswith("h.") and array.ndim == 2 else array
+
+
+# Reading
+
+
+def load(
+    model_class: type[GPT], source: str | os.PathLike[str], dtype: Any = "float32", dropout: float | None = None
+) -> GPT:
+    """The model in a folder, or of that name on the Hugging Face hub, in evaluation mode.
+
+    source: a folder; or "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or "owner/name", see `fetch`.
+    dtype: of the parameters, whatever the file's is.
+    dropout: in place of the three probabilities in config.json, which otherwise have to be the same.
+
+    All is checked before the model is built: every tensor by name and shape, and the configuration. Weights are copied
+    a few rows at a time from files mapped into memory. Raises `PretrainedError` naming all that is wrong.
+    """
+    dtype = _floating(dtype)
+    folder = _folder(source)
+    config = _read_config(folder / CONFIG, dropout)
+    tensors = _find_tensors(folder)
+    _check_tensors(folder, config, tensors)
+    try:
+        _check_values(folder, config, tensors)
+        with mg.random.blank():  # lm_head, until it is tied to wte, would be a third of the memory
+            model = model_class(config)
+        model.to(dtype=dtype)
+        for name, parameter in model.named_parameters():
+            target = as_stored(name, parameter.data)
+            for rows, piece in tensors[name].pieces():
+                target[rows] = piece
+    except OSError as error:
+        raise PretrainedError(f"{folder}: the weights cannot be read ({reason(error)})") from error
+    model.eval()
+    return model
+
+
+def _floating(dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError as error:
+        raise ConfigError(f"dtype is {dtype!r}; wanted a floating dtype, such as float32") from error
+    if found.name not in STORED_AS:
+        raise ConfigError(f"dtype is {found}; wanted {', '.join(STORED_AS)}")
+    return found
+
+
+def _folder(source: str | os.PathLike[str]) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise PretrainedError(f"{folder}: a file; wanted the folder it is in")
+    repository = f"openai-community/{source}" if re.fullmatch(r"gpt2(-medium|-large|-xl)?", str(source)) else source
+    part = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+    if isinstance(repository, str) and re.fullmatch(f"{part}/{part}", repository):
+        return fetch(repository)
+    raise PretrainedError(f"{folder}: there is no such folder")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise PretrainedError(f"{path.parent}: there is no {path.name}") from error
+    except OSError as error:
+        raise PretrainedError(f"{path}: cannot be read ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise PretrainedError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise PretrainedError(f"{path}: wanted a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _read_config(path: Path, dropout: float | None) -> GPTConfig:
+    """The shape of the GPT that config.json describes, if it is one."""
+    settings = _read_json(path)
+    counts = {key: settings.get(key) for key in (*SIZES, "n_head")}
+    problems = [
+        f"{key} is {value!r}; wanted a whole number of at least 1"
+        for key, value in counts.items()
+        if type(value) is not int or value < 1
+    ]
+    fixed = dict(FIXED)
+    if not problems:
+        fixed |= {"n_inner": (None, 4 * settings["n_embd"]), "n_ctx": (settings["n_positions"],)}
+    problems += [
+        f"{key} is {settings[key]!r}; wanted {' or '.join(map(repr, values))}"
+        for key, values in fixed.items()
+        if key in settings and settings[key] not in values
+    ]
+    if dropout is None:
+        probabilities = {key: settings.get(key, 0.1) for key in DROPOUTS}
+        dropout = probabilities["resid_pdrop"]
+        if not isinstance(dropout, (int, float)) or any(p != dropout for p in probabilities.values()):
+            found = ", ".join(f"{key} {value!r}" for key, value in probabilities.items())
+            problems.append(f"{found}; wanted one probability for the three, or one that is chosen with dropout=…")
+    if problems:
+        raise PretrainedError(f"{path}: {'; '.join(problems)}")
+    sizes = {ours: settings[theirs] for theirs, ours in SIZES.items()}
+    try:
+        return GPTConfig(**sizes, n_head=settings["n_head"], dropout=dropout, bias=settings.get("bias", True))
+    except ConfigError as error:
+        raise PretrainedError(f"{path}: {error}") from error
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies in a file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Some rows at a time: which, and their values. Each piece is mapped into memory only while it is in use."""
+        dtype = np.dtype(READ_AS[self.dtype])
+        columns = math.prod(self.shape[1:])
+        step = max(1, PIECE // columns)
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            offset = self.offset + start * columns * dtype.itemsize
+            piece = np.memmap(self.path, dtype, "r", offset, (stop - start, *self.shape[1:]))
+            if self.dtype == "BF16":  # the upper half of a float32
+                yield slice(start, stop), (piece.astype("<u4") << 16).view("<f4")
+            else:
+                yield slice(start, stop), piece
+
+
+def _find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors in a folder's files by their names without the prefix, and without the constant masks."""
+    files, index = [folder / WEIGHTS], None
+    if not files[0].is_file():
+        if not (folder / INDEX).is_file():
+            raise PretrainedError(f"{folder}: {_why_no_weights(folder)}")
+        index = _read_index(folder / INDEX)
+        files = [folder / name for name in sorted(set(index.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise PretrainedError(f"{folder}: there is no {', no '.join(missing)}, which {INDEX} names")
+    contents = {file: _read_header(file) for file in files}
+    if index is not None:
+        found = {(name, file.name) for file, tensors in contents.items() for name in tensors}
+        differ = sorted({name for name, _ in found ^ set(index.items())})
+        if differ:
+            raise PretrainedError(f"{folder / INDEX}: the files have something else of {', '.join(differ)}")
+    stored: dict[str, StoredTensor] = {}
+    for file, tensors in contents.items():
+        for name, tensor in tensors.items():
+            short = name.removeprefix(PREFIX)
+            if short in stored:
+                raise PretrainedError(f"{file}: {name} is stored twice, with and without {PREFIX!r} or in two files")
+            if not MASKS.fullmatch(short):
+                stored[short] = tensor
+    return stored
+
+
+def _why_no_weights(folder: Path) -> str:
+    if any(folder.glob("pytorch_model*.bin*")):
+        return (
+            "the weights are there only as pytorch_model.bin, a pickle, which could run any code and is not read; "
+            'convert them where you trust them: python -c "from transformers import GPT2LMHeadModel as M; '
+            f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
+        )
+    return f"there are no weights ({WEIGHTS} or {INDEX})"
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Which file has which tensor. All of the files are in the index's own folder."""
+    files = _read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise PretrainedError(f"{path}: wanted a weight_map, the names of tensors and of their files")
+    outside = sorted({name for name in files.values() if not _is_plain(name)})
+    if outside:
+        raise PretrainedError(f"{path}: names what is no safetensors file of its folder: {', '.join(outside)}")
+    return files
+
+
+def _is_plain(name: str) -> bool:
+    return PureWindowsPath(name).name == name and name.endswith(".safetensors") and "\0" not in name
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file.
+
+    safetensors checks that the header is whole and that the tensors, each as long as its shape and dtype say, fill the
+    file one after the other. It hands out no positions and no bfloat16, so these are read here.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np"), open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise PretrainedError(f"{path}: not a whole safetensors file ({error})") from error
+    except OSError as error:
+        raise PretrainedError(f"{path}: cannot be read ({reason(error)})") from error
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(path, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        for name, about in header.items()
+    }
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it names {name!r} twice")
+    return content
+
+
+def _check_tensors(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise `PretrainedError` unless the tensors are those of this configuration, name by name and shape by shape.
+
+    What the configuration says is compared with the sizes that the weights themselves show, and each tensor with these
+    sizes: a wrong number is named once, and a configuration that asks for a billion layers is not believed.
+    """
+    said = {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+    shown = said | _sizes_of(tensors)
+    problems = [
+        f"{CONFIG} says {key} {said[key]}, the weights have {shown[key]}" for key in said if said[key] != shown[key]
+    ]
+
+    wanted = layout(**shown)
+    allowed = wanted | {"lm_head.weight": wanted["wte.weight"]}
+    found = [(name, tensor, allowed[name]) for name, tensor in tensors.items() if name in allowed]
+    problems += [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in allowed]
+    problems += [f"{name} has shape {t.shape}, wanted {shape}" for name, t, shape in found if t.shape != shape]
+    dtypes = ", ".join(READ_AS)
+    problems += [f"{name} is stored as {t.dtype}, wanted {dtypes}" for name, t, _ in found if t.dtype not in READ_AS]
+    if problems:
+        raise PretrainedError(f"{folder}: {'; '.join(problems)}")
+
+
+def _sizes_of(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Those of config.json's numbers that can be seen from the weights."""
+    numbers = (int(match[1]) for name in tensors if (match := re.match(r"h\.([0-9]{1,9})\.", name)))
+    sizes = {"n_layer": max((number + 1 for number in numbers if number < len(tensors)), default=0)}
+    for name, keys in (("wpe.weight", ("n_positions", "n_embd")), ("wte.weight", ("vocab_size", "n_embd"))):
+        if name in tensors and len(tensors[name].shape) == 2:
+            sizes |= zip(keys, tensors[name].shape, strict=True)
+    return sizes
+
+
+def _check_values(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor]) -> None:
+    """What is stored twice has to be the same, and biases that the model does not have have to be zero."""
+    if "lm_head.weight" in tensors:
+        pairs = zip(tensors["wte.weight"].pieces(), tensors["lm_head.weight"].pieces(), strict=True)
+        if not all(np.array_equal(wte, lm_head, equal_nan=True) for (_, wte), (_, lm_head) in pairs):
+            raise PretrainedError(f"{folder}: lm_head.weight differs from wte.weight; this GPT has one for both")
+    biases = [] if config.bias else [name for name in tensors if name.endswith(".bias")]
+    wrong = [name for name in biases if any(piece.any() for _, piece in tensors[name].pieces())]
+    if wrong:
+        raise PretrainedError(f"{folder}: {CONFIG} says that there are no biases, but not zero are {', '.join(wrong)}")
+
+
+# The hub
+
+
+def fetch(repository: str) -> Path:
+    """A folder in the cache with a model of the Hugging Face hub; files that are not there yet are downloaded.
+
+    repository: "owner/name". The files are checked against the hub's checksums as they come. The address of another
+    hub can be given in $HF_ENDPOINT.
+    """
+    folder = cache_directory() / "models" / repository
+    address = f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{repository}"
+
+    def get(name: str) -> None:
+        if not (folder / name).is_file():
+            download(f"{address}/resolve/main/{name}", None, folder / name, progress=True)
+
+    try:
+        get(CONFIG)
+        if not (folder / INDEX).is_file():
+            try:
+                get(WEIGHTS)
+            except NotFoundError:
+                get(INDEX)
+        if not (folder / WEIGHTS).is_file():
+            for name in sorted(set(_read_index(folder / INDEX).values())):
+                get(name)
+    except DataError as error:
+        raise PretrainedError(
+            f"{repository}: there is no such folder, and it could not be downloaded ({error}). Put {CONFIG} and "
+            f"{WEIGHTS} from {address}/tree/main into {folder}, or name a folder that has them"
+        ) from error
+    return folder
+
+
+# Writing
+
+
+def save(model: GPT, folder: str | os.PathLike[str]) -> None:
+    """Write a model to a folder that transformers' `GPT2LMHeadModel.from_pretrained` opens, and `load`.
+
+    Each file is written whole or not at all. A model without biases is written with zeros. Raises `PretrainedError` for
+    one that is not GPT-2: with other options, or other parameters.
+    """
+    folder = Path(folder)
+    tensors = _tensors_of(model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
+            _write_tensors(Path(temporary, WEIGHTS), tensors)
+            Path(temporary, CONFIG).write_text(json.dumps(_settings_of(model), indent=2) + "\n", encoding="utf-8")
+            for name in (WEIGHTS, CONFIG):
+                os.replace(Path(temporary, name), folder / name)
+    except OSError as error:
+        raise PretrainedError(f"{folder}: cannot be written ({reason(error)})") from error
+
+
+def _tensors_of(model: GPT) -> dict[str, Any]:
+    """The arrays to store, by name; views of the parameters."""
+    config = model.config
+    known = {*SIZES.values(), "n_head", "dropout", "bias", "zero_init_residual"}  # the last is only how training began
+    options = [(field, getattr(config, field.name)) for field in dataclasses.fields(config) if field.name not in known]
+    problems = [f"option {field.name} {value!r}" for field, value in options if value != field.default]
+
+    stored = {name: as_stored(name, parameter.data) for name, parameter in model.named_parameters()}
+    wanted = layout(**{theirs: getattr(config, ours) for theirs, ours in SIZES.items()})
+    if not config.bias:
+        dtype = model.wte.weight.dtype
+        stored |= {name: np.zeros(shape, dtype) for name, shape in wanted.items() if name.endswith(".bias")}
+    problems += [f"no {name}" for name in wanted if name not in stored]
+    problems += [f"a parameter {name}" for name in stored if name not in wanted]
+    problems += [
+        f"{name} {stored[name].dtype} {stored[name].shape} for {shape}"
+        for name, shape in wanted.items()
+        if name in stored and (stored[name].shape != shape or stored[name].dtype.name not in STORED_AS)
+    ]
+    if problems:
+        raise PretrainedError(f"save_pretrained: GPT-2's layout has no place for this model: {'; '.join(problems)}")
+    return {f"{PREFIX}{name}": stored[name] for name in wanted}
+
+
+def _settings_of(model: GPT) -> dict[str, Any]:
+    config = model.config
+    end_of_text = 50256 if config.vocab_size > 50256 else None  # GPT-2's; other vocabularies are not known here
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{key: values[0] for key, values in FIXED.items() if key != "bias"},
+        **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
+        "n_head": config.n_head,
+        "n_ctx": config.block_size,
+        "n_inner": None,
+        **dict.fromkeys(DROPOUTS, config.dropout),
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": model.wte.weight.dtype.name,
+        **({} if config.bias else {"bias": False}),
+    }
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """A safetensors file, written tensor by tensor, so that there is never a second copy of all of them in memory."""
+    ends = list(itertools.accumulate((array.nbytes for array in tensors.values()), initial=0))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for (name, array), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True):
+        header[name] = {"dtype": STORED_AS[array.dtype.name], "shape": array.shape, "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            values = mg.Tensor(array).numpy()
+            file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,198 @@
+"""Attention by tiles of queries. See ops/attention.py for the formulas and where they come from.
+
+Three things make it fast:
+  - Causal attention never computes what the mask would remove, but for the tiles on the diagonal.
+  - Softmax subtracts each row's largest score m so that nothing overflows. While all scores are within +-60 nothing
+    can, not even a sum of e^60 in float32, and e^-60 is far from underflow: then m is left out. To check that for a
+    whole tile takes a tenth of the time that m takes.
+  - The weights stay as e = exp(s - bound) with their sums aside: dividing y, with D columns, by the sums is less work
+    than dividing the weights. In the backward, with h = g / sum, so that P g = e h,
+        dv = e^T h        dP / sum = h v^T        and the sum over keys of dP P is g y (a row of both), as y = P v
+        dS = e (h v^T - h y)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import random
+from .products import LEAST, same_floats
+from .threads import in_parallel, parts_for, stretch
+
+SAFE = 60.0
+TILE = 64  # queries in a tile
+GROUP = 384 * 1024  # elements of a tile over all the heads that are worked on at once
+
+
+class Attention:
+    """Attention without a mask, or with the causal one, of queries, keys and values of equal leading axes (B, H)."""
+
+    returns_new_arrays = True
+
+    @staticmethod
+    def fits(q: Any, k: Any, v: Any, causal: bool, mask: Any, dropout_p: float) -> bool:
+        return (
+            mask is None
+            and same_floats(q, k, v)
+            and q.ndim == k.ndim == v.ndim == 4
+            and q.shape[:2] == k.shape[:2] == v.shape[:2]
+            and q.shape[3] == k.shape[3]
+            and k.shape[2] == v.shape[2]
+            and (1 < q.shape[2] <= k.shape[2] or not causal)
+            and min(q.size, k.size, v.size) > 0
+            and dropout_p < 1
+        )
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool, mask: Any, dropout_p: float) -> Any:
+        y = like_heads_of_tokens(q.shape[:3] + v.shape[3:], q.dtype)
+        parts = parts_for(4 * q.size * k.shape[2], LEAST)  # two products, and their weights in between
+        ctx.groups = groups(q, k, parts)
+        ctx.parts = min(parts, len(ctx.groups))
+        keep = any(ctx.needs_input_grad)
+        drops = [Dropped(dropout_p, seed) for seed in random.seeds(len(ctx.groups))] if dropout_p else None
+        ctx.saved_tiles = [None] * len(ctx.groups)
+
+        def work(i: int, parts: int) -> None:
+            own = stretch(len(ctx.groups), i, parts)
+            for number in range(own.start, own.stop):
+                group = ctx.groups[number]
+                drop = drops[number] if drops else None
+                tiles = forward_group(q[group], k[group], v[group], y[group], causal, drop)
+                ctx.saved_tiles[number] = (tiles, drop) if keep else None
+
+        in_parallel(work, ctx.parts)
+        ctx.save(q, k, v, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        q, k, v, y = ctx.saved
+        dq, dk, dv = (like_heads_of_tokens(x.shape, x.dtype) for x in (q, k, v))
+
+        def work(i: int, parts: int) -> None:
+            own = stretch(len(ctx.groups), i, parts)
+            for number in range(own.start, own.stop):
+                group = ctx.groups[number]
+                arrays = [array[group] for array in (g, q, k, v, y, dq, dk, dv)]
+                backward_group(*arrays, *ctx.saved_tiles[number])
+
+        in_parallel(work, ctx.parts)
+        return dq, dk, dv, None, None, None
+
+
+def like_heads_of_tokens(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that putting the heads together is free."""
+    B, H, T, D = shape
+    return np.empty((B, T, H, D), dtype).transpose(0, 2, 1, 3)
+
+
+def groups(q: Any, k: Any, parts: int) -> list[tuple[slice, slice]]:
+    """The sequences and heads (B, H) in groups that are worked on at once, as many for every thread."""
+    B, H, T, _ = q.shape
+    size = max(1, GROUP // (min(T, TILE) * k.shape[2]))  # how many heads of how many sequences
+    if parts > 1:
+        size = min(size, max(1, B * H // parts))
+    if size >= H and parts <= B:
+        count = -(-B * H // size)
+        count = min(B, -(-count // parts) * parts)
+        return [(stretch(B, i, count), slice(None)) for i in range(count)]
+    count = -(-H // size)
+    return [(slice(b, b + 1), stretch(H, i, count)) for b in range(B) for i in range(count)]
+
+
+class Dropped:
+    """Dropout of the weights, drawn tile by tile from a generator that belongs to the group."""
+
+    def __init__(self, p: float, seed: int) -> None:
+        self.generator = np.random.SFC64(seed)
+        self.threshold = min(round(p * 65536), 65535)
+        self.scale = 65536 / (65536 - self.threshold)
+        self.masks: list[Any] = []
+
+    def draw(self, shape: tuple[int, ...]) -> Any:
+        """The next tile's mask, which is kept for the backward."""
+        n = math.prod(shape)
+        bits = self.generator.random_raw(-(-n // 4)).view(np.uint16)[:n]
+        self.masks.append((bits >= self.threshold).reshape(shape))
+        return self.masks[-1]
+
+
+def tile_bounds(T: int, U: int, causal: bool) -> list[tuple[int, int, int]]:
+    """(first query, last query + 1, how many keys these may see) for each tile."""
+    starts = range(0, T, TILE)
+    return [(a, min(T, a + TILE), min(T, a + TILE) + U - T if causal else U) for a in starts]
+
+
+def forward_group(q: Any, k: Any, v: Any, y: Any, causal: bool, drop: Dropped | None) -> list[Any]:
+    """Fill y, (b, h, T, D), and return for each tile e (b, h, t, u) and 1 / sums (b, h, t, 1)."""
+    T, U = q.shape[2], k.shape[2]
+    scaled = q * q.dtype.type(1 / math.sqrt(q.shape[3]))
+    tiles = []
+    for start, stop, keys in tile_bounds(T, U, causal):
+        e = scaled[:, :, start:stop] @ k[:, :, :keys].swapaxes(2, 3)
+        e, inverse = exponentials(e, causal)
+        own = y[:, :, start:stop]
+        dropped = e if drop is None else e * drop.draw(e.shape)
+        np.matmul(dropped, v[:, :, :keys], out=own)
+        own *= inverse if drop is None else inverse * q.dtype.type(drop.scale)
+        tiles.append((e, inverse))
+    return tiles
+
+
+def exponentials(s: Any, causal: bool) -> tuple[Any, Any]:
+    """In place of scores s (b, h, t, u), e = exp(s) or exp(s - m), 0 for the future; and 1 / its sums (b, h, t, 1)."""
+    t, u = s.shape[2:]
+    past = np.tri(t, dtype=bool)
+    if not (s.max() < SAFE and s.min() > -SAFE):
+        if causal:
+            np.copyto(s[..., u - t :], -np.inf, where=~past)
+        m = s.max(axis=-1, keepdims=True)
+        s -= np.where(np.isfinite(m), m, 0)
+    np.exp(s, out=s)
+    if causal:
+        s[..., u - t :] *= past
+    sums = s @ np.ones((u, 1), s.dtype)  # (b, h, t, 1)
+    sums[sums == 0] = 1  # where a query may look nowhere: as in ops/softmax.py
+    return s, 1 / sums
+
+
+def backward_group(
+    g: Any, q: Any, k: Any, v: Any, y: Any, dq: Any, dk: Any, dv: Any, tiles: list[Any], drop: Dropped | None
+) -> None:
+    """Fill dq, dk and dv, all (b, h, …, D). The last tile comes first: it has all the keys and so starts dk and dv."""
+    scale = q.dtype.type(1 / math.sqrt(q.shape[3]))
+    stop = T = q.shape[2]
+    for number in reversed(range(len(tiles))):
+        e, inverse = tiles[number]
+        start, keys = stop - e.shape[2], e.shape[3]
+        own = slice(start, stop)
+        h = g[:, :, own] * inverse  # (b, h, t, D)
+        shift = np.vecdot(h, y[:, :, own])[..., None]  # (b, h, t, 1)
+        if drop is not None:
+            h *= q.dtype.type(drop.scale)
+        ds = h @ v[:, :, :keys].swapaxes(2, 3)  # (b, h, t, keys)
+        if drop is None:
+            weights = e
+        else:
+            ds *= drop.masks[number]
+            weights = e * drop.masks[number]
+        add_product(weights, h, dv[:, :, :keys], first=stop == T)
+        ds -= shift
+        ds *= e
+        np.matmul(ds, k[:, :, :keys], out=dq[:, :, own])
+        add_product(ds, q[:, :, own], dk[:, :, :keys], first=stop == T)
+        stop = start
+    dq *= scale
+    dk *= scale
+
+
+def add_product(a: Any, b: Any, out: Any, first: bool) -> None:
+    """out = a^T b the first time, then out += a^T b."""
+    if first:
+        np.matmul(a.swapaxes(2, 3), b, out=out)
+    else:
+        out += a.swapaxes(2, 3) @ b

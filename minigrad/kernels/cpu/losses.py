@@ -1,0 +1,71 @@
+"""Cross-entropy in few passes. See ops/loss.py for the formulas and where they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .pieces import for_each, pieces
+from .products import same_floats
+
+
+class CrossEntropy:
+    """As ops/loss.py. Each piece of the rows is exponentiated, added up and divided while it is in the cache."""
+
+    returns_new_arrays = True
+
+    @staticmethod
+    def fits(x: Any, targets: Any, ignore_index: int, reduction: str) -> bool:
+        return (
+            same_floats(x)
+            and x.ndim > 0
+            and x.size > 0
+            and targets.shape == x.shape[:-1]
+            and targets.dtype.kind in "iu"
+            and not ((targets != ignore_index) & ((targets < 0) | (targets >= x.shape[-1]))).any()
+        )
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, targets: Any, ignore_index: int, reduction: str) -> Any:
+        logits = x.reshape(-1, x.shape[-1])  # (N, V)
+        flat = targets.reshape(-1)
+        counted = flat != ignore_index
+        flat = np.where(counted, flat, 0)
+        p, losses = np.empty_like(logits), np.empty(len(logits), x.dtype)
+        ctx.cut, ctx.parts = pieces(*logits.shape)
+
+        def work(_: int, own: slice) -> None:
+            rows = p[own]
+            highest = logits[own].max(axis=-1, keepdims=True)
+            highest[~np.isfinite(highest)] = 0  # a row of -inf has p = 0, as in the reference
+            np.subtract(logits[own], highest, out=rows)
+            at_target = rows[np.arange(len(rows)), flat[own]]
+            np.exp(rows, out=rows)
+            total = rows @ np.ones(rows.shape[1], x.dtype)
+            total[total == 0] = 1
+            rows *= (1 / total)[:, None]
+            losses[own] = np.where(counted[own], np.log(total) - at_target, 0)
+
+        for_each(ctx.cut, ctx.parts, work)
+        ctx.save(p, flat, counted)
+        n = counted.sum(dtype=x.dtype)
+        ctx.shape, ctx.n = x.shape, np.maximum(n, 1) if reduction == "mean" else x.dtype.type(1)
+        if reduction == "none":
+            return losses.reshape(targets.shape)
+        if reduction == "sum":
+            return losses.sum()
+        return losses.sum() / n if n else x.dtype.type(np.nan)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        p, flat, counted = ctx.saved
+        g_row = np.where(counted, g.reshape(-1) / ctx.n, p.dtype.type(0))  # (N,), for the mean and the sum from (1,)
+        dx = np.empty_like(p)
+
+        def work(_: int, own: slice) -> None:
+            np.multiply(p[own], g_row[own, None], out=dx[own])
+            dx[own][np.arange(len(dx[own])), flat[own]] -= g_row[own]
+
+        for_each(ctx.cut, ctx.parts, work)
+        return dx.reshape(ctx.shape), None, None, None

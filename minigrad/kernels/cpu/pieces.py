@@ -1,0 +1,106 @@
+"""Elementwise and row-by-row work, in pieces that the cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .threads import in_parallel, parts_for, stretch
+
+ALONE = 32 * 1024  # elements in a piece for one thread: a handful of arrays of this size fit into a core's own cache
+TOGETHER = 128 * 1024  # with several threads: the fewer the calls, the less they wait for Python's interpreter lock
+
+
+def pieces(rows: int, row_size: int) -> tuple[list[slice], int]:
+    """The rows of an array cut into pieces, and by how many threads to work on them."""
+    elements = rows * row_size
+    parts = parts_for(elements, TOGETHER)
+    size = TOGETHER if parts > 1 else ALONE
+    count = max(1, min(rows, parts * round(elements / (size * parts))))  # as many for every thread
+    return [stretch(rows, i, count) for i in range(count)], min(parts, count)
+
+
+def for_each(cut: list[slice], parts: int, work: Callable[[int, slice], None]) -> None:
+    """work(number, rows) for every piece of `cut`, by `parts` threads."""
+
+    def share(i: int, parts: int) -> None:
+        mine = stretch(len(cut), i, parts)
+        for number in range(mine.start, mine.stop):
+            work(number, cut[number])
+
+    in_parallel(share, parts)
+
+
+class RowByRow:
+    """For operations f(x, …) in which every row of the result depends on the same row of x alone, like GELU or RMSNorm.
+
+    The operation's own forward and backward run on one piece of the rows after the other, each with a context of its
+    own. The gradient of x is put together from those of the pieces; gradients of further arguments, which all rows
+    share, are added up.
+    """
+
+    returns_new_arrays = False
+
+    @staticmethod
+    def fits(x: Any, *rest: Any) -> bool:
+        return x.ndim > 0 and x.size > ALONE and x.dtype.kind == "f" and x.flags.c_contiguous
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *rest: Any) -> Any:
+        rows = x.reshape(-1, x.shape[-1])  # (N, C)
+        ctx.cut, ctx.parts = pieces(*rows.shape)
+        ctx.contexts = [type(ctx)(ctx.function, ctx.needs_input_grad) for _ in ctx.cut]
+        y = np.empty_like(rows)
+
+        def work(number: int, piece: slice) -> None:
+            y[piece] = ctx.function.forward(ctx.contexts[number], rows[piece], *rest)
+
+        for_each(ctx.cut, ctx.parts, work)
+        return y.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        g_rows = g.reshape(-1, g.shape[-1])
+        dx = np.empty_like(g_rows)
+        shared: list[Any] = [None] * len(ctx.cut)
+
+        def work(number: int, piece: slice) -> None:
+            gradients = ctx.function.backward(ctx.contexts[number], g_rows[piece])
+            dx[piece], *shared[number] = gradients if isinstance(gradients, tuple) else (gradients,)
+
+        for_each(ctx.cut, ctx.parts, work)
+        added = [None if parts[0] is None else sum(parts) for parts in zip(*shared, strict=True)]
+        return dx.reshape(g.shape), *added
+
+
+def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
+    """function(*arrays) for each job, whose arrays have one shape and meet element by element.
+
+    Every job is cut into pieces, and each thread gets an even share of all elements. What the pieces return, in order.
+    """
+    cut = []
+    for function, arrays in jobs:
+        if all(array.flags.c_contiguous for array in arrays):
+            flat = [array.reshape(-1) for array in arrays]
+            cut += [(function, [a[i : i + 2 * ALONE] for a in flat]) for i in range(0, flat[0].size, 2 * ALONE)]
+        else:
+            cut.append((function, arrays))
+    ends = np.cumsum([arrays[0].size for _, arrays in cut])
+    total = int(ends[-1]) if len(cut) else 0
+    results = [None] * len(cut)
+
+    def share(i: int, parts: int) -> None:
+        first, last = np.searchsorted(ends, [total * i / parts, total * (i + 1) / parts], side="left")
+        for number in range(first, len(cut) if i + 1 == parts else last):
+            function, arrays = cut[number]
+            results[number] = function(*arrays)
+
+    in_parallel(share, parts_for(total, TOGETHER))
+    return results
+
+
+def squared_norm(arrays: list[Any]) -> Any:
+    """The sum of the squares of all elements of all arrays."""
+    return sum(in_pieces([(np.vdot, [array, array]) for array in arrays]))

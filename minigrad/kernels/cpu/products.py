@@ -1,0 +1,117 @@
+"""Matrix products, split over the threads by rows of the result."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .blas import multiply
+from .threads import in_parallel, parts_for, stretch
+
+LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of microseconds of work
+
+
+def same_floats(*arrays: Any) -> bool:
+    """True for arrays that are all float32 or all float64; None does not count."""
+    dtypes = {array.dtype for array in arrays if array is not None}
+    return len(dtypes) == 1 and dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+class Linear:
+    """y = x W^T + b; see ops/matmul.py. Threads share the rows of y, or its columns if there are more of those."""
+
+    returns_new_arrays = True
+
+    @staticmethod
+    def fits(x: Any, weight: Any, bias: Any) -> bool:
+        return (
+            same_floats(x, weight, bias)
+            and x.ndim > 0
+            and weight.ndim == 2
+            and x.shape[-1] == weight.shape[1]
+            and (bias is None or bias.shape == weight.shape[:1])
+        )
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
+        ctx.save(x, weight)
+        outputs, inputs = weight.shape
+        n = math.prod(x.shape[:-1])
+        rows, y = x.reshape(n, inputs), np.empty((n, outputs), x.dtype)
+        ctx.parts = parts_for(n * outputs * inputs, LEAST)
+
+        def work(i: int, parts: int) -> None:
+            own = (stretch(n, i, parts), slice(None)) if n >= outputs else (slice(None), stretch(outputs, i, parts))
+            multiply(rows[own[0]], weight[own[1]].T, y[own])
+            if bias is not None:
+                y[own] += bias[own[1]]
+
+        in_parallel(work, ctx.parts)
+        return y.reshape(*x.shape[:-1], outputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        x, weight = ctx.saved
+        outputs, inputs = weight.shape
+        n = math.prod(x.shape[:-1])
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows, g_rows = x.reshape(n, inputs), g.reshape(n, outputs)
+        dx = np.empty((n, inputs), x.dtype) if wants_x else None
+        dweight = np.empty((outputs, inputs), x.dtype) if wants_weight else None
+        dbias = np.empty(outputs, x.dtype) if wants_bias else None
+
+        def work(i: int, parts: int) -> None:
+            if dx is not None:
+                own = stretch(n, i, parts)
+                multiply(g_rows[own], weight, dx[own])
+            own = stretch(outputs, i, parts)
+            if dweight is not None:
+                multiply(g_rows[:, own].T, rows, dweight[own])
+            if dbias is not None:
+                np.matmul(np.ones(n, x.dtype), g_rows[:, own], out=dbias[own])
+
+        in_parallel(work, ctx.parts)
+        return None if dx is None else dx.reshape(x.shape), dweight, dbias
+
+
+class MatMul:
+    """y = a @ b for matrices and for stacks of matrices with equal leading axes; see ops/matmul.py."""
+
+    returns_new_arrays = True
+
+    @staticmethod
+    def fits(a: Any, b: Any) -> bool:
+        alike = same_floats(a, b) and a.ndim == b.ndim >= 2 and a.shape[:-2] == b.shape[:-2]
+        return alike and a.shape[-1] == b.shape[-2]
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        ctx.save(a, b)
+        ctx.parts = parts_for(a.size * b.shape[-1], LEAST)
+        return MatMul.product(a, b, ctx.parts)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        a, b = ctx.saved
+        wants_a, wants_b = ctx.needs_input_grad
+        da = MatMul.product(g, b.swapaxes(-1, -2), ctx.parts) if wants_a else None
+        db = MatMul.product(a.swapaxes(-1, -2), g, ctx.parts) if wants_b else None
+        return da, db
+
+    @staticmethod
+    def product(a: Any, b: Any, parts: int) -> Any:
+        y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+        by_matrix = a.ndim > 2 and len(a) >= parts  # threads share the matrices, or else the rows of y
+
+        def work(i: int, parts: int) -> None:
+            if by_matrix:
+                own = stretch(len(a), i, parts)
+                np.matmul(a[own], b[own], out=y[own])
+            else:
+                own = stretch(a.shape[-2], i, parts)
+                np.matmul(a[..., own, :], b, out=y[..., own, :])
+
+        in_parallel(work, parts)
+        return y

@@ -1,0 +1,139 @@
+"""One pool of threads for all kernels, and one setting for it.
+
+The work is always cut in the same way for the same number of threads, whoever computes a part, so a result is the same
+bit for bit in every run.
+
+Once the pool is in use, NumPy's own matrix library multiplies on one thread, here and wherever else the process uses
+it. Its threads would wait in a busy loop after every product, for milliseconds, on the cores that the pool needs next.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Pool:
+    """`size` - 1 threads that wait for work; whoever hands out work is the remaining one."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.busy = threading.Lock()
+        self.inboxes: list[queue.SimpleQueue[Any]] = []
+        self.started = False
+
+    def start(self) -> None:
+        threadpool_limits(1, user_api="blas")
+        for _ in range(1, self.size):
+            self.inboxes.append(queue.SimpleQueue())
+            threading.Thread(target=self.serve, args=(self.inboxes[-1],), daemon=True, name="minigrad").start()
+        self.started = True
+
+    def run(self, work: Callable[[int, int], None], parts: int) -> None:
+        """Call work(0, parts) … work(parts - 1, parts), each in a thread of its own."""
+        if not self.started:
+            self.start()
+        if parts == 1:
+            work(0, 1)
+            return
+        finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        for i in range(1, parts):
+            self.inboxes[i - 1].put((work, i, parts, finished))
+        failure: BaseException | None = None
+        try:
+            work(0, parts)
+        except BaseException as error:
+            failure = error
+        for _ in range(1, parts):
+            failure = finished.get() or failure
+        if failure is not None:
+            raise failure
+
+    def serve(self, inbox: queue.SimpleQueue[Any]) -> None:
+        while (task := inbox.get()) is not None:
+            work, i, parts, finished = task
+            failure: BaseException | None = None
+            try:
+                work(i, parts)
+            except BaseException as error:
+                failure = error
+            del task, work  # or this thread would keep the arrays of its last task alive
+            finished.put(failure)
+
+    def close(self) -> None:
+        for inbox in self.inboxes:
+            inbox.put(None)
+
+
+def _default_threads() -> int:
+    given = os.environ.get("MINIGRAD_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    return int(given) if given.isdigit() and int(given) else _cores()
+
+
+_pool = _Pool(_default_threads())
+
+
+def _start_afresh() -> None:
+    """After a fork the child has the pool, but none of its threads."""
+    global _pool
+    _pool = _Pool(_pool.size)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)
+
+
+def set_num_threads(n: int) -> None:
+    """Use n threads on the CPU: the engine's kernels share their work, and their matrix products, among so many.
+
+    The default is the number of cores, or MINIGRAD_NUM_THREADS or OMP_NUM_THREADS. Results are the same bit for bit
+    from run to run for the same n; another n may round differently. NumPy's own matrix library is held to one thread.
+    """
+    global _pool
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"set_num_threads: wanted a whole number of at least 1, got {n!r}")
+    with _pool.busy:
+        old, _pool = _pool, _Pool(n)
+    old.close()
+
+
+def get_num_threads() -> int:
+    """How many threads the engine uses on the CPU."""
+    return _pool.size
+
+
+def parts_for(work: float, least: float) -> int:
+    """In how many parts to do `work`, if a part smaller than `least` does not pay for handing it to a thread."""
+    return max(1, min(_pool.size, int(work / least)))
+
+
+def in_parallel(work: Callable[[int, int], None], parts: int) -> None:
+    """work(i, parts) for i = 0 … parts - 1 at the same time. The parts must not write to the same places.
+
+    If the pool is at work for somebody else, or if a part itself calls this, the parts run one after the other.
+    """
+    if _pool.busy.acquire(blocking=False):
+        try:
+            _pool.run(work, parts)
+        finally:
+            _pool.busy.release()
+    else:
+        for i in range(parts):
+            work(i, parts)
+
+
+def stretch(n: int, i: int, parts: int, multiple: int = 1) -> slice:
+    """The i-th of `parts` stretches of range(n), as even as multiples of `multiple` allow."""
+    units = -(-n // multiple)
+    return slice(min(n, units * i // parts * multiple), min(n, units * (i + 1) // parts * multiple))
