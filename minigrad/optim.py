@@ -18,7 +18,6 @@ from .backend import Array, as_array, get_array_module, keep_freed_memory, to_de
 from .kernels.cpu import in_pieces, squared_norm
 from .tensor import Tensor
 
-
 Jobs: TypeAlias = list[tuple[Callable[..., Any], list[Array]]]  # functions, and the arrays to call them with
 
 

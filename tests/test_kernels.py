@@ -235,6 +235,27 @@ def test_attention_drops_the_fraction_it_is_asked_to():
     np.testing.assert_allclose(y[y != 0], 1 / 30 / 0.8, rtol=1e-4)
 
 
+@given(rows=st.integers(1, 20), columns=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_dropout_keeps_the_same_elements_forward_and_backward(rows, columns, seed):
+    x = np.ones((rows, columns))
+
+    def drop(x):
+        mg.manual_seed(seed)
+        return F.dropout(x, 0.25)
+
+    (y,), _ = forward_and_backward(drop, [x])
+    assert set(np.unique(y)) <= {0, 1 / 0.75}
+    (_,), (dx,) = forward_and_backward(drop, [x], seed=2)
+    upstream = np.random.default_rng(2).standard_normal(x.shape)
+    np.testing.assert_allclose(dx, upstream * y, rtol=1e-12)
+
+
+def test_dropout_drops_the_fraction_it_is_asked_to_in_every_piece():
+    y = F.dropout(mg.Tensor(np.ones((400, 100))), 0.25).data
+    assert abs((y == 0).mean() - 0.25) < 0.01  # 40,000 elements: five standard deviations
+    assert len({row.tobytes() for row in y}) == 400  # no piece repeats another
+
+
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "clip_grad_norm"])
 def test_optimizers_in_pieces_and_in_whole(name):
     def trained():

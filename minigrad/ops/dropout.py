@@ -5,6 +5,7 @@ from __future__ import annotations
 from .. import random
 from ..autograd import Function
 from ..backend import device_of
+from ..kernels import accelerated, cpu
 
 
 def drop(x, dropout):
@@ -17,6 +18,7 @@ def drop(x, dropout):
     return y
 
 
+@accelerated(cpu=cpu.Dropout)
 class Dropout(Function):
     """y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1 (Srivastava et al., 2014).
 

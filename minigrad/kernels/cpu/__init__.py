@@ -10,6 +10,7 @@ What makes them fast, in the order of what it brings:
 """
 
 from .attention import Attention
+from .dropout import Dropout
 from .losses import CrossEntropy
 from .normalization import LayerNorm
 from .pieces import RowByRow, in_pieces, squared_norm
@@ -19,6 +20,7 @@ from .threads import get_num_threads, set_num_threads
 __all__ = [
     "Attention",
     "CrossEntropy",
+    "Dropout",
     "LayerNorm",
     "Linear",
     "MatMul",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ... import random
+from .dropout import Masks
 from .products import LEAST, same_floats
 from .threads import in_parallel, parts_for, stretch
 
@@ -53,7 +54,7 @@ class Attention:
         ctx.groups = groups(q, k, parts)
         ctx.parts = min(parts, len(ctx.groups))
         keep = any(ctx.needs_input_grad)
-        drops = [Dropped(dropout_p, seed) for seed in random.seeds(len(ctx.groups))] if dropout_p else None
+        drops = [Masks(dropout_p, seed) for seed in random.seeds(len(ctx.groups))] if dropout_p else None
         ctx.saved_tiles = [None] * len(ctx.groups)
 
         def work(i: int, parts: int) -> None:
@@ -104,30 +105,13 @@ def groups(q: Any, k: Any, parts: int) -> list[tuple[slice, slice]]:
     return [(slice(b, b + 1), stretch(H, i, count)) for b in range(B) for i in range(count)]
 
 
-class Dropped:
-    """Dropout of the weights, drawn tile by tile from a generator that belongs to the group."""
-
-    def __init__(self, p: float, seed: int) -> None:
-        self.generator = np.random.SFC64(seed)
-        self.threshold = min(round(p * 65536), 65535)
-        self.scale = 65536 / (65536 - self.threshold)
-        self.masks: list[Any] = []
-
-    def draw(self, shape: tuple[int, ...]) -> Any:
-        """The next tile's mask, which is kept for the backward."""
-        n = math.prod(shape)
-        bits = self.generator.random_raw(-(-n // 4)).view(np.uint16)[:n]
-        self.masks.append((bits >= self.threshold).reshape(shape))
-        return self.masks[-1]
-
-
 def tile_bounds(T: int, U: int, causal: bool) -> list[tuple[int, int, int]]:
     """(first query, last query + 1, how many keys these may see) for each tile."""
     starts = range(0, T, TILE)
     return [(a, min(T, a + TILE), min(T, a + TILE) + U - T if causal else U) for a in starts]
 
 
-def forward_group(q: Any, k: Any, v: Any, y: Any, causal: bool, drop: Dropped | None) -> list[Any]:
+def forward_group(q: Any, k: Any, v: Any, y: Any, causal: bool, drop: Masks | None) -> list[Any]:
     """Fill y, (b, h, T, D), and return for each tile e (b, h, t, u) and 1 / sums (b, h, t, 1)."""
     T, U = q.shape[2], k.shape[2]
     scaled = q * q.dtype.type(1 / math.sqrt(q.shape[3]))
@@ -161,7 +145,7 @@ def exponentials(s: Any, causal: bool) -> tuple[Any, Any]:
 
 
 def backward_group(
-    g: Any, q: Any, k: Any, v: Any, y: Any, dq: Any, dk: Any, dv: Any, tiles: list[Any], drop: Dropped | None
+    g: Any, q: Any, k: Any, v: Any, y: Any, dq: Any, dk: Any, dv: Any, tiles: list[Any], drop: Masks | None
 ) -> None:
     """Fill dq, dk and dv, all (b, h, …, D). The last tile comes first: it has all the keys and so starts dk and dv."""
     scale = q.dtype.type(1 / math.sqrt(q.shape[3]))
@@ -178,8 +162,8 @@ def backward_group(
         if drop is None:
             weights = e
         else:
-            ds *= drop.masks[number]
-            weights = e * drop.masks[number]
+            ds *= drop.drawn[number]
+            weights = e * drop.drawn[number]
         add_product(weights, h, dv[:, :, :keys], first=stop == T)
         ds -= shift
         ds *= e
