@@ -18,8 +18,11 @@ def learn_merges(pieces: Mapping[str, int], n_merges: int) -> list[tuple[int, in
     The tokens 0 to 255 are the bytes. A step counts how often each two tokens are neighbours within a piece, takes
     the most frequent pair, and joins it from left to right wherever it occurs. Merge number i, as (left, right), makes
     the token 256 + i. Among equally frequent pairs the one with the lowest left token is taken, of these the one with
-    the lowest right token. Passed over are pairs whose bytes together are a token already, made of other parts, or more
-    than MAX_TOKEN_BYTES. The list is shorter than n_merges if no pair is left that occurs twice.
+    the lowest right token. Passed over are pairs of together more than MAX_TOKEN_BYTES. The list is shorter than
+    n_merges if no pair is left that occurs twice.
+
+    No two merges make the same bytes, so a token can be known by its bytes: tokens never come apart again, so between
+    two ends of tokens nothing outside has had a say, and the same bytes have been joined in the same way.
 
     Every pair has as a part the token that was made last when it first came up, so all of its occurrences come up in
     one step; afterwards they only become fewer. So the places of a pair are written down once, and a heap orders the
@@ -32,7 +35,6 @@ def learn_merges(pieces: Mapping[str, int], n_merges: int) -> list[tuple[int, in
     before, after = np.arange(-1, len(ids) - 1), np.arange(1, len(ids) + 1)  # (N,): the places of the neighbours
 
     tokens = [bytes([byte]) for byte in range(256)]
-    known = set(tokens)
     counts: dict[tuple[int, int], int] = {}
     places: dict[tuple[int, int], np.ndarray] = {}  # of each pair's left tokens, some of which may be gone
     heap: list[tuple[int, int, int]] = []
@@ -53,14 +55,14 @@ def learn_merges(pieces: Mapping[str, int], n_merges: int) -> list[tuple[int, in
 
     add(np.flatnonzero((ids[:-1] != BORDER) & (ids[1:] != BORDER)))
     while heap and len(merges) < n_merges:
-        count, *both = heapq.heappop(heap)
-        pair = left, right = both[0], both[1]
+        count, left, right = heapq.heappop(heap)
+        pair = left, right
         if counts[pair] < -count:
             if counts[pair] > 1:
                 heapq.heappush(heap, (-counts[pair], *pair))
             continue
         joined = tokens[left] + tokens[right]
-        if joined in known or len(joined) > MAX_TOKEN_BYTES:
+        if len(joined) > MAX_TOKEN_BYTES:
             continue
         at = places.pop(pair)
         at = at[(ids[at] == left) & (ids[after[at]] == right)]
@@ -78,7 +80,6 @@ def learn_merges(pieces: Mapping[str, int], n_merges: int) -> list[tuple[int, in
         starts = before[at]
         add(np.union1d(starts[ids[starts] != BORDER], at[ids[after[at]] != BORDER]))
         tokens.append(joined)
-        known.add(joined)
         merges.append(pair)
     return merges
 

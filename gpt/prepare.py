@@ -131,7 +131,10 @@ def prepare(
             file.seek(cut * dtype.itemsize)
             with open(val, "wb") as rest:
                 shutil.copyfileobj(file, rest)
+                rest.flush()
+                os.fsync(rest.fileno())
             file.truncate(cut * dtype.itemsize)
+            os.fsync(file.fileno())
         meta = {
             "tokenizer": tokenizer.state(),
             "dtype": dtype.name,

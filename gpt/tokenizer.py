@@ -267,7 +267,7 @@ class GPT2Tokenizer(_BytePairTokenizer):
         except (OSError, ValueError) as error:  # DataError is a ValueError
             wanted = "".join(f"\n  {url}\n  as {place}" for url, place in places.items())
             raise DataError(
-                f"GPT-2's byte-pair encoding is not to be had: {error}\nDownload its files elsewhere and put{wanted}\n"
+                f"GPT-2's byte-pair encoding could not be loaded: {error}\nDownload its files, and put{wanted}\n"
                 "or into another folder, under these names, with TIKTOKEN_CACHE_DIR set to that folder"
             ) from error
 
@@ -314,8 +314,8 @@ class BPETokenizer(_BytePairTokenizer):
             self.tokens.append(token)
         for name in special_tokens:
             _check_text("special_tokens", name)
-            if not name or special_tokens.count(name) > 1:
-                raise TokenError(f"special_tokens: wanted distinct names; got {list(special_tokens)}")
+        if "" in special_tokens or len(set(special_tokens)) < len(special_tokens):
+            raise TokenError(f"special_tokens: wanted distinct names; got {str(special_tokens):.100}")
         self.special_tokens = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
         self.encoding = tiktoken.Encoding(
             "bpe", pat_str=GPT2_PIECES, mergeable_ranks=ranks, special_tokens=self.special_tokens
@@ -325,9 +325,10 @@ class BPETokenizer(_BytePairTokenizer):
     def train(
         cls, text: str | Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
     ) -> BPETokenizer:
-        """Learn merges from a text, or from the parts of one, until there are vocab_size tokens, special ones included.
+        """Learn merges from a text, or from its parts, until there are vocab_size tokens, special ones included.
 
-        The same text gives the same tokenizer. It has fewer tokens if no pair of tokens is left that occurs twice.
+        The parts of a file are what `prepare.read_chunks` gives. The same text gives the same tokenizer. It has fewer
+        tokens if no pair of tokens is left that occurs twice.
         """
         least = 256 + len(special_tokens)
         if vocab_size < least:
@@ -362,7 +363,7 @@ def from_state(state: Any) -> Tokenizer:
             return GPT2Tokenizer()
         case {"kind": "bpe", "pieces": str(pieces), "merges": list(merges), "special_tokens": list(special_tokens)}:
             if pieces != GPT2_PIECES:
-                raise TokenError(f"pieces are cut by {pieces!r}; known is only {GPT2_PIECES!r}")
+                raise TokenError(f"pieces are cut by {pieces!r:.100}; known is only {GPT2_PIECES!r}")
             for i, merge in enumerate(merges):
                 if not (isinstance(merge, list | tuple) and [type(token) for token in merge] == [int, int]):
                     raise TokenError(f"merge {i} is {str(merge):.100}; wanted two tokens")

@@ -102,7 +102,7 @@ def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, d
     for left in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2], np.pad(a, ((0, 0), (0, 3)))[:, :k]):
         for right in (b, np.asfortranarray(b), np.pad(b, ((0, 0), (2, 0)))[:, 2:]):
             for out in (np.full((m, n), np.nan, dtype), np.full((m, n + 2), np.nan, dtype)[:, 1 : n + 1]):
-                blas.multiply(left, right, out)
+                blas.product(left, right, out)()
                 np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
 
 

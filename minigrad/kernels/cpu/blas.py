@@ -7,8 +7,10 @@ products are most of a training step. MINIGRAD_BLAS=numpy leaves MKL alone.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,14 +58,17 @@ def _layout(a: Any) -> tuple[int, int]:
     return _PLAIN, 0
 
 
-def multiply(a: Any, b: Any, out: Any) -> None:
-    """out = a @ b for matrices a (M, K), b (K, N) and out (M, N) of one dtype."""
-    product = _mkl.get(a.dtype)
-    if product is not None and min(a.size, b.size) > 0:
+def product(a: Any, b: Any, out: Any) -> Callable[[], Any]:
+    """A call that computes out = a @ b for matrices a (M, K), b (K, N) and out (M, N) of one dtype.
+
+    The arrays must outlive it.
+    """
+    function = _mkl.get(a.dtype)
+    if function is not None and min(a.size, b.size) > 0:
         (a_order, a_step), (b_order, b_step), (out_order, out_step) = _layout(a), _layout(b), _layout(out)
         if a_step and b_step and out_step and out_order == _PLAIN:
             sizes = out.shape[0], out.shape[1], a.shape[1]
             factors = a.ctypes.data, a_step, b.ctypes.data, b_step
-            product(_ROW_MAJOR, a_order, b_order, *sizes, 1.0, *factors, 0.0, out.ctypes.data, out_step)
-            return
-    np.matmul(a, b, out=out)
+            orders = _ROW_MAJOR, a_order, b_order
+            return functools.partial(function, *orders, *sizes, 1.0, *factors, 0.0, out.ctypes.data, out_step)
+    return functools.partial(np.matmul, a, b, out)

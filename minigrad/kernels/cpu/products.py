@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from .blas import multiply
-from .threads import in_parallel, parts_for, stretch
+from .blas import product
+from .threads import in_parallel, one_after_the_other, parts_for, run_together, stretch
 
 LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of microseconds of work
 
@@ -42,13 +43,17 @@ class Linear:
         rows, y = x.reshape(n, inputs), np.empty((n, outputs), x.dtype)
         ctx.parts = parts_for(n * outputs * inputs, LEAST)
 
-        def work(i: int, parts: int) -> None:
-            own = (stretch(n, i, parts), slice(None)) if n >= outputs else (slice(None), stretch(outputs, i, parts))
-            multiply(rows[own[0]], weight[own[1]].T, y[own])
+        tasks = []
+        for i in range(ctx.parts):
+            if n >= outputs:
+                own = (stretch(n, i, ctx.parts), slice(None))
+            else:
+                own = (slice(None), stretch(outputs, i, ctx.parts))
+            calls = [product(rows[own[0]], weight[own[1]].T, y[own])]
             if bias is not None:
-                y[own] += bias[own[1]]
-
-        in_parallel(work, ctx.parts)
+                calls.append(functools.partial(np.add, y[own], bias[own[1]], y[own]))
+            tasks.append(functools.partial(one_after_the_other, calls))
+        run_together(tasks)
         return y.reshape(*x.shape[:-1], outputs)
 
     @staticmethod
@@ -62,17 +67,20 @@ class Linear:
         dweight = np.empty((outputs, inputs), x.dtype) if wants_weight else None
         dbias = np.empty(outputs, x.dtype) if wants_bias else None
 
-        def work(i: int, parts: int) -> None:
+        ones = np.ones(n, x.dtype)
+        tasks = []
+        for i in range(ctx.parts):
+            calls = []
             if dx is not None:
-                own = stretch(n, i, parts)
-                multiply(g_rows[own], weight, dx[own])
-            own = stretch(outputs, i, parts)
+                own = stretch(n, i, ctx.parts)
+                calls.append(product(g_rows[own], weight, dx[own]))
+            own = stretch(outputs, i, ctx.parts)
             if dweight is not None:
-                multiply(g_rows[:, own].T, rows, dweight[own])
+                calls.append(product(g_rows[:, own].T, rows, dweight[own]))
             if dbias is not None:
-                np.matmul(np.ones(n, x.dtype), g_rows[:, own], out=dbias[own])
-
-        in_parallel(work, ctx.parts)
+                calls.append(functools.partial(np.matmul, ones, g_rows[:, own], dbias[own]))
+            tasks.append(functools.partial(one_after_the_other, calls))
+        run_together(tasks)
         return None if dx is None else dx.reshape(x.shape), dweight, dbias
 
 

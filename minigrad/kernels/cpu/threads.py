@@ -9,10 +9,11 @@ it. Its threads would wait in a busy loop after every product, for milliseconds,
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -40,35 +41,35 @@ class _Pool:
             threading.Thread(target=self.serve, args=(self.inboxes[-1],), daemon=True, name="minigrad").start()
         self.started = True
 
-    def run(self, work: Callable[[int, int], None], parts: int) -> None:
-        """Call work(0, parts) … work(parts - 1, parts), each in a thread of its own."""
+    def run(self, tasks: Sequence[Callable[[], Any]]) -> None:
+        """Call all tasks, each in a thread of its own; the first in the thread that asks."""
         if not self.started:
             self.start()
-        if parts == 1:
-            work(0, 1)
+        if len(tasks) == 1:
+            tasks[0]()
             return
         finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        for i in range(1, parts):
-            self.inboxes[i - 1].put((work, i, parts, finished))
+        for inbox, task in zip(self.inboxes, tasks[1:], strict=False):
+            inbox.put((task, finished))
         failure: BaseException | None = None
         try:
-            work(0, parts)
+            tasks[0]()
         except BaseException as error:
             failure = error
-        for _ in range(1, parts):
+        for _ in tasks[1:]:
             failure = finished.get() or failure
         if failure is not None:
             raise failure
 
     def serve(self, inbox: queue.SimpleQueue[Any]) -> None:
-        while (task := inbox.get()) is not None:
-            work, i, parts, finished = task
+        while (order := inbox.get()) is not None:
+            task, finished = order
             failure: BaseException | None = None
             try:
-                work(i, parts)
+                task()
             except BaseException as error:
                 failure = error
-            del task, work  # or this thread would keep the arrays of its last task alive
+            del order, task  # or this thread would keep the arrays of its last task alive
             finished.put(failure)
 
     def close(self) -> None:
@@ -119,18 +120,31 @@ def parts_for(work: float, least: float) -> int:
 
 
 def in_parallel(work: Callable[[int, int], None], parts: int) -> None:
-    """work(i, parts) for i = 0 … parts - 1 at the same time. The parts must not write to the same places.
+    """work(i, parts) for i = 0 … parts - 1 at the same time. The parts must not write to the same places."""
+    run_together([functools.partial(work, i, parts) for i in range(parts)])
 
-    If the pool is at work for somebody else, or if a part itself calls this, the parts run one after the other.
+
+def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
+    """All tasks at the same time, no more of them than there are threads. They must not write to the same places.
+
+    A task that is one call into NumPy starts sooner than one written in Python, which has to wait until the thread
+    that handed it out leaves the interpreter. If the pool is at work for somebody else, or if a task itself calls
+    this, the tasks run one after the other.
     """
     if _pool.busy.acquire(blocking=False):
         try:
-            _pool.run(work, parts)
+            _pool.run(tasks)
         finally:
             _pool.busy.release()
     else:
-        for i in range(parts):
-            work(i, parts)
+        for task in tasks:
+            task()
+
+
+def one_after_the_other(calls: Sequence[Callable[[], Any]]) -> None:
+    """A task of several calls."""
+    for call in calls:
+        call()
 
 
 def stretch(n: int, i: int, parts: int, multiple: int = 1) -> slice:

@@ -1,0 +1,46 @@
+"""How well does a model predict a text? Its loss, its perplexity, and the bits it needs for a byte.
+
+    python examples/evaluate.py --model out --data my.txt              # a run's best checkpoint
+    python examples/evaluate.py --model gpt2 --data my.txt --stride 512
+
+The model reads the text through windows of its block size that advance by --stride tokens, and only tokens that no
+window before has predicted count: each token but the first once, with at least block size - stride tokens before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gpt.data import load_text
+from gpt.errors import run_program
+from gpt.evaluate import evaluate
+from gpt.loading import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure how well a model predicts a text.")
+    parser.add_argument(
+        "--model", required=True, help="a run's folder, a checkpoint, a folder with GPT-2's files, or \"gpt2\" …"
+    )
+    parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
+    parser.add_argument("--data", metavar="FILE", required=True, help="a text file")
+    parser.add_argument("--stride", type=int, help="tokens from one window to the next (default: half of the window)")
+    parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default: 4)")
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    args = parser.parse_args()
+
+    text = load_text(args.data).text
+    model, tokenizer = load_model(args.model, args.adapters, args.device)
+    ids, n_bytes = tokenizer.encode(text), len(text.encode())
+    stride = max(1, model.config.block_size // 2) if args.stride is None else args.stride
+    print(f"text           {args.data}: {n_bytes:,} bytes, {len(ids):,} tokens")
+    print(f"windows        {model.config.block_size} tokens, each {stride} after the last", flush=True)
+    result = evaluate(model, ids, n_bytes, stride, args.batch_size, progress=sys.stderr.isatty())
+    print(f"loss           {result.loss:.4f} nats per token")
+    print(f"perplexity     {result.perplexity:.4f} per token")
+    print(f"bits per byte  {result.bits_per_byte:.4f}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,203 @@
+"""Fine-tune GPT-2, or a model of your own, on a text file.
+
+    python examples/finetune.py --model gpt2 --data my.txt --block-size 256 --out out-mine
+    python examples/finetune.py --model gpt2 --data my.txt --lora-rank 8      # small adapters; the model stays as it is
+    python examples/finetune.py --resume --data my.txt --out out-mine         # go on exactly where the run stopped
+
+A run's folder holds what train_shakespeare.py's holds. With --lora-rank its checkpoints hold adapters only, and
+adapters.safetensors has those with the lowest validation loss. --save-pretrained writes the best model whole, in
+Hugging Face's layout, so that other tools open it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import minigrad as mg
+from gpt import ConfigError, checkpoint, lora
+from gpt.config import TrainConfig, option
+from gpt.data import Dataset, load_text
+from gpt.errors import run_program
+from gpt.loading import load_model, save_pretrained
+from gpt.tokenizer import END_OF_TEXT
+from gpt.trainer import Trainer, keep_previous_run
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(TrainConfig):
+    """How a model is fine-tuned: what it starts from, and what training has no options for."""
+
+    model: str = option("", 'a run\'s folder, a checkpoint, a folder with GPT-2\'s files, or "gpt2", "gpt2-medium" …')
+    block_size: int = option(0, "tokens in each sequence; 0 for as many as the model takes")
+    lora_rank: int = option(0, "train adapters of this rank and leave the model as it is; 0 to train all weights")
+    lora_alpha: float = option(16.0, "adapters are scaled by alpha / rank")
+    lora_layers: str = option("attn.c_attn", "which linear layers of the blocks get adapters, separated by commas")
+    prompt: str = option("", "what the samples along the way continue; nothing for how the validation text begins")
+    sample_tokens: int = option(50, "tokens in each of these samples; 0 for none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("block_size", "lora_rank", "sample_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a whole number of at least 0")
+        if self.lora_rank and self.optimizer == "muon":
+            raise ConfigError("optimizer 'muon' is for whole matrices; wanted 'adamw' for adapters")
+
+
+OPTIONS = list(dataclasses.fields(FinetuneConfig))
+DEFAULTS: dict[str, Any] = {
+    **{"max_iters": 200, "batch_size": 4, "grad_accum": 8, "eval_interval": 50, "eval_iters": 20},
+    **{"learning_rate": 3e-5, "weight_decay": 0.01, "beta2": 0.999},
+}
+LORA_DEFAULTS = {"learning_rate": 3e-4, "weight_decay": 0.0}
+FOLLOWING = {
+    "lr_decay_iters": "--max-iters",
+    "warmup_iters": "a tenth of --max-iters",
+    "min_lr": "a tenth of --learning-rate",
+}
+
+
+class Finetuner(Trainer):
+    """A trainer that shows a sample after each estimate of the losses, and keeps the best adapters in a file."""
+
+    config: FinetuneConfig
+
+    def evaluate(self, bar: tqdm) -> None:
+        super().evaluate(bar)
+        if self.config.sample_tokens:
+            with bar.external_write_mode(file=sys.stdout):
+                print(textwrap.indent(self.sample(), "    | ", lambda line: True), flush=True)
+
+    def sample(self) -> str:
+        """A prompt and how the model goes on, without a trace in the training's random numbers."""
+        ids = self.tokenizer.encode(self.config.prompt) if self.config.prompt else self.data.val[:12]
+        stop = self.tokenizer.special_tokens.get(END_OF_TEXT)
+        (row,) = self.model.generate(
+            [ids], self.config.sample_tokens, temperature=0.8, seed=self.config.seed, stop_tokens=stop
+        )
+        return self.tokenizer.decode(row)
+
+    def save(self, name: str) -> None:
+        super().save(name)
+        if self.config.lora_rank and name == checkpoint.BEST:
+            lora.save_adapters(self.model, self.out / lora.ADAPTERS)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fine-tune GPT-2, or a model of your own, on a text file.")
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    parser.add_argument("--data", metavar="FILE", required=True, help="a text file")
+    parser.add_argument("--out", metavar="DIR", default="out-finetune", type=Path, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
+    parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model there at the end")
+    types = {"int": int, "float": float, "str": str}
+    for field in OPTIONS:
+        default = FOLLOWING.get(field.name, DEFAULTS.get(field.name, field.default))
+        with_lora = f", with adapters {LORA_DEFAULTS[field.name]}" if field.name in LORA_DEFAULTS else ""
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=types[str(field.type)],
+            choices=field.metadata["choices"],
+            help=field.metadata["help"] + (f" (default: {default}{with_lora})" if default != "" else ""),
+        )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    given = {field.name: getattr(args, field.name) for field in OPTIONS if getattr(args, field.name) is not None}
+    saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
+    config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
+    mg.manual_seed(config.seed)
+    if saved is not None and not config.lora_rank:
+        model, tokenizer = saved.model(args.device), saved.tokenizer
+    else:  # adapters are saved without the model that they belong to
+        dropout = args.dropout if saved is None else saved.config.dropout
+        model, tokenizer = load_model(config.model, device=args.device, dropout=dropout)
+    n_weights = model.num_parameters()
+    if config.lora_rank and saved is None:
+        lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_layers.split(","))
+    elif config.lora_rank:
+        lora.load_adapters(model, args.out / lora.ADAPTERS)  # the best so far; they know what weights they are for
+
+    text = load_text(args.data)
+    block_size = config.block_size or model.config.block_size
+    if block_size > model.config.block_size:
+        raise ConfigError(f"block_size is {block_size}; wanted at most the model's {model.config.block_size}")
+    data = Dataset(tokenizer.encode(text.text), block_size)
+    trainer = Finetuner(model, data, tokenizer, config, args.out, hashlib.sha256(text.text.encode()).hexdigest())
+    if saved is not None:
+        trainer.resume(saved)
+    elif (aside := keep_previous_run(args.out)) is not None:
+        if (args.out / lora.ADAPTERS).exists():
+            (args.out / lora.ADAPTERS).rename(aside / lora.ADAPTERS)
+        print(f"an earlier run was in {args.out}; its files are now in {aside}")
+
+    print(f"device      {args.device}")
+    print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
+    print(f"model       {config.model}: {n_weights:,} parameters, and {model.num_parameters():,} learn")
+    print(f"training    {', '.join(f'{field.name} {getattr(config, field.name)}' for field in OPTIONS)}")
+    print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
+    finished = trainer.train()
+    trainer.plot_losses()
+    if finished:
+        finish(trainer, args.save_pretrained)
+    else:
+        print(f"interrupted at step {trainer.iteration}, and saved; go on with:")
+        print("  " + " ".join(["python", *sys.argv] + ([] if args.resume else ["--resume"])))
+
+
+def new_config(given: dict[str, Any]) -> FinetuneConfig:
+    """The given options, and for the others the defaults, some of which follow from options."""
+    if not given.get("model"):
+        raise ConfigError('--model is missing; wanted a model to start from, for example "gpt2"')
+    options = {**DEFAULTS, **(LORA_DEFAULTS if given.get("lora_rank") else {}), **given}
+    options.setdefault("lr_decay_iters", options["max_iters"])
+    options.setdefault("warmup_iters", options["max_iters"] // 10)
+    options.setdefault("min_lr", options["learning_rate"] / 10)
+    return FinetuneConfig(**options)
+
+
+def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout: float | None) -> FinetuneConfig:
+    """The options of the run that is resumed, but for those that are given; the model stays what it is."""
+    before = saved.run["train_config"]
+    if "lora_rank" not in before:
+        raise ConfigError("--resume: the run is not one of finetune.py; start from it with --model")
+    fixed = {name: before[name] for name in ("lora_rank", "lora_alpha", "lora_layers")}
+    if not before["lora_rank"]:  # adapters are put on their model again, which may have been moved
+        fixed["model"] = before["model"]
+    for name, value in fixed.items():
+        if given.get(name, value) != value:
+            raise ConfigError(f"--resume with {name} {given[name]}, but the run has {name} {value}")
+    if dropout not in (None, saved.config.dropout):
+        raise ConfigError(f"--resume with dropout {dropout}, but the run has dropout {saved.config.dropout}")
+    return FinetuneConfig(**{**before, **given})
+
+
+def finish(trainer: Finetuner, folder: Path | None) -> None:
+    """Say where the best model is, and write it in Hugging Face's layout if a folder is given."""
+    config, out = trainer.config, trainer.out
+    best = checkpoint.load(out / checkpoint.BEST)
+    where = f"--model {out}"
+    if config.lora_rank:
+        where = f"--model {config.model} --adapters {out / lora.ADAPTERS}"
+    print(f"best        validation loss {trainer.best_val_loss:.4f} at step {best.run['iteration']}")
+    if folder is not None:
+        trainer.model.load_state_dict(best.part("model"))
+        save_pretrained(lora.merge(trainer.model), trainer.tokenizer, folder)
+        print(f"saved       {folder}, in Hugging Face's layout")
+    print(f"\nmore of it: python examples/sample.py {where}")
+
+
+if __name__ == "__main__":
+    run_program(main)

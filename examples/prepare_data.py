@@ -1,0 +1,83 @@
+"""Turn text files into token files to train on, larger than memory if need be.
+
+    python examples/prepare_data.py books/ more.txt --tokenizer gpt2 --out tokens
+    python examples/prepare_data.py books/ --tokenizer bpe.json --vocab-size 4096 --out tokens   # learn bpe.json first
+    python examples/train_shakespeare.py --data tokens
+
+Files are taken in the order given, those of a folder sorted. Between two files stands <|endoftext|>, unless tokens are
+characters. The last tokens of all are kept for validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gpt import CharTokenizer, ConfigError
+from gpt.data import META, TRAIN, VAL
+from gpt.errors import run_program
+from gpt.prepare import check_options, prepare, read_chunks, text_files
+from gpt.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Turn text files into token files to train on.")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a UTF-8 text file, or a folder of them")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        default="gpt2",
+        help='"char", "gpt2", or a JSON file with learned byte pairs (default: gpt2)',
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="N", help="first learn the JSON file from the texts, with N tokens in all"
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder for the token files")
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="kept for validation (default: 0.1)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one a processor)")
+    args = parser.parse_args()
+
+    check_options(args.val_fraction, args.workers)
+    files = text_files(args.files)
+    size = sum(file.stat().st_size for file in files)
+    print(f"texts       {len(files):,} files, {size:,} bytes")
+
+    def bar(title: str) -> tqdm:
+        return tqdm(total=size, desc=title, unit="B", unit_scale=True)
+
+    tokenizer = choose_tokenizer(args.tokenizer, args.vocab_size, files, bar)
+    print(f"tokenizer   {args.tokenizer}, {tokenizer.vocab_size:,} tokens", flush=True)
+    with bar("encoding") as progress:
+        meta = prepare(files, tokenizer, args.out, args.val_fraction, args.workers, progress.update)
+    counts = {name: about["tokens"] for name, about in meta["files"].items()}
+    print(f"tokens      {counts[TRAIN]:,} to train on and {counts[VAL]:,} to validate on, {meta['dtype']}")
+    print(f"written     {', '.join(str(args.out / name) for name in (TRAIN, VAL, META))}")
+
+
+def choose_tokenizer(name: str, vocab_size: int | None, files: list[Path], bar: Callable[[str], tqdm]) -> Tokenizer:
+    """The tokenizer that was asked for, made from the texts if it is to be."""
+
+    def chunks(title: str) -> Iterator[str]:
+        with bar(title) as progress:
+            for file in files:
+                yield from read_chunks(file, progress.update)
+
+    if vocab_size is None:
+        if name == "char":
+            return CharTokenizer("".join(sorted(set().union(*map(set, chunks("characters"))))))
+        return GPT2Tokenizer() if name == "gpt2" else load(name)
+    if name in ("char", "gpt2"):
+        raise ConfigError(f"--vocab-size is for byte pairs to be learned; --tokenizer {name} has its own")
+    if Path(name).exists():
+        raise ConfigError(f"--vocab-size {vocab_size}, but {name} is there already; leave it out, or name a new file")
+    tokenizer = BPETokenizer.train(chunks("learning"), vocab_size)
+    tokenizer.save(name)
+    return tokenizer
+
+
+if __name__ == "__main__":
+    run_program(main)
