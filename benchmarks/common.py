@@ -33,6 +33,7 @@ TUNED = {
 CONTESTANTS: dict[str, tuple[str, dict[str, str]]] = {  # name: the library, and its process's environment
     "minigrad": ("minigrad", {}),
     "minigrad, checkpointed": ("minigrad", {}),
+    "reference": ("minigrad", {"MINIGRAD_KERNELS": "reference"}),
     "PyTorch": ("torch", {}),
     "PyTorch tuned": ("torch", TUNED),
 }
@@ -138,15 +139,18 @@ def prepare(library: str, threads: int | None) -> str:
 
     import minigrad as mg
     from minigrad.backend import keep_freed_memory
+    from minigrad.kernels.cpu import blas
 
     keep_freed_memory()  # as the Trainer does
     if threads is not None:
         mg.set_num_threads(threads)
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
-    return (
-        f"minigrad {mg.__version__} on {mg.get_num_threads()} thread(s), NumPy {np.__version__}, "
-        f"{blas['name']} {blas['version']}"
-    )
+        if os.environ.get("MINIGRAD_KERNELS") == "reference":  # then NumPy's threads work, and not the engine's
+            from threadpoolctl import threadpool_limits
+
+            threadpool_limits(threads, user_api="blas")
+    with_numpy = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    products = blas.library() if blas.library() != "numpy" else f"{with_numpy['name']} {with_numpy['version']}"
+    return f"minigrad {mg.__version__} on {mg.get_num_threads()} thread(s), NumPy {np.__version__}, {products}"
 
 
 def memory(field: str = "VmHWM") -> float:

@@ -103,8 +103,14 @@ class TrainConfig:
             raise ConfigError("learning_rate is 0; wanted more, as Muon's learning rate follows it in proportion")
 
 
-# Recipes for Tiny Shakespeare. nanoGPT's: `baby` for a GPU, `cpu` for a laptop. `speedrun`: the loss of `cpu` in less
-# time, with everything that helps.
+# What training GPT-2 from scratch takes at any size, as in nanoGPT: batches of 0.5M tokens.
+GPT2: dict[str, Any] = {
+    **{"block_size": 1024, "dropout": 0.0, "bias": True, "batch_size": 12, "grad_accum": 40, "beta2": 0.95},
+    **{"max_iters": 600_000, "lr_decay_iters": 600_000, "warmup_iters": 2000, "eval_interval": 1000},
+}
+
+# Recipes. nanoGPT's for Tiny Shakespeare: `baby` for a GPU, `cpu` for a laptop. `speedrun`: the loss of `cpu` in less
+# time, with everything that helps. GPT-2's four sizes, for token files, with learning rates from GPT-3's paper.
 PRESETS: dict[str, dict[str, Any]] = {
     "baby": {
         **{"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2, "bias": False},
@@ -121,4 +127,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"batch_size": 12, "max_iters": 700, "lr_decay_iters": 700, "warmup_iters": 20, "eval_iters": 20},
         **{"learning_rate": 3e-3, "min_lr": 0.0, "muon_learning_rate": 0.02, "weight_decay": 0.1},
     },
+    "gpt2": {**GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768, "learning_rate": 6e-4, "min_lr": 6e-5},
+    "gpt2-medium": {**GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024, "learning_rate": 3e-4, "min_lr": 3e-5},
+    "gpt2-large": {**GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280, "learning_rate": 2.5e-4, "min_lr": 2.5e-5},
+    "gpt2-xl": {**GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600, "learning_rate": 2e-4, "min_lr": 2e-5},
 }

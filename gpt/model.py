@@ -17,7 +17,6 @@ from typing import Any
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
-from minigrad.muon import CombinedOptimizer, Muon
 
 from .config import GPTConfig
 from .errors import ConfigError
@@ -175,7 +174,7 @@ class GPT(nn.Module):
         betas: tuple[float, float] = (0.9, 0.95),
         optimizer: str = "adamw",
         muon_lr: float = 0.02,
-    ) -> optim.AdamW | CombinedOptimizer:
+    ) -> optim.AdamW | optim.CombinedOptimizer:
         """AdamW that decays the matrices and embeddings, and leaves the biases and norms alone.
 
         With optimizer "muon" it has the embeddings, the output layer, biases and norms, and Muon the matrices of the
@@ -198,7 +197,7 @@ class GPT(nn.Module):
             {"params": [p for p in matrices if p in packed], "split": 3},
             {"params": [p for p in matrices if p not in packed]},
         ]
-        return CombinedOptimizer(adamw, Muon(groups, lr=muon_lr, weight_decay=weight_decay))
+        return optim.CombinedOptimizer(adamw, optim.Muon(groups, lr=muon_lr, weight_decay=weight_decay))
 
     def new_cache(self) -> KVCache:
         """An empty cache of keys and values, to pass to `forward`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import regex  # type: ignore[import-untyped]
+import regex
 import tiktoken
 
 import minigrad as mg

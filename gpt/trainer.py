@@ -30,7 +30,7 @@ from .config import TrainConfig
 from .data import Dataset
 from .errors import CheckpointError, ConfigError, GPTError
 from .model import GPT
-from .tokenizer import CharTokenizer
+from .tokenizer import Tokenizer
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
@@ -44,7 +44,7 @@ class Trainer:
     """One training run. `train()` runs it to the end, or until it is interrupted."""
 
     def __init__(
-        self, model: GPT, data: Dataset, tokenizer: CharTokenizer, config: TrainConfig, out: Path, data_id: str = ""
+        self, model: GPT, data: Dataset, tokenizer: Tokenizer, config: TrainConfig, out: Path, data_id: str = ""
     ) -> None:
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.device = model.wte.weight.device
@@ -118,7 +118,7 @@ class Trainer:
         c = self.config
         rates = c.learning_rate, c.min_lr
         if c.schedule == "linear":
-            return warmup_linear(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters, c.lr_hold_iters)
+            return optim.warmup_linear(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters, c.lr_hold_iters)
         return optim.warmup_cosine(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters)
 
     def loss(self, split: str, rng: Any) -> mg.Tensor:
@@ -271,23 +271,6 @@ class Trainer:
         figure.savefig(image, format="png", dpi=120)
         write_atomically(self.out / "loss.png", image.getvalue())
         return self.out / "loss.png"
-
-
-def warmup_linear(
-    step: int, learning_rate: float, min_lr: float, warmup_iters: int, lr_decay_iters: int, lr_hold_iters: int = 0
-) -> float:
-    """The learning rate at `step`, counted from 0: `optim.warmup_cosine` with straight lines, a trapezoid.
-
-    It rises for `warmup_iters` steps, stays at `learning_rate` for `lr_hold_iters` and falls to `min_lr`, which it
-    reaches at `lr_decay_iters` and keeps.
-    """
-    if step < warmup_iters:
-        return learning_rate * (step + 1) / (warmup_iters + 1)
-    start = warmup_iters + lr_hold_iters
-    if step >= lr_decay_iters:
-        return min_lr
-    progress = (step - start) / (lr_decay_iters - start) if step > start else 0.0  # 0 to 1
-    return learning_rate + progress * (min_lr - learning_rate)
 
 
 def keep_previous_run(out: Path) -> Path | None:

@@ -16,11 +16,11 @@ import minigrad as mg
 from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.data import Dataset
-from gpt.trainer import Trainer, warmup_linear
+from gpt.trainer import Trainer
 from minigrad import functional as F
 from minigrad import nn, optim
 from minigrad.gradcheck import gradcheck_directional
-from minigrad.muon import CombinedOptimizer, Muon, orthogonalise
+from minigrad.optim import CombinedOptimizer, Muon, orthogonalise, warmup_linear
 
 # Rotary position embedding
 

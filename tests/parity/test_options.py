@@ -9,7 +9,7 @@ import pytest
 from gpt import GPT, GPTConfig
 from minigrad import functional as F
 from minigrad import nn
-from minigrad.muon import Muon, orthogonalise
+from minigrad.optim import Muon, orthogonalise
 
 from .compare import (
     assert_close,

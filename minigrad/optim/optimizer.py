@@ -1,4 +1,4 @@
-"""Optimizers, gradient clipping and the learning-rate schedule.
+"""What optimizers share, SGD and AdamW, and gradient clipping.
 
 An optimizer changes `parameter.data` in place, using `parameter.grad`; parameters without a gradient stay as they are.
 Settings can be read and changed in `optimizer.groups`, for example `for group in optimizer.groups: group["lr"] = lr`.
@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .autograd import mark_written
-from .backend import Array, as_array, get_array_module, keep_freed_memory, to_device
-from .kernels.cpu import in_pieces, squared_norm
-from .tensor import Tensor
+from ..autograd import mark_written
+from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_device
+from ..kernels.cpu import in_pieces, squared_norm
+from ..tensor import Tensor
 
 Jobs: TypeAlias = list[tuple[Callable[..., Any], list[Array]]]  # functions, and the arrays to call them with
 
@@ -215,17 +215,3 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
             g *= factor.astype(g.dtype)
             mark_written(g)
     return norm if on_gpu else float(norm)
-
-
-def warmup_cosine(step: int, learning_rate: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:
-    """The learning rate at `step`, counted from 0, as nanoGPT defines it.
-
-    It rises in a line for `warmup_iters` steps, then falls along half a cosine from `learning_rate` to `min_lr`, which
-    it reaches at `lr_decay_iters` and keeps.
-    """
-    if step < warmup_iters:
-        return learning_rate * (step + 1) / (warmup_iters + 1)
-    if step > lr_decay_iters or lr_decay_iters <= warmup_iters:
-        return min_lr
-    progress = (step - warmup_iters) / (lr_decay_iters - warmup_iters)  # 0 to 1
-    return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (learning_rate - min_lr)

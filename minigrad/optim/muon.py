@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .backend import Array, get_array_module
-from .optim import Optimizer
-from .tensor import Tensor
+from ..backend import Array, get_array_module
+from ..tensor import Tensor
+from .optimizer import Optimizer
 
 
 def orthogonalise(x: Array, steps: int = 5) -> Array:
