@@ -37,7 +37,8 @@ CONTESTANTS: dict[str, tuple[str, dict[str, str]]] = {  # name: the library, and
     "PyTorch": ("torch", {}),
     "PyTorch tuned": ("torch", TUNED),
 }
-PAUSE = 0.15  # seconds before another's turn: OpenBLAS's threads wait for work by spinning 2**28 cycles (0.1 s)
+# Seconds of silence before another's turn: OpenBLAS's threads wait for work by spinning for 2**28 cycles (0.1 s).
+PAUSE = float(os.environ.get("BENCHMARK_PAUSE", "0.15"))
 
 
 class BenchmarkError(Exception):

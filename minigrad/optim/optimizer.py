@@ -9,16 +9,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ..autograd import mark_written
 from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_device
-from ..kernels.cpu import in_pieces, squared_norm
+from ..kernels.cpu import in_pieces, in_whole, squared_norm
 from ..tensor import Tensor
-
-Jobs: TypeAlias = list[tuple[Callable[..., Any], list[Array]]]  # functions, and the arrays to call them with
 
 
 class Optimizer:
@@ -61,7 +59,7 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter that has a gradient."""
         numbers = iter(range(len(self.params)))
-        jobs: Jobs = []
+        jobs: list[tuple[Callable[..., Any], list[Array]]] = []  # functions, and the arrays to call them with
         for group in self.groups:
             for p in group["params"]:
                 i = next(numbers)
@@ -74,8 +72,11 @@ class Optimizer:
                     update = functools.partial(self.update_piece, tuple(state), group, self.steps[i])
                     jobs.append((update, [p.data, p.grad, *state.values()]))
                     mark_written(p.data)
-        run = in_pieces if self.elementwise and jobs and isinstance(jobs[0][1][0], np.ndarray) else in_whole
-        run(jobs)
+        if jobs and isinstance(jobs[0][1][0], np.ndarray):
+            (in_pieces if self.elementwise else in_whole)(jobs)
+        else:
+            for job, arrays in jobs:
+                job(*arrays)
 
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The names of the arrays that are kept for each parameter of this group; they start as zeros."""
@@ -117,12 +118,6 @@ class Optimizer:
                 f"{type(self).__name__}.load_state_dict: steps {steps.shape}, wanted ({len(self.params)},)"
             )
         self.steps, self.state = [int(t) for t in steps], loaded
-
-
-def in_whole(jobs: Jobs) -> None:
-    """function(*arrays) for each job."""
-    for function, arrays in jobs:
-        function(*arrays)
 
 
 class SGD(Optimizer):

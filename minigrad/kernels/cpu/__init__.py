@@ -13,7 +13,7 @@ from .attention import Attention
 from .dropout import Dropout
 from .losses import CrossEntropy
 from .normalization import LayerNorm
-from .pieces import RowByRow, in_pieces, squared_norm
+from .pieces import RowByRow, in_pieces, in_whole, squared_norm
 from .products import Linear, MatMul
 from .threads import get_num_threads, set_num_threads
 
@@ -27,6 +27,7 @@ __all__ = [
     "RowByRow",
     "get_num_threads",
     "in_pieces",
+    "in_whole",
     "set_num_threads",
     "squared_norm",
 ]

@@ -101,6 +101,17 @@ def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
     return results
 
 
+def in_whole(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> None:
+    """function(*arrays) for each job, several jobs at a time, the largest first."""
+    largest_first = sorted(jobs, key=lambda job: -job[1][0].size)
+
+    def share(i: int, parts: int) -> None:
+        for function, arrays in largest_first[i::parts]:
+            function(*arrays)
+
+    in_parallel(share, parts_for(sum(arrays[0].size for _, arrays in jobs), ALONE))
+
+
 def squared_norm(arrays: list[Any]) -> Any:
     """The sum of the squares of all elements of all arrays."""
     return sum(in_pieces([(np.vdot, [array, array]) for array in arrays]))
