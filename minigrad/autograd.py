@@ -235,12 +235,12 @@ class Function:
         several = isinstance(result, tuple)
         outputs = [as_array(y) for y in result] if several else [as_array(result)]
 
-        recorded = True in needs_grad and all(y.dtype.kind == "f" for y in outputs)
+        recorded = True in needs_grad and not [y for y in outputs if y.dtype.kind != "f"]
         if recorded:
             ctx.parents = [(a.origin or a) if needs else None for a, needs in zip(args, needs_grad, strict=True)]
             ctx.tensor_arguments = tensor_arguments
             ctx.outputs = [(y.shape, y.dtype) for y in outputs]
-            ctx.xp = get_array_module(outputs[0])
+            ctx.xp = get_array_module(outputs[0]) if on_gpu else np
             if _mode.anomaly:
                 ctx.stack = traceback.format_stack()[:-1]
         made = [Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs)]

@@ -19,7 +19,7 @@ import minigrad as mg
 from minigrad import functional as F
 from minigrad import kernels
 from minigrad.kernels import cpu
-from minigrad.kernels.cpu import attention, blas, pieces, products, threads
+from minigrad.kernels.cpu import attention, blas, normalization, pieces, products, threads
 
 
 @pytest.fixture(autouse=True, params=[1, 2, 3], ids="{} threads".format)
@@ -29,6 +29,8 @@ def tiny_pieces(request, monkeypatch):
     monkeypatch.setattr(pieces, "ALONE", 6)
     monkeypatch.setattr(pieces, "TOGETHER", 12)
     monkeypatch.setattr(products, "LEAST", 8)
+    monkeypatch.setattr(products, "FEW", 1)
+    monkeypatch.setattr(normalization, "SMALL", 0)
     monkeypatch.setattr(attention, "LEAST", 8)
     monkeypatch.setattr(attention, "TILE", 3)
     monkeypatch.setattr(attention, "GROUP", 24)
@@ -82,6 +84,13 @@ def test_matmul(leading, m, k, n, seed):
     assert_equals_reference(F.matmul, a, b, kernel=cpu.MatMul)
 
 
+def test_the_environment_variable_leaves_mkl_alone():
+    code = "from minigrad.kernels.cpu import blas; print(blas.library())"
+    environment = {**os.environ, "MINIGRAD_BLAS": "numpy"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "numpy"
+
+
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_products_with_zero_rows_and_with_one(rows):
     assert_equals_reference(F.linear, normal((rows, 4)), normal((3, 4), 1), normal((3,), 2))
@@ -95,6 +104,16 @@ def test_products_of_arrays_that_are_not_contiguous(layout, seed):
     assert_equals_reference(lambda x, w: layout.view(x) @ layout.view(w).T, x, weight, kernel=cpu.MatMul)
 
 
+@pytest.fixture(params=["numpy", "mkl"])
+def library(request, monkeypatch):
+    """Products by NumPy, and by MKL where it is installed."""
+    if request.param == "numpy":
+        monkeypatch.setattr(blas, "_mkl", {})
+    elif blas.library() != "mkl":
+        pytest.skip("the package mkl is not installed, or MINIGRAD_BLAS leaves it alone")
+
+
+@pytest.mark.usefixtures("library")
 @given(m=st.integers(0, 9), k=st.integers(0, 9), n=st.integers(0, 9), dtype=st.sampled_from(["float32", "float64"]))
 def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, dtype):
     a, b = normal((m, k)).astype(dtype), normal((k, n), 1).astype(dtype)

@@ -10,6 +10,9 @@ from .pieces import for_each, pieces
 from .products import same_floats
 
 
+SMALL = 4096  # elements below which the reference, with fewer calls, is as fast
+
+
 class LayerNorm:
     """As ops/normalization.py, with the row sums as products with a vector: four times as fast as NumPy's `sum`."""
 
@@ -20,7 +23,7 @@ class LayerNorm:
         return (
             same_floats(x, gamma, beta)
             and x.ndim > 0
-            and x.size > 0
+            and x.size > SMALL
             and all(p is None or p.shape == x.shape[-1:] for p in (gamma, beta))
         )
 

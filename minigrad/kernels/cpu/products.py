@@ -12,6 +12,7 @@ from .blas import product
 from .threads import in_parallel, one_after_the_other, parts_for, run_together, stretch
 
 LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of microseconds of work
+FEW = 20  # for fewer rows than this the time goes into fetching the weights, not into multiplying
 
 
 def same_floats(*arrays: Any) -> bool:
@@ -41,7 +42,7 @@ class Linear:
         outputs, inputs = weight.shape
         n = math.prod(x.shape[:-1])
         rows, y = x.reshape(n, inputs), np.empty((n, outputs), x.dtype)
-        ctx.parts = parts_for(n * outputs * inputs, LEAST)
+        ctx.parts = parts_for(max(n, FEW) * outputs * inputs, LEAST)
 
         tasks = []
         for i in range(ctx.parts):
