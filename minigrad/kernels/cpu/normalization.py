@@ -9,7 +9,6 @@ import numpy as np
 from .pieces import for_each, pieces
 from .products import same_floats
 
-
 SMALL = 4096  # elements below which the reference, with fewer calls, is as fast
 
 
