@@ -111,6 +111,8 @@ def library(request, monkeypatch):
         monkeypatch.setattr(blas, "_mkl", {})
     elif blas.library() != "mkl":
         pytest.skip("the package mkl is not installed, or MINIGRAD_BLAS leaves it alone")
+    else:
+        monkeypatch.setattr(blas, "ROWS", 1)
 
 
 @pytest.mark.usefixtures("library")

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+ROWS = 16  # for fewer, two of MKL's products at a time took as long as one after the other; OpenBLAS's do not
+KEPT = 500  # np.matmul keeps the interpreter's lock for results of so few elements, np.dot never does
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of cblas.h
 _SEQUENTIAL = 1  # of mkl_service.h: the threads are ours
 
@@ -64,11 +66,13 @@ def product(a: Any, b: Any, out: Any) -> Callable[[], Any]:
     The arrays must outlive it.
     """
     function = _mkl.get(a.dtype)
-    if function is not None and min(a.size, b.size) > 0:
+    if function is not None and min(out.shape) >= ROWS and a.size:
         (a_order, a_step), (b_order, b_step), (out_order, out_step) = _layout(a), _layout(b), _layout(out)
         if a_step and b_step and out_step and out_order == _PLAIN:
             sizes = out.shape[0], out.shape[1], a.shape[1]
             factors = a.ctypes.data, a_step, b.ctypes.data, b_step
             orders = _ROW_MAJOR, a_order, b_order
             return functools.partial(function, *orders, *sizes, 1.0, *factors, 0.0, out.ctypes.data, out_step)
+    if out.size <= KEPT and out.flags.c_contiguous:
+        return functools.partial(np.dot, a, b, out)
     return functools.partial(np.matmul, a, b, out)

@@ -79,7 +79,7 @@ class Linear:
             if dweight is not None:
                 calls.append(product(g_rows[:, own].T, rows, dweight[own]))
             if dbias is not None:
-                calls.append(functools.partial(np.matmul, ones, g_rows[:, own], dbias[own]))
+                calls.append(functools.partial(np.dot, ones, g_rows[:, own], dbias[own]))
             tasks.append(functools.partial(one_after_the_other, calls))
         run_together(tasks)
         return None if dx is None else dx.reshape(x.shape), dweight, dbias
