@@ -12,6 +12,7 @@ from .blas import product
 from .threads import in_parallel, one_after_the_other, parts_for, run_together, stretch
 
 LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of microseconds of work
+LATE = 4e6  # and that a thread has done by the time another has begun, woken up, and reported that it is done
 FEW = 20  # for fewer rows than this the time goes into fetching the weights, not into multiplying
 
 
@@ -42,14 +43,16 @@ class Linear:
         outputs, inputs = weight.shape
         n = math.prod(x.shape[:-1])
         rows, y = x.reshape(n, inputs), np.empty((n, outputs), x.dtype)
-        ctx.parts = parts_for(max(n, FEW) * outputs * inputs, LEAST)
+        work = max(n, FEW) * outputs * inputs
+        ctx.parts = parts_for(work, LEAST)
+        ctx.head_start = min(0.5, LATE / work) if ctx.parts > 1 else 0.0
 
         tasks = []
         for i in range(ctx.parts):
             if n >= outputs:
-                own = (stretch(n, i, ctx.parts), slice(None))
+                own = (stretch(n, i, ctx.parts, ctx.head_start), slice(None))
             else:
-                own = (slice(None), stretch(outputs, i, ctx.parts))
+                own = (slice(None), stretch(outputs, i, ctx.parts, ctx.head_start))
             calls = [product(rows[own[0]], weight[own[1]].T, y[own])]
             if bias is not None:
                 calls.append(functools.partial(np.add, y[own], bias[own[1]], y[own]))
@@ -73,9 +76,9 @@ class Linear:
         for i in range(ctx.parts):
             calls = []
             if dx is not None:
-                own = stretch(n, i, ctx.parts)
+                own = stretch(n, i, ctx.parts, ctx.head_start / 2)  # of twice the work
                 calls.append(product(g_rows[own], weight, dx[own]))
-            own = stretch(outputs, i, ctx.parts)
+            own = stretch(outputs, i, ctx.parts, ctx.head_start / 2)
             if dweight is not None:
                 calls.append(product(g_rows[:, own].T, rows, dweight[own]))
             if dbias is not None:

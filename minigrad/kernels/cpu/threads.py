@@ -147,7 +147,11 @@ def one_after_the_other(calls: Sequence[Callable[[], Any]]) -> None:
         call()
 
 
-def stretch(n: int, i: int, parts: int, multiple: int = 1) -> slice:
-    """The i-th of `parts` stretches of range(n), as even as multiples of `multiple` allow."""
-    units = -(-n // multiple)
-    return slice(min(n, units * i // parts * multiple), min(n, units * (i + 1) // parts * multiple))
+def stretch(n: int, i: int, parts: int, head_start: float = 0.0) -> slice:
+    """The i-th of `parts` stretches of range(n), as even as it goes.
+
+    With a head start the first, which is for the thread that hands out the others, is longer by this fraction of n.
+    """
+    even = n * (1 - head_start) / parts
+    ends = [round(n * head_start + even * (j + 1)) for j in range(parts)]
+    return slice(ends[i - 1] if i else 0, ends[i])
