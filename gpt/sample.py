@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minigrad as mg
+from minigrad.backend import keep_freed_memory
 
 from .errors import ConfigError
 
@@ -40,6 +41,7 @@ def stream(
     When the context is full it slides: the model sees the last block_size tokens of each row.
     """
     check_options(max_new_tokens, temperature, top_k, top_p, seed)
+    keep_freed_memory()
     prompts = _rows(ids, model.config.vocab_size)
     stop = _stop_tokens(stop_tokens, model.config.vocab_size)
     rng = mg.random.new_generator(seed)

@@ -119,9 +119,10 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
 def keep_freed_memory() -> None:
     """Ask the C library to keep memory that arrays free, instead of handing it back to the system.
 
-    A training step frees and allocates the same sizes over and over; memory that comes fresh from the system has to be
-    cleared page by page, which can cost a fifth of the step. This changes the whole process, so it is called where
-    training starts and not on import. MINIGRAD_KEEP_MEMORY=0 turns it off; it does nothing where there is no glibc.
+    A training step, or generating a token, frees and allocates the same sizes over and over; memory that comes fresh
+    from the system has to be cleared page by page, which can cost a fifth of the time. This changes the whole process,
+    so it is called where training or generating starts, by an optimizer or by `generate`, and not on import.
+    MINIGRAD_KEEP_MEMORY=0 turns it off; it does nothing where there is no glibc.
     """
     if os.environ.get("MINIGRAD_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
         return

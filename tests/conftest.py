@@ -1,5 +1,7 @@
 """Shared by all tests: which markers run, a fixed seed, and hypothesis without randomness between runs."""
 
+import os
+
 import hypothesis
 import pytest
 
@@ -7,6 +9,10 @@ import minigrad as mg
 
 hypothesis.settings.register_profile("minigrad", derandomize=True, deadline=None, max_examples=50, database=None)
 hypothesis.settings.load_profile("minigrad")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores already
+    mg.set_num_threads(1)
 
 
 def pytest_addoption(parser):

@@ -677,7 +677,7 @@ def add_an_adapter(model):
             r"wpe.weight float64 \(7, 8\)",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_a_model_that_is_not_gpt2_is_not_written(tmp_path, options, change, message):
     model = random_model(**options)
