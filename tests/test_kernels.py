@@ -26,6 +26,7 @@ from minigrad.kernels.cpu import attention, blas, normalization, pieces, product
 def tiny_pieces(request, monkeypatch):
     """Pieces of a few elements, tiles of three queries, and 1, 2 or 3 threads."""
     before = mg.get_num_threads()
+    monkeypatch.setattr(kernels, "_switched_off", False)  # whatever MINIGRAD_KERNELS says
     monkeypatch.setattr(pieces, "ALONE", 6)
     monkeypatch.setattr(pieces, "TOGETHER", 12)
     monkeypatch.setattr(products, "LEAST", 8)
