@@ -34,6 +34,11 @@ class reference(contextlib.ContextDecorator):
         _switched_off = self.before
 
 
+def in_use() -> bool:
+    """False where kernels are left out."""
+    return not _switched_off
+
+
 def accelerated(**kernels: Any) -> Callable[[_C], _C]:
     """Give an operation a kernel for each device kind named. Classes derived from the operation do not inherit it."""
 

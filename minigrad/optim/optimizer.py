@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import kernels
 from ..autograd import mark_written
 from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_device
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
@@ -72,7 +73,7 @@ class Optimizer:
                     update = functools.partial(self.update_piece, tuple(state), group, self.steps[i])
                     jobs.append((update, [p.data, p.grad, *state.values()]))
                     mark_written(p.data)
-        if jobs and isinstance(jobs[0][1][0], np.ndarray):
+        if jobs and kernels.in_use() and isinstance(jobs[0][1][0], np.ndarray):
             (in_pieces if self.elementwise else in_whole)(jobs)
         else:
             for job, arrays in jobs:
@@ -203,7 +204,8 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
         return 0.0
     xp = get_array_module(grads[0])
     on_gpu = xp is not np
-    norm = xp.sqrt(sum(xp.vdot(g, g) for g in grads) if on_gpu else squared_norm(grads))
+    in_pieces_too = kernels.in_use() and not on_gpu
+    norm = xp.sqrt(squared_norm(grads) if in_pieces_too else sum(xp.vdot(g, g) for g in grads))
     factor = xp.minimum(max_norm / (norm + 1e-6), 1)
     if on_gpu or not factor >= 1:
         for g in grads:
