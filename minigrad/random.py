@@ -80,17 +80,19 @@ def _zeros(shape: tuple[int, ...], dtype: Any, device: str) -> Array:
     return to_device(np.zeros(shape, dtype), device)
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, device: str = "cpu") -> tuple[Array, float]:
+def dropout_mask(shape: tuple[int, ...], p: float, device: str = "cpu", source: Any = None) -> tuple[Array, float]:
     """A boolean mask that is False with probability p, and the scale 1 / P(True).
 
     Each element compares 16 random bits with a threshold, which is several times faster than drawing floats; p is
     thereby rounded to a multiple of 1/65536, and the scale belongs to the rounded value, so expectations stay exact.
+    `source` is a NumPy bit generator to draw from in place of the CPU's.
     """
     dropped = round(p * 65536)  # of the 65536 values of 16 bits
     scale = 65536 / (65536 - dropped) if dropped < 65536 else 0.0
     n = int(np.prod(shape, dtype=np.int64))
     if device == "cpu":
-        bits = _cpu.bit_generator.random_raw(-(-n // 4)).view(np.uint16)[:n].reshape(shape)
+        source = _cpu.bit_generator if source is None else source
+        bits = source.random_raw(-(-n // 4)).view(np.uint16)[:n].reshape(shape)
     else:
         bits = generator(device).integers(0, 65536, size=shape, dtype=np.uint16)
     return (bits >= dropped) if dropped < 65536 else get_array_module(bits).zeros(shape, bool), scale

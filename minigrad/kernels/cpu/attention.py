@@ -5,8 +5,8 @@ Three things make it fast:
   - Softmax subtracts each row's largest score m so that nothing overflows. While all scores are within +-60 nothing
     can, not even a sum of e^60 in float32, and e^-60 is far from underflow: then m is left out. To check that for a
     whole tile takes a tenth of the time that m takes.
-  - The weights stay as e = exp(s - bound) with their sums aside: dividing y, with D columns, by the sums is less work
-    than dividing the weights. In the backward, with h = g / sum, so that P g = e h,
+  - The weights stay as e = exp(s), or exp(s - m), with their sums aside: dividing y, with D columns, by the sums is
+    less work than dividing the weights. In the backward, with h = g / sum, so that P g = e h,
         dv = e^T h        dP / sum = h v^T        and the sum over keys of dP P is g y (a row of both), as y = P v
         dS = e (h v^T - h y)
 """
@@ -20,8 +20,9 @@ import numpy as np
 
 from ... import random
 from .dropout import Masks
+from .pieces import for_each
 from .products import LEAST, same_floats
-from .threads import in_parallel, parts_for, stretch
+from .threads import parts_for, stretch
 
 SAFE = 60.0
 TILE = 64  # queries in a tile
@@ -57,15 +58,12 @@ class Attention:
         drops = [Masks(dropout_p, seed) for seed in random.seeds(len(ctx.groups))] if dropout_p else None
         ctx.saved_tiles = [None] * len(ctx.groups)
 
-        def work(i: int, parts: int) -> None:
-            own = stretch(len(ctx.groups), i, parts)
-            for number in range(own.start, own.stop):
-                group = ctx.groups[number]
-                drop = drops[number] if drops else None
-                tiles = forward_group(q[group], k[group], v[group], y[group], causal, drop)
-                ctx.saved_tiles[number] = (tiles, drop) if keep else None
+        def work(number: int, group: Any) -> None:
+            drop = drops[number] if drops else None
+            tiles = forward_group(q[group], k[group], v[group], y[group], causal, drop)
+            ctx.saved_tiles[number] = (tiles, drop) if keep else None
 
-        in_parallel(work, ctx.parts)
+        for_each(ctx.groups, ctx.parts, work)
         ctx.save(q, k, v, y)
         return y
 
@@ -74,14 +72,11 @@ class Attention:
         q, k, v, y = ctx.saved
         dq, dk, dv = (like_heads_of_tokens(x.shape, x.dtype) for x in (q, k, v))
 
-        def work(i: int, parts: int) -> None:
-            own = stretch(len(ctx.groups), i, parts)
-            for number in range(own.start, own.stop):
-                group = ctx.groups[number]
-                arrays = [array[group] for array in (g, q, k, v, y, dq, dk, dv)]
-                backward_group(*arrays, *ctx.saved_tiles[number])
+        def work(number: int, group: Any) -> None:
+            arrays = [array[group] for array in (g, q, k, v, y, dq, dk, dv)]
+            backward_group(*arrays, *ctx.saved_tiles[number])
 
-        in_parallel(work, ctx.parts)
+        for_each(ctx.groups, ctx.parts, work)
         return dq, dk, dv, None, None, None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,17 @@ from .pieces import ALONE, for_each, pieces
 
 
 class Masks:
-    """Masks that are False with probability p, from a generator with this seed, kept in the order of drawing.
-
-    As in `minigrad.random.dropout_mask`, each element compares 16 random bits with a threshold.
-    """
+    """Masks of `minigrad.random.dropout_mask`, from a generator with this seed, kept in the order of drawing."""
 
     def __init__(self, p: float, seed: int) -> None:
-        self.generator = np.random.SFC64(seed)
-        self.threshold = min(round(p * 65536), 65535)
-        self.scale = 65536 / (65536 - self.threshold)
+        self.p, self.generator = p, np.random.SFC64(seed)
+        self.scale = 1.0  # known with the first mask
         self.drawn: list[Any] = []
 
     def draw(self, shape: tuple[int, ...]) -> Any:
-        n = math.prod(shape)
-        bits = self.generator.random_raw(-(-n // 4)).view(np.uint16)[:n]
-        self.drawn.append((bits >= self.threshold).reshape(shape))
-        return self.drawn[-1]
+        mask, self.scale = random.dropout_mask(shape, self.p, source=self.generator)
+        self.drawn.append(mask)
+        return mask
 
 
 class Dropout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ def pieces(rows: int, row_size: int) -> tuple[list[slice], int]:
     return [stretch(rows, i, count) for i in range(count)], min(parts, count)
 
 
-def for_each(cut: list[slice], parts: int, work: Callable[[int, slice], None]) -> None:
-    """work(number, rows) for every piece of `cut`, by `parts` threads."""
+def for_each(cut: Sequence[Any], parts: int, work: Callable[[int, Any], None]) -> None:
+    """work(number, piece) for every piece of `cut`, by `parts` threads."""
 
     def share(i: int, parts: int) -> None:
         mine = stretch(len(cut), i, parts)
