@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 
 from . import checkpoint, lora, pretrained, tokenizer
@@ -29,7 +28,7 @@ def load_model(
 
     Raises `CheckpointError` or `PretrainedError` if there is no model, or if something in it is damaged.
     """
-    named = not Path(source).exists() and re.fullmatch(r"gpt2(-medium|-large|-xl)?", str(source))
+    named = not Path(source).exists() and pretrained.SHORT_NAMES.fullmatch(str(source))
     if named or Path(source, pretrained.CONFIG).is_file():
         model = GPT.from_pretrained(source, dropout=dropout)
         its_tokenizer = _tokenizer_beside(model, Path(source))

@@ -16,8 +16,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn
@@ -54,7 +52,7 @@ class LoRALinear(nn.Module):
         self.linear, self.rank, self.alpha = linear, rank, alpha
         dtype, device = linear.weight.dtype, linear.weight.device
         bound = 1 / math.sqrt(inputs)
-        a, b = mg.random.uniform((rank, inputs), -bound, bound), np.zeros((outputs, rank))
+        a, b = mg.random.uniform((rank, inputs), -bound, bound), [[0.0] * rank] * outputs
         self.lora_A = nn.Parameter(mg.Tensor(a, dtype=dtype, device=device))
         self.lora_B = nn.Parameter(mg.Tensor(b, dtype=dtype, device=device))
 
@@ -143,8 +141,10 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
 
 def _fingerprint(model: GPT) -> str:
     """What tells a model's frozen weights from others: a hash of the first row of each layer with an adapter."""
-    rows = [adapter.linear.weight.numpy()[0] for *_, adapter in _layers(model, LoRALinear)]
-    return hashlib.sha256(np.concatenate(rows).astype("<f4").tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for *_, adapter in _layers(model, LoRALinear):
+        digest.update(adapter.linear.weight.numpy()[0].astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _ends(name: str, end: str) -> bool:

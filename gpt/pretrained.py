@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB = "https://huggingface.co"
 PREFIX = "transformer."
+SHORT_NAMES = re.compile("gpt2(-medium|-large|-xl)?")  # of openai-community on the hub
 MASKS = re.compile(r"h\.[0-9]+\.attn\.(bias|masked_bias)")  # constants that old files keep among the weights
 
 # config.json: its names of our options, the options that it has three of, and what has to be as GPT computes it.
@@ -131,7 +132,7 @@ def _folder(source: str | os.PathLike[str]) -> Path:
         return folder
     if folder.exists():
         raise PretrainedError(f"{folder}: a file; wanted the folder it is in")
-    repository = f"openai-community/{source}" if re.fullmatch(r"gpt2(-medium|-large|-xl)?", str(source)) else source
+    repository = f"openai-community/{source}" if SHORT_NAMES.fullmatch(str(source)) else source
     part = "[A-Za-z0-9][A-Za-z0-9_.-]*"
     if isinstance(repository, str) and re.fullmatch(f"{part}/{part}", repository):
         return fetch(repository)
