@@ -14,6 +14,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import traceback
+import weakref
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,9 +56,22 @@ class Variable:
         return variable
 
 
+class Scope:
+    """A call of a module, and the call that it happens in: nodes remember theirs, so that viz can group them.
+
+    The module is referred to weakly: one that keeps a tensor it made, to look at it later, makes no reference cycle.
+    """
+
+    __slots__ = ("module", "kind", "outer")
+
+    def __init__(self, module: Any, outer: Scope | None) -> None:
+        self.module, self.kind, self.outer = weakref.ref(module), type(module).__name__, outer
+
+
 class _Mode(threading.local):
     no_grad = 0  # how many no_grad contexts this thread is inside
     anomaly = 0  # how many detect_anomaly contexts
+    scope: Scope | None = None  # the innermost module whose forward is running
 
 
 _mode = _Mode()
@@ -82,6 +98,16 @@ class detect_anomaly(contextlib.ContextDecorator):
 
     def __exit__(self, *exception: object) -> None:
         _mode.anomaly -= 1
+
+
+def call_in_scope(module: Any, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """`forward(*args, **kwargs)`, with all operations inside marked as the module's."""
+    outer = _mode.scope
+    _mode.scope = Scope(module, outer)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        _mode.scope = outer
 
 
 def is_recording() -> bool:
@@ -126,6 +152,8 @@ class Context:
         "tensor_arguments",  # which of the arguments are tensors
         "outputs",  # shape and dtype of each output
         "xp",  # numpy or cupy
+        "scope",  # the call of a module that the operation is part of, or None
+        "forward_seconds",  # how long the forward took
         "stack",  # where the forward was called (in anomaly mode)
         "freed",  # has a backward pass been here and dropped what was saved?
         "_saved",
@@ -139,6 +167,8 @@ class Context:
     tensor_arguments: list[int]
     outputs: list[tuple[tuple[int, ...], Any]]
     xp: Any
+    scope: Scope | None
+    forward_seconds: float
     stack: list[str] | None
 
     def __init__(self, function: type[Function], needs_input_grad: tuple[bool, ...]) -> None:
@@ -227,6 +257,7 @@ class Function:
 
         ctx = Context(cls, tuple(needs_grad))
         ctx.implementation = implementation(cls, "cuda" if on_gpu else "cpu", arrays)
+        started = perf_counter()
         try:
             result = ctx.implementation.forward(ctx, *arrays)
         except (IndexError, TypeError, ValueError) as error:
@@ -241,13 +272,14 @@ class Function:
             ctx.tensor_arguments = tensor_arguments
             ctx.outputs = [(y.shape, y.dtype) for y in outputs]
             ctx.xp = get_array_module(outputs[0]) if on_gpu else np
+            ctx.scope, ctx.forward_seconds = _mode.scope, perf_counter() - started
             if _mode.anomaly:
                 ctx.stack = traceback.format_stack()[:-1]
         made = [Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs)]
         return tuple(made) if several else made[0]
 
 
-def _input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
+def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
     """Run a node's backward. Its gradients, one for each argument, with shape and dtype checked."""
     name = node.function.__name__
     if node.freed:
@@ -308,12 +340,18 @@ def _count_uses(root: Context) -> dict[Context, int]:
     return uses
 
 
-def backward(root: Variable, grad: Array, retain_graph: bool = False) -> None:
+def backward(
+    root: Variable,
+    grad: Array,
+    retain_graph: bool = False,
+    run: Callable[[Context, list[Array]], list[Array | None]] = input_gradients,
+) -> None:
     """Walk the tape from `root`, whose gradient is `grad`, and add dL/dx to the `grad` of every leaf x.
 
     A node is ready when every node that used its outputs has run, so it runs once, with its whole gradient. Where
     several gradients meet, the first to arrive is borrowed, the second makes a new array, and later ones are added to
     that array in place: no array that somebody else holds is ever written to.
+    `run` runs one node's backward; viz puts a stopwatch around it.
     """
     if root.origin is None:
         _add_to_leaf(root, grad)
@@ -328,7 +366,7 @@ def backward(root: Variable, grad: Array, retain_graph: bool = False) -> None:
         if all(g is None for g in grads):  # no gradient reached this node; its parents may still wait for it
             gradients: list[Array | None] = [None] * len(node.parents)
         else:
-            gradients = _input_gradients(node, [_zeros(node, i) if g is None else g for i, g in enumerate(grads)])
+            gradients = run(node, [_zeros(node, i) if g is None else g for i, g in enumerate(grads)])
             if not retain_graph:
                 node.free()
         for parent, gradient in zip(node.parents, gradients, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import mark_written
+from ..autograd import call_in_scope, mark_written
 from ..backend import to_device
 from ..tensor import Tensor
 
@@ -35,17 +35,21 @@ class Module:
         raise TypeError(f"{type(self).__name__} must define forward(…)")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        return call_in_scope(self, self.forward, args, kwargs)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly inside this one, with their names."""
         return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module, named "", and all modules inside it with their dotted names."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
     def modules(self) -> Iterator[Module]:
         """This module and all modules inside it."""
-        yield self
-        for _, child in self.children():
-            yield from child.modules()
+        return (module for _, module in self.named_modules())
 
     def _walk(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         for name, value in vars(self).items():
