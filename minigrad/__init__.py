@@ -1,6 +1,6 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
-from . import functional, kernels, nn, optim, random
+from . import functional, kernels, nn, optim, random, viz
 from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, mark_written, no_grad
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
@@ -32,5 +32,6 @@ __all__ = [
     "random",
     "save",
     "set_num_threads",
+    "viz",
 ]
 __version__ = "0.1.0"

@@ -123,7 +123,8 @@ _clock = 0
 _written_at: dict[int, int] = {}
 
 
-def _owner(array: Array) -> Array:
+def owner_of(array: Array) -> Array:
+    """The array whose memory `array` is a view of, which may be itself."""
     while is_array(array.base):
         array = array.base
     return array
@@ -133,7 +134,7 @@ def mark_written(array: Array) -> None:
     """Tell the tape that `array` was changed in place. Every in-place function of minigrad calls this."""
     global _clock
     _clock += 1
-    _written_at[id(_owner(array))] = _clock
+    _written_at[id(owner_of(array))] = _clock
 
 
 class Context:
@@ -153,9 +154,12 @@ class Context:
         "outputs",  # shape and dtype of each output
         "xp",  # numpy or cupy
         "scope",  # the call of a module that the operation is part of, or None
-        "forward_seconds",  # how long the forward took
+        "started",  # when the forward started, which orders the nodes, and
+        "forward_seconds",  # how long it took
+        "traced",  # what viz.trace measured in the backward; not set elsewhere
         "stack",  # where the forward was called (in anomaly mode)
         "freed",  # has a backward pass been here and dropped what was saved?
+        "retained",  # in backward: may there be another one, so that what was saved has to stay?
         "_saved",
         "_saved_at",
         "__dict__",
@@ -168,14 +172,16 @@ class Context:
     outputs: list[tuple[tuple[int, ...], Any]]
     xp: Any
     scope: Scope | None
+    started: float
     forward_seconds: float
+    traced: Any
     stack: list[str] | None
 
     def __init__(self, function: type[Function], needs_input_grad: tuple[bool, ...]) -> None:
         self.function = function
         self.needs_input_grad = needs_input_grad
         self.stack = None
-        self.freed = False
+        self.freed = self.retained = False
         self._saved: tuple[Array, ...] = ()
         self._saved_at = 0
 
@@ -187,7 +193,7 @@ class Context:
     def saved(self) -> tuple[Array, ...]:
         """The arrays given to `save`, checked to be unchanged since."""
         for array in self._saved:
-            if is_array(array) and _written_at.get(id(_owner(array)), 0) > self._saved_at:
+            if is_array(array) and _written_at.get(id(owner_of(array)), 0) > self._saved_at:
                 raise AutogradError(
                     f"{self.function.__name__}: an array of shape {array.shape} that it saved for backward has been "
                     f"written to in place since; call backward before changing it (an optimizer step, for example)"
@@ -272,7 +278,7 @@ class Function:
             ctx.tensor_arguments = tensor_arguments
             ctx.outputs = [(y.shape, y.dtype) for y in outputs]
             ctx.xp = get_array_module(outputs[0]) if on_gpu else np
-            ctx.scope, ctx.forward_seconds = _mode.scope, perf_counter() - started
+            ctx.scope, ctx.started, ctx.forward_seconds = _mode.scope, started, perf_counter() - started
             if _mode.anomaly:
                 ctx.stack = traceback.format_stack()[:-1]
         made = [Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs)]
@@ -366,6 +372,7 @@ def backward(
         if all(g is None for g in grads):  # no gradient reached this node; its parents may still wait for it
             gradients: list[Array | None] = [None] * len(node.parents)
         else:
+            node.retained = retain_graph
             gradients = run(node, [_zeros(node, i) if g is None else g for i, g in enumerate(grads)])
             if not retain_graph:
                 node.free()

@@ -1,0 +1,162 @@
+"""What `draw` and `trace` know of a tape: its operations in the order of the forward, their names and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ..autograd import AutogradError, Context, Scope, Variable, owner_of
+from ..backend import Array, is_array
+from ..nn import Module
+
+
+class Kept(NamedTuple):
+    """What an operation saved for its backward: the shapes of the arrays, and the bytes that nobody before it saved."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: int
+
+
+class Tape:
+    """The tape that ends in `root`, found by one walk.
+
+    nodes: its operations in the order of the forward
+    uses: for each leaf, in the order of first use, the operations that take it
+    """
+
+    def __init__(self, asked: str, root: Variable, model: Module | None = None) -> None:
+        if not isinstance(root, Variable):
+            raise TypeError(f"{asked}: wanted a tensor, got {type(root).__name__}")
+        if not root.requires_grad:
+            raise AutogradError(
+                f"{asked}: this tensor has no tape: it was computed inside no_grad, detached, or from tensors of which "
+                f"none requires gradients"
+            )
+        self.root = root
+        self.nodes = operations(root)
+        self.uses: dict[Variable, list[Context]] = {} if root.origin else {root: []}
+        for node in self.nodes:
+            for parent in node.parents:
+                if isinstance(parent, Variable):
+                    self.uses.setdefault(parent, []).append(node)
+        self._calls: dict[int, tuple[Scope, ...]] = {}
+        self._name(model)
+
+    def calls(self, scope: Scope | None) -> tuple[Scope, ...]:
+        """The calls of modules that `scope` lies in, the outermost first, itself last."""
+        inner: list[Scope] = []
+        while scope is not None and id(scope) not in self._calls:
+            inner.append(scope)
+            scope = scope.outer
+        calls = self._calls[id(scope)] if scope is not None else ()
+        for scope in reversed(inner):
+            calls = self._calls[id(scope)] = (*calls, scope)
+        return calls
+
+    def _name(self, model: Module | None) -> None:
+        """Name modules and parameters by their places in the outermost modules that were called, or in `model`."""
+        outermost = {id(module): module for module in self._outermost()}
+        inside = {id(part) for module in outermost.values() for part in module.modules() if part is not module}
+        roots = [module for key, module in outermost.items() if key not in inside and module is not model]
+        self.roots = [*([] if model is None else [model]), *roots]
+        self.module_names: dict[int, str] = {}
+        self.parameter_names: dict[Variable, str] = {}
+        kinds: dict[str, int] = {}
+        for module in self.roots:
+            kind = type(module).__name__
+            kinds[kind] = kinds.get(kind, 0) + 1
+            prefix = "" if len(self.roots) == 1 or module is model else kind + f"_{kinds[kind]}" * (kinds[kind] > 1)
+            for name, part in module.named_modules(prefix):
+                self.module_names.setdefault(id(part), name)
+            for name, parameter in module.named_parameters():
+                self.parameter_names.setdefault(parameter, f"{prefix}.{name}" if prefix else name)
+
+    def _outermost(self) -> list[Module]:
+        scopes = {id(calls[0]): calls[0] for node in self.nodes if (calls := self.calls(node.scope))}
+        return [module for scope in scopes.values() if (module := scope.module()) is not None]
+
+    def path(self, scope: Scope | None) -> str:
+        """Where the called module is, as "h.0.attn"; its class where it has no name."""
+        if scope is None:
+            return ""
+        module = scope.module()
+        return (self.module_names.get(id(module)) if module is not None else None) or scope.kind
+
+    def title(self, scope: Scope) -> str:
+        """Where the called module is and what it is, as "h.0.attn (CausalSelfAttention)"."""
+        path = self.path(scope)
+        return path if path == scope.kind else f"{path} ({scope.kind})"
+
+    def kept(self) -> dict[Context, Kept]:
+        """What each operation saved.
+
+        Memory counts once, with all of the array that a view belongs to, at the first operation that saved any of it.
+        That of leaves and of the modules' parameters does not count: it is there without the tape.
+        """
+        held = [*self.uses, *(parameter for module in self.roots for parameter in module.parameters())]
+        counted = {id(owner_of(variable.data)) for variable in held}
+        result = {}
+        for node in self.nodes:
+            arrays = saved_arrays(node)
+            new = {id(owner): owner.nbytes for owner in map(owner_of, arrays) if id(owner) not in counted}
+            counted.update(new)
+            result[node] = Kept(tuple(array.shape for array in arrays), sum(new.values()))
+        return result
+
+
+def operations(root: Variable) -> list[Context]:
+    """All nodes of the tape that ends in `root`, in the order of the forward."""
+    waiting = [root.origin[0]] if root.origin else []
+    found = set(waiting)
+    while waiting:
+        for parent in waiting.pop().parents:
+            if isinstance(parent, tuple) and parent[0] not in found:
+                found.add(parent[0])
+                waiting.append(parent[0])
+    return sorted(found, key=lambda node: node.started)
+
+
+def saved_arrays(node: Context) -> list[Array]:
+    """The arrays that a node keeps for its backward, wherever they are in what it keeps."""
+    arrays, seen = [], set()
+    waiting: list[Any] = [node]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        inside: Iterable[Any] = ()
+        if isinstance(value, Context):  # a kernel may keep several, one for each piece of its work
+            inside = (*value._saved, *value.__dict__.values())
+        elif isinstance(value, Variable):
+            inside = (value.data,)
+        elif is_array(value):
+            arrays.append(value)
+        elif isinstance(value, (tuple, list)):
+            inside = value
+        elif isinstance(value, dict):
+            inside = value.values()
+        elif hasattr(value, "__dict__") and not callable(value) and not isinstance(value, ModuleType):
+            inside = vars(value).values()
+        waiting.extend(reversed(list(inside)))
+    return arrays
+
+
+def norm(*arrays: Array) -> float:
+    """The Euclidean norm of all elements of all arrays, in float64."""
+    return sum(float((array.astype("float64") ** 2).sum()) for array in arrays) ** 0.5
+
+
+def short_number(value: float) -> str:
+    """Three digits, as in "0.0123", "12.3" and "1.23e-08"."""
+    return f"{value:.3g}"
+
+
+def short_bytes(count: float) -> str:
+    """As in "96 B", "1.57 MB" and "24.1 GB"; 1 kB is 1000 bytes."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:#.3g} {unit}"
