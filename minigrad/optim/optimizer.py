@@ -19,12 +19,18 @@ from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_d
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
 from ..tensor import Tensor
 
+MASTER = "master"  # the slot of the float32 copy of a 16-bit parameter
+
 
 class Optimizer:
     """What all optimizers share: groups of parameters with settings, and state that can be saved.
 
     `params` is an iterable of tensors, or of dicts {"params": tensors, setting: value, …} whose settings override the
     defaults for that group. Subclasses name in `slots` the arrays they keep for each parameter.
+
+    A 16-bit parameter has too few digits to learn: a step of a thousandth of it would be rounded away. It gets a
+    float32 copy, its "master", which learns, with moments in float32 too, and of which it is the rounded value
+    (Micikevicius et al., 2018).
     """
 
     slots: tuple[str, ...] = ()
@@ -66,10 +72,7 @@ class Optimizer:
                 i = next(numbers)
                 if p.grad is not None:
                     self.steps[i] += 1
-                    state = self.state[i]
-                    for slot in self.slots_of(group):
-                        if slot not in state:
-                            state[slot] = get_array_module(p.data).zeros_like(p.data)
+                    state = self.kept_for(p, i, group)
                     update = functools.partial(self.update_piece, tuple(state), group, self.steps[i])
                     jobs.append((update, [p.data, p.grad, *state.values()]))
                     mark_written(p.data)
@@ -79,13 +82,29 @@ class Optimizer:
             for job, arrays in jobs:
                 job(*arrays)
 
+    def kept_for(self, p: Tensor, i: int, group: dict[str, Any]) -> dict[str, Array]:
+        """The arrays that are kept for a parameter, made if they are not there yet."""
+        state, xp = self.state[i], get_array_module(p.data)
+        if p.dtype.itemsize == 2 and MASTER not in state:
+            state[MASTER] = p.data.astype("float32")
+        for slot in self.slots_of(group):
+            if slot not in state:
+                state[slot] = xp.zeros_like(state.get(MASTER, p.data))
+        return state
+
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The names of the arrays that are kept for each parameter of this group; they start as zeros."""
         return self.slots
 
     def update_piece(self, slots: tuple[str, ...], group: dict[str, Any], t: int, *arrays: Array) -> None:
         w, g, *kept = arrays
-        self.update(w, g, dict(zip(slots, kept, strict=True)), group, t)
+        state = dict(zip(slots, kept, strict=True))
+        master = state.pop(MASTER, None)
+        if master is None:
+            self.update(w, g, state, group, t)
+        else:
+            self.update(master, g.astype("float32"), state, group, t)
+            w[...] = master
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         """Change the array w in place for the t-th time, given its gradient g, which must not be changed.
@@ -108,11 +127,12 @@ class Optimizer:
                 continue
             number, _, slot = name.partition(".")
             array = as_array(value.data if isinstance(value, Tensor) else value)
-            fits = number.isdigit() and int(number) < len(self.params) and slot in self.slots
+            fits = number.isdigit() and int(number) < len(self.params) and slot in (*self.slots, MASTER)
             if not fits or array.shape != self.params[int(number)].shape:
                 raise ValueError(f"{type(self).__name__}.load_state_dict: {name} {array.shape} fits no parameter")
             parameter = self.params[int(number)]
-            loaded[int(number)][slot] = to_device(array.astype(parameter.dtype), parameter.device)
+            dtype = "float32" if parameter.dtype.itemsize == 2 else parameter.dtype
+            loaded[int(number)][slot] = to_device(array.astype(dtype), parameter.device)
         steps = Tensor(state.get("steps", ())).numpy()
         if steps.shape != (len(self.params),):
             raise ValueError(
@@ -134,6 +154,16 @@ class SGD(Optimizer):
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def kept_for(self, p: Tensor, i: int, group: dict[str, Any]) -> dict[str, Array]:
+        """The arrays that are kept for a parameter, made if they are not there yet."""
+        state, xp = self.state[i], get_array_module(p.data)
+        if p.dtype.itemsize == 2 and MASTER not in state:
+            state[MASTER] = p.data.astype("float32")
+        for slot in self.slots_of(group):
+            if slot not in state:
+                state[slot] = xp.zeros_like(state.get(MASTER, p.data))
+        return state
 
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.slots if group["momentum"] else ()
