@@ -47,6 +47,17 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: mg.Tensor, cache: LayerCache | None = None, mask: Any = None) -> mg.Tensor:
         B, T, C = x.shape
+        q, k, v = self.heads(x, past=0 if cache is None else cache.length)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, nh, tokens so far, hs)
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, causal=True, mask=mask, dropout_p=p)
+        y = y.transpose(0, 2, 1, 3).reshape(B, T, C)  # the heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+    def heads(self, x: mg.Tensor, past: int = 0) -> tuple[mg.Tensor, mg.Tensor, mg.Tensor]:
+        """Queries, keys and values of x (B, T, C), each (B, nh, T, hs); `past` tokens came before."""
+        B, T, C = x.shape
         q, k, v = (
             part.reshape(B, T, self.n_head, C // self.n_head).transpose(0, 2, 1, 3)  # (B, nh, T, hs)
             for part in F.split(self.c_attn(x), C, axis=2)
@@ -54,14 +65,19 @@ class CausalSelfAttention(nn.Module):
         if self.qk_norm:
             q, k = F.rms_norm(q), F.rms_norm(k)
         if self.rotary:  # only differences of positions count, so padding at the left needs no other treatment
-            past = 0 if cache is None else cache.length
             q, k = F.rotary(q, past), F.rotary(k, past)
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, nh, tokens so far, hs)
-        p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, causal=True, mask=mask, dropout_p=p)
-        y = y.transpose(0, 2, 1, 3).reshape(B, T, C)  # the heads side by side again
-        return self.resid_dropout(self.c_proj(y))
+        return q, k, v
+
+    def weights(self, x: mg.Tensor) -> mg.Tensor:
+        """How much of each value `forward` takes without dropout, P = softmax(q k^T / sqrt(hs)): (B, nh, T, T).
+
+        Row t is what token t looks at: it sums to 1, and is 0 beyond t.
+        """
+        q, k, _ = self.heads(x)
+        T, hs = q.shape[2:]
+        xp = mg.get_array_module(q.data)
+        future = xp.triu(xp.ones((T, T), bool), k=1)
+        return F.softmax(F.masked_fill(q @ k.swapaxes(2, 3) / math.sqrt(hs), future, -math.inf))
 
 
 class MLP(nn.Module):
@@ -148,6 +164,16 @@ class GPT(nn.Module):
         padding: integers (B,): so many ids at the left of each row, in the cache if there is one, stand for nothing.
             No token sees them, and the first token behind them has position 0.
         """
+        x, mask = self.embed(ids, cache, padding)
+        for i, block in enumerate(self.h):
+            if self.config.checkpoint and self.training and cache is None:
+                x = nn.checkpoint(block, x, None, mask)
+            else:
+                x = block(x, None if cache is None else cache.layers[i], mask)
+        return self.ln_f(x)
+
+    def embed(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> tuple[mg.Tensor, Any]:
+        """What the first block reads, (B, T, C), and the mask that hides the padding, or None. See `hidden_states`."""
         B, T = ids.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
@@ -159,13 +185,24 @@ class GPT(nn.Module):
             mask, positions = (columns >= 0)[:, None, None], columns[:, past:].clip(0)  # (B, T)
         if self.config.position == "learned":
             x = x + self.wpe.weight[positions]  # (T, C), or (B, T, C) with padding
-        x = self.drop(x)
-        for i, block in enumerate(self.h):
-            if self.config.checkpoint and self.training and cache is None:
-                x = nn.checkpoint(block, x, None, mask)
-            else:
-                x = block(x, None if cache is None else cache.layers[i], mask)
-        return self.ln_f(x)
+        return self.drop(x), mask
+
+    def attention_weights(self, ids: Any) -> list[mg.Tensor]:
+        """What every token of ids (B, T) looks at: for each layer the weights of its heads, (B, nh, T, T).
+
+        Without dropout and without gradients. See `CausalSelfAttention.weights`.
+        """
+        was_training, weights = self.training, []
+        self.eval()
+        try:
+            with mg.no_grad():
+                x, _ = self.embed(ids)
+                for block in self.h:
+                    weights.append(block.attn.weights(block.ln_1(x)))
+                    x = block(x)
+        finally:
+            self.train(was_training)
+        return weights
 
     def configure_optimizer(
         self,

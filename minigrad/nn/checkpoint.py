@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import random
-from ..autograd import Function, no_grad
+from ..autograd import Function, call_in_scope, no_grad
 from ..tensor import Tensor
 from .module import Module
 
@@ -46,5 +46,6 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Dropout is replayed exactly on the CPU. f takes tensors (and anything else, passed on as it is) and returns one
     tensor.
     """
-    parameters = list(f.parameters()) if isinstance(f, Module) else []
-    return Checkpoint.apply(f, inputs, *inputs, *parameters)
+    if not isinstance(f, Module):
+        return Checkpoint.apply(f, inputs, *inputs)
+    return call_in_scope(f, Checkpoint.apply, (f, inputs, *inputs, *f.parameters()), {})
