@@ -1,0 +1,30 @@
+"""Small models for the book of operations: `python -m minigrad.book` reads off their tapes which layer uses what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import minigrad as mg
+
+from .config import GPTConfig
+from .model import GPT
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "GPT-2": {},
+    "GPT with newer parts": {
+        "position": "rotary",
+        "norm": "rms",
+        "activation": "relu2",
+        "qk_norm": True,
+        "logit_softcap": 15.0,
+    },
+}
+
+
+def examples() -> Iterator[tuple[str, GPT, mg.Tensor]]:
+    """What each model is called, the model, and its loss on a few tokens, still on the tape."""
+    ids, targets = mg.Tensor([[1, 2, 3, 4]]), mg.Tensor([[2, 3, 4, 5]])
+    for name, options in VARIANTS.items():
+        model = GPT(GPTConfig(block_size=4, vocab_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.1, **options))
+        yield name, model, model(ids, targets)[1]

@@ -1,0 +1,87 @@
+"""What the book tells of an operation that is not in its docstring: measured, or read off the code and the tape."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import Any, NamedTuple
+
+from .. import functional, kernels
+from ..autograd import AutogradError, Function, Variable
+from ..gradcheck import GradcheckError, largest_error
+from ..gradcheck.cases import cases
+from ..viz.tape import operations
+
+
+class Check(NamedTuple):
+    """One gradient check of an operation."""
+
+    what: str
+    error: float  # the largest |analytic - numeric| / max(1, |numeric|)
+    problem: str  # empty if the backward agrees with the forward
+
+
+def tolerance() -> tuple[float, float]:
+    """atol and rtol of the gradient check."""
+    parameters = inspect.signature(largest_error).parameters
+    return parameters["atol"].default, parameters["rtol"].default
+
+
+def measure() -> dict[str, list[Check]]:
+    """Run every case of minigrad/gradcheck/cases.py, on the operations as they are written: kernels are left out."""
+    checks: dict[str, list[Check]] = {}
+    with kernels.reference():
+        for case in cases():
+            try:
+                check = Check(case.what, largest_error(case.fn, case.inputs), "")
+            except (GradcheckError, AutogradError) as error:
+                check = Check(case.what, float("nan"), str(error))
+            checks.setdefault(case.operation, []).append(check)
+    return checks
+
+
+def functions_of_operations() -> dict[type[Function], list[Any]]:
+    """For each operation the functions in minigrad/functional.py whose code names it, in the order of that file."""
+    found: dict[type[Function], list[Any]] = {}
+    for name, function in vars(functional).items():
+        if not inspect.isfunction(function) or function.__module__ != functional.__name__ or name.startswith("_"):
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                operation = getattr(vars(functional).get(node.value.id), node.attr, None)
+                if inspect.isclass(operation) and issubclass(operation, Function):
+                    functions = found.setdefault(operation, [])
+                    functions += [function] * (function not in functions)
+    return found
+
+
+class Layer(NamedTuple):
+    """What the calls of one class of modules did."""
+
+    operations: set[type[Function]]  # by its own forward
+    layers: set[type]  # the modules that its forward called, whose operations are theirs
+
+
+def layers_and_operations(loss: Variable) -> dict[type, Layer]:
+    """For each class of modules that took part in making `loss`: what its forward used.
+
+    Read off the tape, from any tensor, while the model that made it is alive: nodes refer to modules weakly.
+    """
+    found: dict[type, Layer] = {}
+
+    def layer_of(scope: Any) -> Layer:
+        module = scope.module()
+        if module is None:
+            raise ValueError(f"the {scope.kind} that made this tensor is gone; keep the model while its tape is read")
+        return found.setdefault(type(module), Layer(set(), set()))
+
+    for node in operations(loss):
+        scope = node.scope
+        if scope is None:
+            continue
+        layer_of(scope).operations.add(node.function)
+        while scope.outer is not None:
+            layer_of(scope.outer).layers.add(type(scope.module()))
+            scope = scope.outer
+    return found
