@@ -1,9 +1,11 @@
 """What can go wrong for a user, each with one clear line."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from minigrad import DeviceError
+from minigrad.backend import describe_out_of_memory
 
 
 class GPTError(ValueError):
@@ -30,11 +32,28 @@ class PretrainedError(GPTError):
     """A folder with GPT-2's weights that is incomplete, damaged, or of another model, or a model that is not GPT-2."""
 
 
+class OutOfMemoryError(GPTError, MemoryError):
+    """There is not enough memory for what was asked."""
+
+
+@contextlib.contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Running out of memory in here raises `OutOfMemoryError`: what was wanted, what there is, and what to do."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{describe_out_of_memory(error)}; {advice}") from error
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback."""
     try:
         main()
     except (GPTError, DeviceError, OSError) as error:
         sys.exit(f"error: {error}")
+    except MemoryError as error:
+        sys.exit(f"error: {describe_out_of_memory(error)}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")

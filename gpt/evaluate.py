@@ -13,7 +13,7 @@ from tqdm import tqdm
 import minigrad as mg
 from minigrad import functional as F
 
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, memory_advice
 from .model import GPT
 
 
@@ -92,8 +92,9 @@ def evaluate(
             rows = np.stack([ids[window.start : window.end + 1] for window in batch]).astype(np.int64)
             counted = batch[0].counted
             read, predicted = (mg.Tensor(part, device=device).data for part in (rows[:, :-1], rows[:, -counted:]))
-            logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
-            losses = F.cross_entropy(logits, predicted, reduction="none")
+            with memory_advice("what takes less: a smaller --batch-size"):
+                logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
+                losses = F.cross_entropy(logits, predicted, reduction="none")
             nats += float(losses.numpy().sum(dtype=np.float64))
             bar.update(losses.size)
     model.train(was_training)

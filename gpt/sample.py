@@ -10,7 +10,7 @@ import numpy as np
 import minigrad as mg
 from minigrad.backend import keep_freed_memory
 
-from .errors import ConfigError
+from .errors import ConfigError, memory_advice
 
 if TYPE_CHECKING:
     from .model import GPT
@@ -75,7 +75,7 @@ def _continue(
             start = max(0, end - block_size)
             empty = np.maximum(padding - start, 0)
             new = tokens[:, start if cache is None or not cache.length else end - 1 : end]
-            with mg.no_grad():
+            with mg.no_grad(), memory_advice("what takes less: fewer prompts at a time, or shorter ones"):
                 logits = model.next_logits(
                     mg.Tensor(new, device=device).data, cache=cache, padding=empty if empty.any() else None
                 )

@@ -28,11 +28,15 @@ from minigrad.serialization import write_atomically
 from . import checkpoint
 from .config import TrainConfig
 from .data import Dataset
-from .errors import CheckpointError, ConfigError, GPTError
+from .errors import CheckpointError, ConfigError, GPTError, memory_advice
 from .model import GPT
 from .tokenizer import Tokenizer
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
+LESS_MEMORY = (
+    "what takes less: a smaller --batch-size (with a larger --grad-accum the steps stay the same), --checkpoint, or a "
+    "smaller --block-size"
+)
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
 
 
@@ -79,7 +83,7 @@ class Trainer:
             dynamic_ncols=terminal,
             smoothing=0.05,
         )
-        with bar, self.catch_interrupts():
+        with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY):
             self.restart_clock()
             while True:
                 at_end = self.iteration >= self.config.max_iters
@@ -176,15 +180,14 @@ class Trainer:
         The batches are the same at every estimate, so that estimates can be compared, and drawing them leaves the
         training's random numbers alone.
         """
-        rng = mg.random.new_generator(self.config.seed)
+        rng, means = mg.random.new_generator(self.config.seed), {}
         self.model.eval()
         with mg.no_grad():
-            losses = {
-                split: sum(self.loss(split, rng).item() for _ in range(self.config.eval_iters)) / self.config.eval_iters
-                for split in ("train", "val")
-            }
+            for split in ("train", "val"):
+                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters)]
+                means[split] = sum(loss.item() for loss in losses) / len(losses)  # a GPU has computed all by then
         self.model.train()
-        return losses
+        return means
 
     def is_evaluated(self) -> bool:
         return any(row["iteration"] == self.iteration and "val_loss" in row for row in self.rows[-2:])

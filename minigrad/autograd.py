@@ -258,6 +258,8 @@ class Function:
                 tensor_arguments.append(i)
                 needs_grad[i] = recording and argument.requires_grad
                 on_gpu = on_gpu or type(argument.data) is not np.ndarray
+            elif type(argument) is not np.ndarray and is_array(argument):
+                on_gpu = True
         if on_gpu:
             check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
 
@@ -293,6 +295,8 @@ def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
             f"{name}: backward ran a second time through a graph whose saved arrays are freed; give retain_graph=True "
             f"to the first call if you need a second"
         )
+    if node.xp is not np:
+        check_same_device(name, grads)  # which makes their GPU the current one
     result = node.implementation.backward(node, *grads)
     result = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(result) == len(node.tensor_arguments):  # one for each tensor: put None in the other places

@@ -1,19 +1,22 @@
 """Which array library holds an array, and moving arrays between devices.
 
 Everything above this file works on NumPy and CuPy arrays alike and asks `get_array_module(x)` for the functions to
-call, as `xp.exp(x)`. This is the only file that imports CuPy, and it does so only when somebody asks for a GPU.
+call, as `xp.exp(x)`. CuPy is imported only when somebody asks for a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import sys
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+from . import cuda_installation
 
 Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray
 DType: TypeAlias = Any  # whatever numpy.dtype() accepts
@@ -42,12 +45,17 @@ def device_of(array: Array) -> str:
 
 
 def check_same_device(operation: str, arrays: list[Array]) -> None:
-    """Raise `DeviceError` unless all the arrays live on one device."""
+    """Raise `DeviceError` unless all the arrays live on one device. If that is a GPU, it becomes the current one.
+
+    CuPy makes new arrays on the current GPU, wherever the arrays that it computes them from are.
+    """
     devices = sorted({device_of(array) for array in arrays})
     if len(devices) > 1:
         raise DeviceError(
             f"{operation}: its arrays live on {' and '.join(devices)}; move them to one device with .to()"
         )
+    if devices and devices[0] != "cpu":
+        arrays[0].device.use()
 
 
 def cuda_is_available() -> bool:
@@ -59,21 +67,22 @@ def cuda_is_available() -> bool:
 
 
 def _cupy_for(device: str) -> tuple[ModuleType, int]:
-    """CuPy and the index of the GPU that `device` ("cuda" or "cuda:N") names."""
+    """CuPy and the index of the GPU that `device` ("cuda" or "cuda:N") names. What is missing is a `DeviceError`."""
     try:
-        cupy = importlib.import_module("cupy")
-    except ImportError as error:
-        raise DeviceError(
-            f'device "{device}" needs CuPy, which is not installed: pip install "cupy-cuda12x[ctk]" (or '
-            f'"cupy-cuda13x[ctk]" for CUDA 13)'
-        ) from error
-    if not cupy.cuda.is_available():
-        raise DeviceError(f'device "{device}": CuPy is installed but finds no NVIDIA driver or no GPU')
-    index = int(device.partition(":")[2] or cupy.cuda.Device().id)
-    count = cupy.cuda.runtime.getDeviceCount()
-    if index >= count:
-        raise DeviceError(f'device "{device}": this machine has {count} GPU(s), numbered from 0')
+        cupy = cuda_installation.import_cupy()
+        index = int(device.partition(":")[2] or cupy.cuda.Device().id)
+        cuda_installation.check(cupy, index)
+    except cuda_installation.Missing as missing:
+        raise DeviceError(f'device "{device}" {missing}') from missing.__cause__
     return cupy, index
+
+
+def on(device: str) -> Any:
+    """A context inside which CuPy makes new arrays on `device`; for the CPU one that does nothing."""
+    if device == "cpu":
+        return contextlib.nullcontext()
+    cupy, index = _cupy_for(device)
+    return cupy.cuda.Device(index)
 
 
 def check_device(device: str) -> str:
@@ -87,15 +96,15 @@ def check_device(device: str) -> str:
 
 
 def to_device(array: Array, device: str) -> Array:
-    """The array on `device`: the same object if it is there already, else a copy."""
+    """The array on `device`: the same object if it is there already, else a copy. A GPU becomes the current one."""
     check_device(device)
     if device == "cpu":
         return array if get_array_module(array) is np else array.get()
     cupy, index = _cupy_for(device)
-    with cupy.cuda.Device(index):
-        if get_array_module(array) is cupy and array.device.id == index:
-            return array
+    cupy.cuda.Device(index).use()
+    if get_array_module(array) is not cupy:
         return cupy.asarray(array)
+    return array if array.device.id == index else cupy.array(array)
 
 
 def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Array:
@@ -133,9 +142,45 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def add_at(out: Array, index: Any, values: Array) -> None:
-    """`out[index] += values` where a position named n times receives n values."""
-    if get_array_module(out) is np:
-        np.add.at(out, index, values)
-    else:
-        importlib.import_module("cupyx").scatter_add(out, index, values)
+# Memory
+
+
+class MemoryUse(NamedTuple):
+    """Bytes on a device: held by this process, and still free there. None where the system does not say."""
+
+    held: int | None
+    free: int | None
+
+
+def memory_use(device: str = "cpu") -> MemoryUse:
+    """How much memory this process holds on a device, and how much is free. On a GPU, CuPy keeps what arrays free."""
+    if device == "cpu":
+        return MemoryUse(_kilobytes("/proc/self/status", "VmRSS"), _kilobytes("/proc/meminfo", "MemAvailable"))
+    cupy, index = _cupy_for(device)
+    with cupy.cuda.Device(index) as gpu:
+        return MemoryUse(cupy.get_default_memory_pool().total_bytes(), gpu.mem_info[0])
+
+
+def _kilobytes(file: str, name: str) -> int | None:
+    """The number behind `name:` in one of Linux's files of figures, in bytes."""
+    try:
+        with open(file, encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def describe_out_of_memory(error: MemoryError) -> str:
+    """One line: on which device memory ran out, how much was asked for, how much is held and how much is free."""
+    asked = getattr(error, "_size", None)  # CuPy's error has it as a number, NumPy's says it in words
+    device = "cpu" if asked is None else "cuda"
+    wanted = str(error) if asked is None else f"{_bytes(asked)} more were wanted"
+    held, free = memory_use(device)
+    figures = [f"{_bytes(n)} {what}" for n, what in ((held, "are held by this process"), (free, "are free")) if n]
+    return f"out of memory on the {'GPU' if device == 'cuda' else 'CPU'}: {'; '.join(filter(None, [wanted, *figures]))}"
+
+
+def _bytes(n: float) -> str:
+    """A number of bytes as people say it: "3.20 GiB"."""
+    power = min(max(int(n).bit_length() - 1, 0) // 10, 4)
+    return f"{n / 1024**power:.2f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}" if power else f"{n} bytes"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .autograd import Variable
-from .backend import DType, as_array, check_device, device_of, is_array
+from .backend import DType, as_array, check_device, device_of, is_array, to_device
 from .ops import activation, attention, elementwise, indexing, loss, normalization, reduce
 from .ops import dropout as dropout_op
 from .ops import embedding as embedding_op
@@ -197,7 +197,7 @@ def where(mask: Any, x: Any, y: Any) -> Tensor:
     mask = _mask("where", mask)
     x, y = _pair(x, y)
     if not isinstance(x, Variable) and not isinstance(y, Variable) and not is_array(x) and not is_array(y):
-        x = as_array(x)
+        x = as_array(x, device=device_of(mask))
     return elementwise.Where.apply(mask, x, y)
 
 
@@ -364,16 +364,19 @@ def split(x: Any, size: builtins.int | Sequence[builtins.int], axis: builtins.in
 
 def getitem(x: Any, index: Any) -> Tensor:
     """x[index] with everything NumPy's indexing knows; repeated places add up their gradients."""
-    return indexing.GetItem.apply(_tensor(x), plain_index(index))
+    x = _tensor(x)
+    return indexing.GetItem.apply(x, plain_index(index, device_of(x.data if isinstance(x, Variable) else x)))
 
 
-def plain_index(index: Any) -> Any:
-    """An index in which tensors and lists, and tuples inside a tuple, are plain arrays."""
+def plain_index(index: Any, device: str) -> Any:
+    """An index in which tensors and lists, and tuples inside a tuple, are plain arrays on the device."""
     if isinstance(index, tuple):
-        return tuple(plain_index(list(part) if isinstance(part, tuple) else part) for part in index)
+        return tuple(plain_index(list(part) if isinstance(part, tuple) else part, device) for part in index)
     if isinstance(index, list):
-        return np.asarray(index, dtype=None if index else np.intp)
-    return index.data if isinstance(index, Variable) else index
+        index = np.asarray(index, dtype=None if index else np.intp)
+    if isinstance(index, Variable):
+        index = index.data
+    return to_device(index, device) if device != "cpu" and is_array(index) else index
 
 
 def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
@@ -454,14 +457,26 @@ def dropout(x: Any, p: float, training: bool = True) -> Tensor:
     return dropout_op.Dropout.apply(x, p)
 
 
-def cross_entropy(logits: Any, targets: Any, ignore_index: builtins.int = -100, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    ignore_index: builtins.int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """The negative log-likelihood, in nats, of integer targets (…) under softmax(logits), logits (…, V).
 
     Targets equal to `ignore_index` do not count. `reduction`: "mean" (over those that count), "sum" or "none".
+    label_smoothing: the share e of each target that all V classes get alike (Szegedy et al., 2016); the loss becomes
+    (1 - e) of the negative log-likelihood plus e / V of its sum over all classes.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'cross_entropy: reduction is "mean", "sum" or "none", not {reduction!r}')
-    return loss.CrossEntropy.apply(_tensor(logits), _constant(targets), ignore_index, reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: wanted label_smoothing from 0 to 1, got {label_smoothing}")
+    return loss.CrossEntropy.apply(
+        _tensor(logits), _constant(targets), ignore_index, reduction, _number(label_smoothing)
+    )
 
 
 def scaled_dot_product_attention(

@@ -1,45 +1,103 @@
-"""Random numbers: one seed, one generator for each device, and a state that can be saved and restored.
+"""Random numbers: one seed, and a state that can be saved and restored.
 
 mg.manual_seed(1337)            # everything after this is the same in every run
 state = mg.random.get_state()   # plain Python numbers and lists: fit for JSON
 mg.random.set_state(state)      # continues exactly there
+
+The CPU has NumPy's generator SFC64. GPUs have one that is a counter: its state is how many draws there have been, which
+the host knows, so that saving it does not wait for the GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, check_device, get_array_module, to_device
+from .backend import Array, check_device, get_array_module, on, to_device
 
 _seed = 0
+_draws = 0  # how often GPUs have drawn since the seed was set
 _cpu = np.random.Generator(np.random.SFC64(_seed))
-_gpus: dict[str, Any] = {}  # a cupy.random.Generator for each GPU in use
 
 
 def manual_seed(seed: int) -> None:
     """Start the generators of all devices afresh from `seed`."""
-    global _seed, _cpu
-    _seed = int(seed)
-    _cpu = np.random.Generator(np.random.SFC64(_seed))
-    _gpus.clear()
+    global _seed, _draws, _cpu
+    _cpu = np.random.Generator(np.random.SFC64(int(seed)))
+    _seed, _draws = int(seed), 0
 
 
 def generator(device: str = "cpu") -> Any:
-    """The NumPy or CuPy random generator of a device."""
-    if device == "cpu":
-        return _cpu
-    if device not in _gpus:
-        check_device(device)
-        cupy = importlib.import_module("cupy")
-        with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
-            _gpus[device] = cupy.random.default_rng(_seed)
-    return _gpus[device]
+    """The random generator of a device: NumPy's on the CPU, a `Counter` on a GPU."""
+    return _cpu if device == "cpu" else Counter(check_device(device))
+
+
+def next_draw() -> tuple[int, int]:
+    """The seed, and the number of this draw on GPUs: together they decide what is drawn, whoever computes it."""
+    global _draws
+    _draws += 1
+    return _seed, _draws - 1
+
+
+def philox(counter: Any, key: tuple[int, int]) -> Any:
+    """Philox4x32-10 (Salmon et al., 2011): four random words of 32 bits for a counter of four, under a key of two.
+
+    counter: four integers or arrays of uint64, all below 2^32. Ten rounds of two multiplications stir the counter so
+    well that consecutive ones give numbers without a pattern; any of them can be computed without the ones before.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    word = 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits: the upper half is mixed, the lower kept
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & word, (p0 >> 32) ^ c3 ^ k1, p0 & word
+        k0, k1 = (k0 + 0x9E3779B9) & word, (k1 + 0xBB67AE85) & word
+    return c0, c1, c2, c3
+
+
+class Counter:
+    """Random numbers of a GPU, by the methods of NumPy's generators that are used here.
+
+    The n-th block of four words in a draw is philox(n, number of the draw), under the seed as the key. It runs on the
+    CPU as well, with the same result.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def words(self, n: int) -> Array:
+        """n random words of 32 bits: one draw."""
+        seed, draw = next_draw()
+        with on(self.device):
+            zero = to_device(np.zeros((), np.uint64), self.device)
+            xp = get_array_module(zero)
+            block = xp.arange(-(-n // 4), dtype="uint64")
+            counter = (block & 0xFFFFFFFF, block >> 32, zero + (draw & 0xFFFFFFFF), zero + (draw >> 32))
+            blocks = xp.stack(philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1)
+            return blocks.astype("uint32").reshape(-1)[:n]
+
+    def random(self, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
+        """Numbers from 0 to below 1, with as many random bits as the dtype has, float64's 53 or float32's 24."""
+        n = math.prod(shape)
+        if np.dtype(dtype) == np.float64:
+            words = self.words(2 * n).astype("float64")
+            numbers = ((words[:n] // 32) * 2**26 + words[n:] // 64) / 2**53
+        else:
+            numbers = (self.words(n) // 256).astype("float32") / 2**24
+        return numbers.reshape(shape).astype(dtype, copy=False)
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
+        """Normally distributed numbers: sqrt(-2 ln u) cos(2 pi v) of two evenly distributed (Box and Muller, 1958)."""
+        wide = np.promote_types(dtype, np.float32)
+        u, v = self.random((2, *shape), wide)
+        xp = get_array_module(u)
+        numbers = xp.sqrt(-2 * xp.log(1 - u)) * xp.cos(2 * math.pi * v)
+        return numbers.astype(dtype, copy=False)
 
 
 class _Mode(threading.local):
@@ -87,15 +145,23 @@ def dropout_mask(shape: tuple[int, ...], p: float, device: str = "cpu", source: 
     thereby rounded to a multiple of 1/65536, and the scale belongs to the rounded value, so expectations stay exact.
     `source` is a NumPy bit generator to draw from in place of the CPU's.
     """
-    dropped = round(p * 65536)  # of the 65536 values of 16 bits
-    scale = 65536 / (65536 - dropped) if dropped < 65536 else 0.0
-    n = int(np.prod(shape, dtype=np.int64))
+    dropped, scale = dropout_threshold(p)
+    bits = _random_16_bits(math.prod(shape), device, source).reshape(shape)
+    return (bits >= dropped) if dropped < 65536 else get_array_module(bits).zeros(shape, bool), scale
+
+
+def _random_16_bits(n: int, device: str, source: Any) -> Array:
+    """n integers from 0 to 65535."""
     if device == "cpu":
         source = _cpu.bit_generator if source is None else source
-        bits = source.random_raw(-(-n // 4)).view(np.uint16)[:n].reshape(shape)
-    else:
-        bits = generator(device).integers(0, 65536, size=shape, dtype=np.uint16)
-    return (bits >= dropped) if dropped < 65536 else get_array_module(bits).zeros(shape, bool), scale
+        return source.random_raw(-(-n // 4)).view(np.uint16)[:n]
+    return Counter(device).words(-(-n // 2)).view(np.uint16)[:n]
+
+
+def dropout_threshold(p: float) -> tuple[int, float]:
+    """Below which of the 65536 values of 16 bits an element is dropped, and the scale for those that are kept."""
+    dropped = round(p * 65536)
+    return dropped, 65536 / (65536 - dropped) if dropped < 65536 else 0.0
 
 
 def seeds(n: int) -> list[int]:
@@ -104,16 +170,18 @@ def seeds(n: int) -> list[int]:
 
 
 def get_state() -> dict[str, Any]:
-    """The seed and the state of the CPU's generator, as plain Python numbers and lists."""
+    """The seed and the state of the generators, as plain Python numbers and lists."""
     state: dict[str, Any] = dict(_cpu.bit_generator.state)
     state["state"] = {"state": [int(word) for word in state["state"]["state"]]}
-    return {"seed": _seed, "cpu": state}
+    return {"seed": _seed, "cpu": state, "gpu": _draws}
 
 
 def set_state(state: dict[str, Any]) -> None:
     """Continue from what `get_state` returned."""
+    global _draws
     manual_seed(state["seed"])
     _cpu.bit_generator.state = _cpu_state(state)
+    _draws = state.get("gpu", 0)  # states of before there were GPUs have none
 
 
 def _cpu_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -123,13 +191,14 @@ def _cpu_state(state: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replay(state: dict[str, Any]) -> Iterator[None]:
-    """Inside this context the CPU draws again what it drew after `state`; then it goes on as if nothing had been."""
-    before = _cpu.bit_generator.state
-    _cpu.bit_generator.state = _cpu_state(state)
+    """Inside this context is drawn again what was drawn after `state`; then it goes on as if nothing had been."""
+    global _seed, _draws
+    before = _cpu.bit_generator.state, _seed, _draws
+    _cpu.bit_generator.state, _seed, _draws = _cpu_state(state), state["seed"], state.get("gpu", 0)
     try:
         yield
     finally:
-        _cpu.bit_generator.state = before
+        _cpu.bit_generator.state, _seed, _draws = before
 
 
 def new_generator(seed: int | None) -> np.random.Generator:

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import autograd
 from . import functional as F
-from .backend import Array, DType, as_array, device_of, get_array_module, to_device
+from .backend import Array, DType, as_array, check_same_device, device_of, get_array_module, is_array, to_device
 
 
 class Tensor(autograd.Variable):
@@ -179,7 +179,7 @@ class Tensor(autograd.Variable):
                 "writing in place to a tensor that requires gradients is not recorded; do it inside no_grad(), or use "
                 "where() or masked_fill()"
             )
-        self.data[F.plain_index(index)] = value.data if isinstance(value, Tensor) else value
+        self.data[F.plain_index(index, self.device)] = self._beside(value, "writing to a tensor")
         autograd.mark_written(self.data)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -190,22 +190,29 @@ class Tensor(autograd.Variable):
     # Comparisons give plain boolean arrays: they have no gradient.
 
     def __eq__(self, other: object) -> Array:
-        return self.data == _plain(other)
+        return self.data == self._beside(other)
 
     def __ne__(self, other: object) -> Array:
-        return self.data != _plain(other)
+        return self.data != self._beside(other)
 
     def __lt__(self, other: Any) -> Array:
-        return self.data < _plain(other)
+        return self.data < self._beside(other)
 
     def __le__(self, other: Any) -> Array:
-        return self.data <= _plain(other)
+        return self.data <= self._beside(other)
 
     def __gt__(self, other: Any) -> Array:
-        return self.data > _plain(other)
+        return self.data > self._beside(other)
 
     def __ge__(self, other: Any) -> Array:
-        return self.data >= _plain(other)
+        return self.data >= self._beside(other)
+
+    def _beside(self, value: Any, operation: str = "a comparison") -> Any:
+        """The plain value of an operand, which has to be on this tensor's device if it is an array with axes."""
+        value = value.data if isinstance(value, Tensor) else value
+        if is_array(value) and value.ndim:
+            check_same_device(operation, [self.data, value])
+        return value
 
     __hash__ = object.__hash__  # tensors are told apart by identity in sets and dicts
 
@@ -238,10 +245,6 @@ class Tensor(autograd.Variable):
     @property
     def T(self) -> Tensor:
         return F.transpose(self)
-
-
-def _plain(value: Any) -> Any:
-    return value.data if isinstance(value, Tensor) else value
 
 
 autograd.Variable.result_class = Tensor

@@ -175,15 +175,16 @@ def test_layer_norm(parameters, leading, rows, columns, seed):
     assert_equals_reference(fn, x, *given_parameters, kernel=cpu.LayerNorm)
 
 
-@given(rows=st.integers(1, 30), classes=st.integers(1, 9), seed=seeds)
+@given(rows=st.integers(1, 30), classes=st.integers(1, 9), label_smoothing=st.sampled_from([0.0, 0.1, 1.0]), seed=seeds)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_cross_entropy(reduction, rows, classes, seed):
+def test_cross_entropy(reduction, rows, classes, label_smoothing, seed):
     logits = 3 * normal((rows, classes), seed)
     targets = np.random.default_rng(seed).integers(0, classes, rows)
     targets[np.random.default_rng(seed).random(rows) < 0.2] = -100
     if reduction == "mean" and (targets == -100).all():
         targets[0] = 0
-    fn = lambda x: F.cross_entropy(x, targets, reduction=reduction)  # noqa: E731
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    fn = lambda x: F.cross_entropy(x, targets, **options)  # noqa: E731
     assert_equals_reference(fn, logits, kernel=cpu.CrossEntropy)
 
 

@@ -22,10 +22,11 @@ def composed_softmax(x, axis=-1):
     return e / e.sum(axis, keepdims=True)
 
 
-def composed_cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
+def composed_cross_entropy(logits, targets, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     counted = targets != ignore_index
     log_p = F.log(composed_softmax(logits))[counted]
-    losses = -log_p[np.arange(counted.sum()), targets[counted]]
+    losses = -(1 - label_smoothing) * log_p[np.arange(counted.sum()), targets[counted]]
+    losses = losses - label_smoothing * log_p.mean(-1)
     return losses.sum() / counted.sum() if reduction == "mean" else losses.sum()
 
 
@@ -263,22 +264,47 @@ def test_every_call_of_dropout_draws_another_mask():
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@given(leading=shapes(max_dims=2, min_side=1), v=st.integers(1, 4), data=st.data(), layout=layouts, seed=seeds)
-def test_cross_entropy_gradients(reduction, leading, v, data, layout, seed):
+@given(
+    leading=shapes(max_dims=2, min_side=1),
+    v=st.integers(1, 4),
+    label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    data=st.data(),
+    layout=layouts,
+    seed=seeds,
+)
+def test_cross_entropy_gradients(reduction, leading, v, label_smoothing, data, layout, seed):
     targets = data.draw(hnp.arrays(np.int64, leading, elements=st.integers(0, v - 1)))
     base = normal(layout.base_shape((*leading, v)), seed)
-    mg.gradcheck(lambda base: F.cross_entropy(layout.view(base), targets, reduction=reduction), base)
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    mg.gradcheck(lambda base: F.cross_entropy(layout.view(base), targets, **options), base)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("ignore_index", [-100, 0, 3])
-def test_cross_entropy_equals_its_composition(reduction, ignore_index):
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_equals_its_composition(reduction, ignore_index, label_smoothing):
     targets = np.array([[0, 3, 1], [2, ignore_index, ignore_index]])
     assert_equal_functions(
-        lambda x: F.cross_entropy(x, targets, ignore_index, reduction),
-        lambda x: composed_cross_entropy(x, targets, ignore_index, reduction),
+        lambda x: F.cross_entropy(x, targets, ignore_index, reduction, label_smoothing),
+        lambda x: composed_cross_entropy(x, targets, ignore_index, reduction, label_smoothing),
         normal((2, 3, 4)),
     )
+
+
+def test_label_smoothing_is_least_where_the_probabilities_are_the_smoothed_target():
+    """A share of 0.2 for all five classes: 0.8 + 0.04 for the target, 0.04 for each of the others."""
+    wanted = np.array([[0.04, 0.84, 0.04, 0.04, 0.04]])
+    logits = mg.Tensor(np.log(wanted), requires_grad=True)
+    loss = F.cross_entropy(logits, np.array([1]), label_smoothing=0.2)
+    loss.backward()
+    assert math.isclose(loss.item(), -np.sum(wanted * np.log(wanted)))
+    np.testing.assert_allclose(logits.grad, 0, atol=1e-15)
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.1, math.nan])
+def test_label_smoothing_is_a_share(label_smoothing):
+    with pytest.raises(ValueError, match=f"cross_entropy: wanted label_smoothing from 0 to 1, got {label_smoothing}"):
+        F.cross_entropy(normal((1, 2)), [0], label_smoothing=label_smoothing)
 
 
 def test_cross_entropy_without_reduction_has_the_shape_of_the_targets_and_zeros_where_ignored():
@@ -289,12 +315,14 @@ def test_cross_entropy_without_reduction_has_the_shape_of_the_targets_and_zeros_
     np.testing.assert_allclose(losses, expected)
 
 
-def test_ignored_rows_get_no_gradient_whatever_is_in_them():
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.5])
+def test_ignored_rows_get_no_gradient_whatever_is_in_them(label_smoothing):
     """Even logits that are -inf throughout, which have no softmax."""
     logits = mg.Tensor([[1.0, 2.0], [-np.inf, -np.inf]], requires_grad=True)
-    loss = F.cross_entropy(logits, np.array([0, -100]))
+    loss = F.cross_entropy(logits, np.array([0, -100]), label_smoothing=label_smoothing)
     loss.backward()
-    assert math.isclose(loss.item(), math.log(1 + math.e), rel_tol=1e-6)
+    other = label_smoothing / 2  # of the classes 0 and 1, the loss of class 1 being less by 1
+    assert math.isclose(loss.item(), math.log(1 + math.e) - other, rel_tol=1e-6)
     np.testing.assert_array_equal(logits.grad[1], [0, 0])
     assert np.isfinite(logits.grad).all()
 

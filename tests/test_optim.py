@@ -256,6 +256,25 @@ def test_warmup_cosine_rises_then_falls():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+@pytest.mark.parametrize("step", [0, 1, 98, 99, 100, 399, 10_000])
+def test_warmup_inverse_square_root_is_the_papers_formula_counted_from_0(step):
+    t = step + 1
+    expected = 64**-0.5 * (t * 100**-1.5 if t < 100 else t**-0.5)
+    assert math.isclose(optim.warmup_inverse_square_root(step, n_embd=64, warmup_iters=100), expected)
+
+
+def test_warmup_inverse_square_root_is_highest_at_the_end_of_the_warm_up():
+    rates = [optim.warmup_inverse_square_root(step, 64, 100) for step in range(400)]
+    assert np.argmax(rates) == 99
+    assert math.isclose(max(rates), 1 / math.sqrt(64 * 100))
+    assert math.isclose(rates[399], max(rates) / 2)  # four times the steps
+
+
+def test_warmup_inverse_square_root_without_warmup_is_refused():
+    with pytest.raises(ValueError, match="warmup_inverse_square_root: wanted .* at least 1, got 64 and 0"):
+        optim.warmup_inverse_square_root(0, 64, 0)
+
+
 # All of it together
 
 

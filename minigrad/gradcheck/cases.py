@@ -128,6 +128,8 @@ def cases() -> Iterator[Case]:
     targets = np.array([0, 4, -100, 4])
     for how in ("mean", "sum", "none"):
         yield Case("CrossEntropy", how, lambda x, how=how: F.cross_entropy(x, targets, reduction=how), [normal(4, 5)])
+        smoothed = lambda x, how=how: F.cross_entropy(x, targets, reduction=how, label_smoothing=0.3)  # noqa: E731
+        yield Case("CrossEntropy", f"{how}, label smoothing", smoothed, [normal(4, 5)])
 
     qkv = [normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4)]
     attention = F.scaled_dot_product_attention

@@ -43,8 +43,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """f(*inputs) for a module (or a function that uses no parameters of its own) whose activations are not kept.
 
     The backward computes them a second time: a block's memory shrinks to its inputs, for a third more computation.
-    Dropout is replayed exactly on the CPU. f takes tensors (and anything else, passed on as it is) and returns one
-    tensor.
+    Dropout is replayed exactly. f takes tensors (and anything else, passed on as it is) and returns one tensor.
     """
     if not isinstance(f, Module):
         return Checkpoint.apply(f, inputs, *inputs)

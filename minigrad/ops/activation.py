@@ -11,6 +11,7 @@ import numpy as np
 from ..autograd import Function
 from ..backend import get_array_module
 from ..kernels import accelerated, cpu
+from .precision import computed_in_single
 
 
 @accelerated(cpu=cpu.RowByRow)
@@ -100,6 +101,7 @@ class SiLU(Function):
 
 
 @accelerated(cpu=cpu.RowByRow)
+@computed_in_single
 class GELUTanh(Function):
     """y = x/2 (1 + t) with t = tanh(u), u = c (x + a x^3), c = sqrt(2/pi), a = 0.044715.
 
@@ -142,6 +144,7 @@ class GELUTanh(Function):
 
 
 @accelerated(cpu=cpu.RowByRow)
+@computed_in_single
 class GELUErf(Function):
     """y = x Phi(x), with the normal distribution function Phi(x) = (1 + erf(x / sqrt 2)) / 2 (Hendrycks, Gimpel, 2016).
 
@@ -176,7 +179,7 @@ def erf(x):
     """
     xp = get_array_module(x)
     if xp is not np:
-        return importlib.import_module("cupyx.scipy.special").erf(x)
+        return importlib.import_module("cupyx.scipy.special").erf(x).astype(x.dtype, copy=False)  # float16 gave float64
     magnitude = np.minimum(np.abs(x), 6)
     nearest = np.rint(16 * np.where(np.isnan(magnitude), 0, magnitude)).astype(np.intp)
     p = nearest.astype(x.dtype) / 16

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..autograd import Function
 from ..backend import get_array_module
+from .precision import is_half
 
 
 def check_ids(what, ids, size):
@@ -16,14 +17,45 @@ def check_ids(what, ids, size):
         raise IndexError(f"wanted {what} from 0 to {size - 1}, but they range from {ids.min()} to {ids.max()}")
 
 
+def sum_rows(ids, rows, n):
+    """A table (n, C) whose row v is the sum of those of the rows (N, C) whose id, in ids (N,), is v.
+
+    The rows are sorted by id, which turns each such sum into a sum over one stretch of consecutive rows; the order
+    within a stretch is always the same, so the result is too, bit for bit.
+
+    NumPy has `reduceat` for sums of stretches. CuPy's subtracts running totals of all the rows, which loses digits, and
+    a GPU would have to tell the host where the stretches start. So there every row adds the row before it if that has
+    the same id, then the total that stands two rows before, four, eight, …: in the end the last row of each stretch
+    has the sum of all of it.
+    """
+    if is_half(rows):
+        return sum_rows(ids, rows.astype("float32"), n).astype(rows.dtype)
+    xp = get_array_module(rows)
+    table = xp.zeros((n, rows.shape[1]), rows.dtype)
+    if not ids.size:
+        return table
+    order = xp.argsort(ids, kind="stable")
+    ids, rows = ids[order], rows[order]
+    if xp is np:
+        starts = np.flatnonzero(np.concatenate([np.ones(1, bool), ids[1:] != ids[:-1]]))
+        table[ids[starts]] = np.add.reduceat(rows, starts, axis=0)
+        return table
+    distance = 1
+    while distance < len(ids):
+        same = (ids[distance:] == ids[:-distance])[:, None]
+        rows[distance:] += xp.where(same, rows[:-distance], xp.zeros((), rows.dtype))
+        distance *= 2
+    names = xp.arange(n)
+    last = xp.searchsorted(ids, names, side="right") - 1  # -1, where the id is not names[v], if there is none before
+    return xp.where((ids[last] == names)[:, None], rows[last], table)
+
+
 class Embedding(Function):
     """y = W[ids]: row `id` of the table W for every id.
 
     Shapes: ids (…), W (V, C), y (…, C).
 
     Backward. Row v of W is copied to every place where ids = v, so its gradient is the sum of g over those places.
-    The places are sorted by id, which turns each such sum into a sum over one stretch of consecutive rows; the order
-    within a stretch is always the same, so the result is too, bit for bit.
     """
 
     returns_new_arrays = True
@@ -40,12 +72,4 @@ class Embedding(Function):
     @staticmethod
     def backward(ctx, g):
         (ids,) = ctx.saved
-        xp = get_array_module(g)
-        dweight = xp.zeros(ctx.shape, g.dtype)
-        if ids.size:
-            ids = ids.reshape(-1)
-            order = xp.argsort(ids, kind="stable")
-            ids = ids[order]
-            starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), ids[1:] != ids[:-1]]))
-            dweight[ids[starts]] = xp.add.reduceat(g.reshape(-1, ctx.shape[1])[order], starts, axis=0)
-        return None, dweight
+        return None, sum_rows(ids.reshape(-1), g.reshape(-1, ctx.shape[1]), ctx.shape[0])

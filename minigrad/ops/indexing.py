@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..autograd import Function
-from ..backend import add_at, get_array_module, is_array
+from ..backend import get_array_module, is_array
+from .embedding import sum_rows
 
 
 class GetItem(Function):
@@ -25,11 +26,15 @@ class GetItem(Function):
     @staticmethod
     def backward(ctx, g):
         index = ctx.saved
-        dx = get_array_module(g).zeros(ctx.shape, g.dtype)
-        if any(is_array(part) and part.dtype.kind != "b" for part in index):
-            add_at(dx, index, g)
-        else:
+        xp = get_array_module(g)
+        dx = xp.zeros(ctx.shape, g.dtype)
+        if not any(is_array(part) and part.dtype.kind != "b" for part in index):
             dx[index] = g
+        elif xp is np:
+            np.add.at(dx, index, g)
+        else:  # CuPy's add.at adds in another order every time
+            places = xp.arange(dx.size).reshape(dx.shape)[index]  # each element's number in x
+            dx = sum_rows(places.reshape(-1), g.reshape(-1, 1), dx.size).reshape(dx.shape)
         return dx
 
 

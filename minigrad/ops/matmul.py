@@ -6,6 +6,7 @@ import math
 
 from ..autograd import Function
 from ..kernels import accelerated, cpu
+from .precision import add_up
 from .shape import sum_to
 
 
@@ -77,5 +78,5 @@ class Linear(Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         dx = (g_rows @ weight).reshape(x.shape) if wants_x else None
         dweight = g_rows.T @ x.reshape(n, inputs) if wants_weight else None
-        dbias = g_rows.sum(axis=0) if wants_bias else None
+        dbias = add_up(g_rows, axis=0) if wants_bias else None
         return dx, dweight, dbias

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..autograd import Function
 from ..backend import get_array_module
 from ..kernels import accelerated, cpu
+from .precision import computed_in_single
 from .shape import sum_to
 
 
@@ -18,6 +19,7 @@ def row_mean(x):
 
 
 @accelerated(cpu=cpu.LayerNorm)
+@computed_in_single
 class LayerNorm(Function):
     """Layer normalisation (Ba, Kiros and Hinton, 2016): every row is shifted to mean 0 and scaled to variance 1.
 
@@ -61,6 +63,7 @@ class LayerNorm(Function):
 
 
 @accelerated(cpu=cpu.RowByRow)
+@computed_in_single
 class RMSNorm(Function):
     """Root-mean-square normalisation (Zhang and Sennrich, 2019): layer norm without the shift.
 

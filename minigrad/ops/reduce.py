@@ -9,6 +9,7 @@ import math
 
 from ..autograd import Function
 from ..backend import get_array_module
+from .precision import add_up, computed_in_single
 
 
 def spread(y, shape, axis):
@@ -27,13 +28,14 @@ class Sum(Function):
     @staticmethod
     def forward(ctx, x, axis, keepdims):
         ctx.shape, ctx.axis = x.shape, axis
-        return x.sum(axis=axis, keepdims=keepdims)
+        return add_up(x, axis, keepdims)
 
     @staticmethod
     def backward(ctx, g):
         return get_array_module(g).broadcast_to(spread(g, ctx.shape, ctx.axis), ctx.shape)
 
 
+@computed_in_single
 class Mean(Function):
     """y = (sum of x) / n.    dy/dx_i = 1/n."""
 
@@ -48,6 +50,7 @@ class Mean(Function):
         return get_array_module(g).broadcast_to(spread(g, ctx.shape, ctx.axis) / max(n, 1), ctx.shape)
 
 
+@computed_in_single
 class Var(Function):
     """y = sum of (x - mean)^2 / (n - correction).
 
@@ -109,6 +112,7 @@ def finite_max(x, axis):
     return xp.where(xp.isfinite(m), m, 0)
 
 
+@computed_in_single
 class LogSumExp(Function):
     """y = ln(sum of e^x), computed as m + ln(sum of e^(x - m)) with m = max(x) so that nothing overflows.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import device_of, get_array_module, to_device
+from .precision import add_up
 
 
 def sum_to(g, shape):
@@ -19,7 +20,7 @@ def sum_to(g, shape):
         return g
     extra = g.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
-    return g.sum(axis=axes, keepdims=True).reshape(shape)
+    return add_up(g, axes, keepdims=True).reshape(shape)
 
 
 class BroadcastTo(Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
+from .precision import computed_in_single
 from .reduce import finite_max
 
 
@@ -25,6 +26,7 @@ def softmax_backward(g, y, axis):
     return dx
 
 
+@computed_in_single
 class Softmax(Function):
     """y_i = e^(x_i) / sum_j e^(x_j) along `axis`.
 
@@ -46,6 +48,7 @@ class Softmax(Function):
         return softmax_backward(g, y, ctx.axis)
 
 
+@computed_in_single
 class LogSoftmax(Function):
     """y_i = x_i - ln(sum_j e^(x_j)) along `axis`.
 

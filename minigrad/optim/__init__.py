@@ -6,7 +6,7 @@ Settings can be read and changed in `optimizer.groups`, for example `for group i
 
 from .muon import CombinedOptimizer, Muon, orthogonalise
 from .optimizer import SGD, AdamW, Optimizer, clip_grad_norm
-from .schedules import warmup_cosine, warmup_linear
+from .schedules import warmup_cosine, warmup_inverse_square_root, warmup_linear
 
 __all__ = [
     "SGD",
@@ -17,5 +17,6 @@ __all__ = [
     "clip_grad_norm",
     "orthogonalise",
     "warmup_cosine",
+    "warmup_inverse_square_root",
     "warmup_linear",
 ]

@@ -34,3 +34,19 @@ def warmup_linear(
         return min_lr
     progress = (step - start) / (lr_decay_iters - start) if step > start else 0.0  # 0 to 1
     return learning_rate + progress * (min_lr - learning_rate)
+
+
+def warmup_inverse_square_root(step: int, n_embd: int, warmup_iters: int) -> float:
+    """The learning rate at `step`, counted from 0, of "Attention Is All You Need" (Vaswani et al., 2017).
+
+        n_embd^-0.5 min(t^-0.5, t warmup_iters^-1.5)        with t = step + 1
+
+    It rises in a line for `warmup_iters` steps, to its highest value 1 / sqrt(n_embd warmup_iters), then falls with the
+    square root of the step. Wider models get lower rates.
+    """
+    if n_embd < 1 or warmup_iters < 1:
+        raise ValueError(
+            f"warmup_inverse_square_root: wanted n_embd and warmup_iters of at least 1, got {n_embd} and {warmup_iters}"
+        )
+    t = step + 1
+    return n_embd**-0.5 * min(t**-0.5, t * warmup_iters**-1.5)

@@ -262,10 +262,11 @@ case("dropout", "p = 1", TF.dropout, normal(3, 4), 1.0)
 case("dropout", "not training", TF.dropout, normal(3, 4), 0.5, False)
 
 
-def cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
+def cross_entropy(logits, targets, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """PyTorch wants the classes on the second axis."""
     logits = logits.movedim(-1, 1) if logits.ndim > 1 else logits
-    return TF.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return TF.cross_entropy(logits, targets, **options)
 
 
 case("cross_entropy", "mean is the default", cross_entropy, normal(4, 5), np.array([0, -100, 4, 2]))
@@ -279,6 +280,8 @@ for how in ("mean", "sum", "none"):
         ("large logits", 1000 * normal(4, 5), np.array([0, 4, 4, 2]), -100),
     ):
         case("cross_entropy", f"{how}: {what}", cross_entropy, logits, targets, ignore_index, how)
+        case("cross_entropy", f"{how}: {what}, smoothed", cross_entropy, logits, targets, ignore_index, how, 0.1)
+    case("cross_entropy", f"{how}: smoothed to the full", cross_entropy, normal(4, 5), np.arange(4), -100, how, 1.0)
 
 
 def attention(q, k, v, causal=False, mask=None):

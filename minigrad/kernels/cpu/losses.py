@@ -16,7 +16,7 @@ class CrossEntropy:
     returns_new_arrays = True
 
     @staticmethod
-    def fits(x: Any, targets: Any, ignore_index: int, reduction: str) -> bool:
+    def fits(x: Any, targets: Any, ignore_index: int, reduction: str, label_smoothing: float = 0.0) -> bool:
         return (
             same_floats(x)
             and x.ndim > 0
@@ -27,7 +27,7 @@ class CrossEntropy:
         )
 
     @staticmethod
-    def forward(ctx: Any, x: Any, targets: Any, ignore_index: int, reduction: str) -> Any:
+    def forward(ctx: Any, x: Any, targets: Any, ignore_index: int, reduction: str, label_smoothing: float = 0.0) -> Any:
         logits = x.reshape(-1, x.shape[-1])  # (N, V)
         flat = targets.reshape(-1)
         counted = flat != ignore_index
@@ -40,17 +40,20 @@ class CrossEntropy:
             highest = logits[own].max(axis=-1, keepdims=True)
             highest[~np.isfinite(highest)] = 0  # a row of -inf has p = 0, as in the reference
             np.subtract(logits[own], highest, out=rows)
-            at_target = rows[np.arange(len(rows)), flat[own]]
+            wanted = rows[np.arange(len(rows)), flat[own]]
+            if label_smoothing:
+                wanted = (1 - label_smoothing) * wanted + label_smoothing * rows.mean(axis=-1)
             np.exp(rows, out=rows)
             total = np.dot(rows, np.ones(rows.shape[1], x.dtype))  # which, unlike matmul, always frees the interpreter
             total[total == 0] = 1
             rows *= (1 / total)[:, None]
-            losses[own] = np.where(counted[own], np.log(total) - at_target, 0)
+            losses[own] = np.where(counted[own], np.log(total) - wanted, 0)
 
         for_each(ctx.cut, ctx.parts, work)
         ctx.save(p, flat, counted)
         n = counted.sum(dtype=x.dtype)
         ctx.shape, ctx.n = x.shape, np.maximum(n, 1) if reduction == "mean" else x.dtype.type(1)
+        ctx.label_smoothing = label_smoothing
         if reduction == "none":
             return losses.reshape(targets.shape)
         if reduction == "sum":
@@ -62,10 +65,13 @@ class CrossEntropy:
         p, flat, counted = ctx.saved
         g_row = np.where(counted, g.reshape(-1) / ctx.n, p.dtype.type(0))  # (N,), for the mean and the sum from (1,)
         dx = np.empty_like(p)
+        e, V = ctx.label_smoothing, p.shape[-1]
 
         def work(_: int, own: slice) -> None:
             np.multiply(p[own], g_row[own, None], out=dx[own])
-            dx[own][np.arange(len(dx[own])), flat[own]] -= g_row[own]
+            if e:
+                dx[own] -= e / V * g_row[own, None]
+            dx[own][np.arange(len(dx[own])), flat[own]] -= (1 - e) * g_row[own]
 
         for_each(ctx.cut, ctx.parts, work)
-        return dx.reshape(ctx.shape), None, None, None
+        return dx.reshape(ctx.shape), None, None, None, None

@@ -1,0 +1,52 @@
+"""Half precision: numbers are kept in 16 bits and computed with in float32.
+
+float16 ends at 65504, so that the square of 256 is too much for it, and has 11 bits, so that a sum stands still when it
+is 2048 times as large as what is added. Neither is in the way of most results, only of what is computed in between; an
+operation that squares, multiplies or adds up therefore does that in float32 and rounds once, at the end, as PyTorch's
+and CUDA's do.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from ..backend import is_array
+
+
+def is_half(x):
+    """Is this an array of float16 or bfloat16?"""
+    return is_array(x) and x.dtype.itemsize == 2 and str(x.dtype) in ("float16", "bfloat16")
+
+
+def computed_in_single(operation):
+    """Let an operation see float32 where its first array is half precision, and round what it returns."""
+    forward, backward = operation.forward, operation.backward
+
+    def widened(arrays):
+        return [x.astype("float32") if is_half(x) else x for x in arrays]
+
+    @functools.wraps(forward)
+    def forward_in_single(ctx, *arguments):
+        ctx.half = arguments[0].dtype if is_half(arguments[0]) else None
+        if ctx.half is None:
+            return forward(ctx, *arguments)
+        return forward(ctx, *widened(arguments)).astype(ctx.half)
+
+    @functools.wraps(backward)
+    def backward_in_single(ctx, g):
+        if ctx.half is None:
+            return backward(ctx, g)
+        gradients = backward(ctx, *widened([g]))
+        several = isinstance(gradients, tuple)
+        rounded = tuple(x if x is None else x.astype(ctx.half) for x in (gradients if several else (gradients,)))
+        return rounded if several else rounded[0]
+
+    operation.forward, operation.backward = staticmethod(forward_in_single), staticmethod(backward_in_single)
+    return operation
+
+
+def add_up(x, axis=None, keepdims=False):
+    """x.sum(axis), of the dtype of x, but added up in float32 if that is half precision."""
+    if not is_half(x):
+        return x.sum(axis=axis, keepdims=keepdims)
+    return x.sum(axis=axis, keepdims=keepdims, dtype="float32").astype(x.dtype)
