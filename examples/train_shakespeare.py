@@ -4,6 +4,7 @@
     python examples/train_shakespeare.py --data my.txt --out out-mine --n-layer 6
     python examples/train_shakespeare.py --data tokens         # a folder that examples/prepare_data.py made
     python examples/train_shakespeare.py --resume              # go on where the last run in --out stopped
+    python examples/train_shakespeare.py --ops examples/exercises --max-iters 100      # with operations of your own
 
 Options that are not given come from the preset, and those that it does not set from the defaults shown by --help.
 """
@@ -21,9 +22,11 @@ from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.data import Dataset, load_data
 from gpt.errors import DataError, TokenError, run_program
+from gpt.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 from gpt.sample import stream
 from gpt.tokenizer import StreamDecoder
-from gpt.trainer import Trainer, keep_previous_run
+from gpt.trainer import DivergedError, Trainer, keep_previous_run
+from minigrad import kernels
 
 MODEL_OPTIONS = [field for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
 TRAIN_OPTIONS = list(dataclasses.fields(TrainConfig))
@@ -40,6 +43,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="DIR", default="out", type=Path, help="folder of the run (default: out)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    parser.add_argument(
+        "--ops",
+        metavar="FOLDER",
+        type=Path,
+        help="train with your own operations, from the Python files in FOLDER, in place of the engine's, and compare "
+        "the two loss curves (see examples/exercises)",
+    )
     types = {"int": int, "float": float, "str": str}
     for title, options in (("model", MODEL_OPTIONS), ("training", TRAIN_OPTIONS)):
         group = parser.add_argument_group(title)
@@ -63,6 +73,7 @@ def main() -> None:
     mg.Tensor(0.0, device=device)  # says what is missing, before anything else is done
     given = {name: value for name, value in vars(args).items() if value is not None}
     saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
+    own = check_operations(args.ops) if args.ops else {}
 
     tokens = load_data(args.data, saved and saved.tokenizer)
     tokenizer = tokens.tokenizer
@@ -70,7 +81,6 @@ def main() -> None:
         preset = args.preset or ("baby" if device.startswith("cuda") else "cpu")
         options = {**PRESETS[preset], **given}
         train_config = TrainConfig(**pick(options, TRAIN_OPTIONS))
-        mg.manual_seed(train_config.seed)
         config = GPTConfig(vocab_size=tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
     else:
         config = saved.config
@@ -80,21 +90,28 @@ def main() -> None:
         train_config = TrainConfig(**{**saved.run["train_config"], **pick(given, TRAIN_OPTIONS)})
 
     data = Dataset.of_parts(tokens.train, tokens.val, config.block_size, config.vocab_size)
-    model = GPT(config)
-    model.to(device)
-    trainer = Trainer(model, data, tokenizer, train_config, args.out, tokens.data_id)
-    if saved is not None:
-        trainer.resume(saved)
-    elif (aside := keep_previous_run(args.out)) is not None:
-        print(f"an earlier run was in {args.out}; its files are now in {aside}")
 
+    def new_trainer(out: Path, saved: checkpoint.Checkpoint | None) -> Trainer:
+        mg.manual_seed(train_config.seed)
+        model = GPT(config)
+        model.to(device)
+        trainer = Trainer(model, data, tokenizer, train_config, out, tokens.data_id)
+        if saved is not None:
+            trainer.resume(saved)
+        elif (aside := keep_previous_run(out)) is not None:
+            print(f"an earlier run was in {out}; its files are now in {aside}")
+        return trainer
+
+    if own:
+        describe_operations(own, config, args.ops)
+    trainer = new_trainer(args.out, saved)
     print(f"device      {device}")
     print(f"data        {tokens.about}")
-    print(f"model       {model.num_parameters():,} parameters: {describe(config, MODEL_OPTIONS)}")
+    print(f"model       {trainer.model.num_parameters():,} parameters: {describe(config, MODEL_OPTIONS)}")
     print(f"training    {describe(train_config, TRAIN_OPTIONS)}")
     print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
 
-    finished = trainer.train()
+    finished = train(trainer, own)
     picture = trainer.plot_losses()
     print(f"loss curve  {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
     print(f"metrics     {args.out / 'metrics.csv'}")
@@ -104,6 +121,69 @@ def main() -> None:
     print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {args.out / checkpoint.BEST}")
     show_sample(checkpoint.load(args.out / checkpoint.BEST), device)
     print(f"\nmore of it: python examples/sample.py --checkpoint {args.out}")
+    if own:
+        last = args.out / "engine" / checkpoint.LAST
+        engine = new_trainer(args.out / "engine", checkpoint.load(last) if args.resume and last.exists() else None)
+        print(f"\nnow the same run with the engine's operations alone, in {engine.out}", flush=True)
+        with kernels.reference():
+            if not engine.train():
+                print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
+                return
+        compare(Comparison.of(trainer.rows, engine.rows), own, args.out)
+
+
+def check_operations(folder: Path) -> dict[OwnOperation, str]:
+    """The operations in a folder and whether they are right; says what cannot train before anything else is done."""
+    own = {operation: check(operation) for operation in load_operations(folder)}
+    if set(own.values()) == {NOT_WRITTEN}:
+        raise ConfigError(f"{folder}: none of its {len(own)} backward passes is written yet")
+    return own
+
+
+def describe_operations(own: dict[OwnOperation, str], config: GPTConfig, folder: Path) -> None:
+    """Say which of the operations that the model is made of are the user's, and which of these are wrong."""
+    used = operations_of(config)
+    written = {operation.name for operation, state in own.items() if state != NOT_WRITTEN}
+    print(f"ops         {folder}: of the {len(used)} operations of this model {len(used & written)} are yours")
+    for what, names in (
+        ("yours", used & written),
+        ("the engine's", used - written),
+        ("yours, but not used by this model", written - used),
+        ("not written yet", {operation.name for operation, state in own.items() if state == NOT_WRITTEN}),
+        ("wrong by finite differences", {operation.name for operation, state in own.items() if state == WRONG}),
+    ):
+        if names:
+            print(f"  {what}: {', '.join(sorted(names))}")
+
+
+def train(trainer: Trainer, own: dict[OwnOperation, str]) -> bool:
+    """Train, with the user's operations if there are any. True if the end was reached.
+
+    With them all others run as they are written in minigrad/ops, without kernels, and so they do in the run that they
+    are compared with: nothing but the user's operations makes the difference.
+    """
+    if not own:
+        return trainer.train()
+    written = {operation.engine: operation.own for operation, state in own.items() if state != NOT_WRITTEN}
+    with kernels.reference(), kernels.replacing(written):
+        try:
+            return trainer.train()
+        except DivergedError as error:
+            print(f"diverged    {error}")
+            return True
+
+
+def compare(comparison: Comparison, own: dict[OwnOperation, str], out: Path) -> None:
+    """Show how far the loss curve is from the engine's, and what may be the reason."""
+    print(f"\n{comparison.table()}\n{comparison.verdict()}")
+    wrong = [f"{operation.name} ({operation.file})" for operation, state in own.items() if state == WRONG]
+    if wrong:
+        print(f"wrong by finite differences: {', '.join(wrong)}")
+        if comparison.parted_at is None:
+            print("a gradient that is a little wrong may train as well as the right one: do not trust the curve alone")
+    elif comparison.parted_at is not None:
+        print("your gradients agree with finite differences: so a forward is not the engine's, or rounding has grown")
+    print(f"both curves are in {' and '.join(map(str, comparison.save(out)))}")
 
 
 def pick(options: dict[str, Any], fields: list[dataclasses.Field]) -> dict[str, Any]:

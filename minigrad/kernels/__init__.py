@@ -7,19 +7,24 @@ it is made. The operation names its kernel in one line above its class:
     @accelerated(cpu=cpu.Linear)
     class Linear(Function): …
 
-`with kernels.reference():` and MINIGRAD_KERNELS=reference leave all kernels out.
+`with kernels.reference():` and MINIGRAD_KERNELS=reference leave all kernels out. `with kernels.replacing({…}):` lets
+classes of your own run in place of operations.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 _C = TypeVar("_C", bound=type)
 
-_switched_off = os.environ.get("MINIGRAD_KERNELS", "") == "reference"
+_setting = os.environ.get("MINIGRAD_KERNELS", "")
+_switched_off = _setting == "reference"
+_devices = {"cpu", "cuda"} if _setting == "cuda" else {"cpu"}  # whose kernels run
+_replacements: Mapping[Any, Any] = {}  # never changed, only exchanged for another
 
 
 class reference(contextlib.ContextDecorator):
@@ -34,9 +39,39 @@ class reference(contextlib.ContextDecorator):
         _switched_off = self.before
 
 
-def in_use() -> bool:
-    """False where kernels are left out."""
-    return not _switched_off
+class replacing(contextlib.ContextDecorator):
+    """Inside this context other classes run in place of operations, in all threads, wherever these are called.
+
+        with kernels.replacing({LayerNorm: MyLayerNorm}):
+            loss = model(ids, targets)[1]       # every layer norm is MyLayerNorm's, forward and backward
+
+    A replacement is a class derived from `Function` whose forward takes the operation's arguments, under the same
+    names; TypeError otherwise. The operation's own kernels are not asked. Contexts nest, and the innermost wins.
+    What was recorded inside keeps its replacement: its backward may run outside.
+    """
+
+    def __init__(self, replacements: Mapping[Any, Any]) -> None:
+        for operation, replacement in replacements.items():
+            wanted, given = (list(inspect.signature(c.forward).parameters) for c in (operation, replacement))
+            if wanted != given:
+                raise TypeError(
+                    f"{replacement.__name__}.forward takes ({', '.join(given)}), but to stand for {operation.__name__} "
+                    f"it has to take ({', '.join(wanted)})"
+                )
+        self.replacements = dict(replacements)
+
+    def __enter__(self) -> None:
+        global _replacements
+        self.before, _replacements = _replacements, {**_replacements, **self.replacements}
+
+    def __exit__(self, *exception: object) -> None:
+        global _replacements
+        _replacements = self.before
+
+
+def in_use(device: str = "cpu") -> bool:
+    """May the kernels of this kind of device run?"""
+    return device in _devices and not _switched_off
 
 
 def accelerated(**kernels: Any) -> Callable[[_C], _C]:
@@ -50,9 +85,11 @@ def accelerated(**kernels: Any) -> Callable[[_C], _C]:
 
 
 def implementation(operation: Any, device: str, arguments: Any) -> Any:
-    """The class whose forward and backward should run: the operation's kernel if it has one that fits, or itself."""
+    """The class whose forward and backward should run: what replaces it, its kernel if one fits, or itself."""
+    if operation in _replacements:
+        return _replacements[operation]
     kernels = operation.__dict__.get("kernels")
-    if kernels is None or _switched_off:
+    if kernels is None or not in_use(device):
         return operation
     kernel = kernels.get(device)
     return kernel if kernel is not None and kernel.fits(*arguments) else operation

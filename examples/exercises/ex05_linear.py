@@ -1,0 +1,33 @@
+"""Exercise 5 of 10: the linear layer. Nearly all of the GPT's arithmetic happens here."""
+
+from __future__ import annotations
+
+import minigrad as mg
+
+
+class Linear(mg.Function):
+    """y = x W^T + b, for every row of x: y_o = sum over i of x_i W_oi, plus b_o.
+
+    Shapes: x (…, I), W (O, I), b (O,) or None, y and g (…, O). In the GPT x is (B, T, I): B T rows.
+
+    Derive the backward. Call the rows x_n, from 1 to N, so that x is (N, I), y and g are (N, O).
+      1. In which elements of y does x_ni occur, and with which factor? Write dL/dx_ni as a sum, and the sum as a matrix
+         product of g and W that is (N, I). Does it need a transposition?
+      2. W_oi is used once by every row: y_no contains x_ni W_oi for all n. Write dL/dW_oi as a sum over n, and the sum
+         as a matrix product of g and x that is (O, I).
+      3. b_o is added to every row. What is dL/db_o? (You did this in exercise 1.)
+      4. x.reshape(-1, I) makes rows of all leading axes, and g can be made into rows alike. Only dx needs the axes of x
+         back.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save(x, weight)
+        y = x @ weight.T
+        return y if bias is None else y + bias
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved
+        # return dL/dx, dL/dW, dL/db; without a bias the last one is not looked at
+        raise NotImplementedError("not written yet")
