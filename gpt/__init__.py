@@ -3,7 +3,9 @@
 from .config import GPTConfig
 from .errors import CheckpointError, ConfigError, DataError, GPTError, PretrainedError, TokenError
 from .model import GPT, KVCache
+from .seq2seq import Seq2Seq, Seq2SeqConfig
 from .tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, StreamDecoder, Tokenizer
+from .translator import Translator
 
 __all__ = [
     "GPT",
@@ -17,7 +19,10 @@ __all__ = [
     "GPTError",
     "KVCache",
     "PretrainedError",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "StreamDecoder",
     "TokenError",
     "Tokenizer",
+    "Translator",
 ]

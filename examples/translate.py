@@ -1,0 +1,318 @@
+"""Train an encoder-decoder Transformer to translate, a character at a time.
+
+    python examples/translate.py                                    # dates, however they are written, to ISO 8601
+    python examples/translate.py --task numbers                     # numbers in words to digits
+    python examples/translate.py --data pairs.tsv                   # any pairs: a source, a tab and a target a line
+    python examples/translate.py --checkpoint out-translate --translate "Tuesday, 3 May 2011" "the 2nd of June 1999"
+
+As in "Attention Is All You Need" (Vaswani et al., 2017) Adam's learning rate rises and then falls with the square root
+of the step, and the model that is judged and kept has the mean of the weights of the last steps. At the end --out holds
+the one that translated most validation pairs exactly, curves, and a picture of what its decoder looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import importlib
+import io
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import minigrad as mg
+from gpt.config import _check_choices, _check_whole, option
+from gpt.errors import ConfigError, GPTError, run_program
+from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
+from gpt.seq2seq import Seq2SeqConfig
+from gpt.translator import MODEL, Batch, Translator, as_batch, batches
+from minigrad import optim
+from minigrad.serialization import write_atomically
+
+TASKS = {"dates": date_pairs, "numbers": number_pairs}
+LOG_INTERVAL = 10  # steps between readings of the loss
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the model is trained and judged. Raises `ConfigError` for values without meaning."""
+
+    task: str = option("dates", "what to generate pairs of, where --data is not given", tuple(TASKS))
+    pairs: int = option(40_000, "how many pairs to generate")
+    val_share: float = option(0.05, "share of the pairs that is held out for validation")
+    steps: int = option(2000, "training steps")
+    batch_size: int = option(64, "pairs in a batch")
+    warmup: int = option(300, "steps over which the learning rate rises, to 1 / sqrt(n_embd * warmup)")
+    average: int = option(100, "the weights that are judged and kept are a mean over about so many steps; 1 for none")
+    label_smoothing: float = option(0.0, "share of each target that all characters get alike")
+    grad_clip: float = option(1.0, "the largest global norm of the gradient")
+    eval_interval: int = option(250, "steps between estimates, from --eval-pairs, of validation loss and exact match")
+    eval_pairs: int = option(500, "validation pairs for each of these estimates; at the end it is all of them")
+    beam_size: int = option(4, "hypotheses of the beam search at the end, and of --translate")
+    length_penalty: float = option(0.6, "how much beam search favours long translations; 0 for not at all")
+    seed: int = option(1, "seed of everything random")
+
+    def __post_init__(self) -> None:
+        at_least_one = ("steps", "batch_size", "warmup", "average", "eval_interval", "eval_pairs", "beam_size")
+        _check_whole(self, {**dict.fromkeys(at_least_one, 1), "pairs": 2, "seed": 0})
+        _check_choices(self)
+        for name in ("val_share", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a share from 0 to below 1")
+        for name in ("grad_clip", "length_penalty"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a number of at least 0")
+
+
+TRAIN_OPTIONS = list(dataclasses.fields(TrainingConfig))
+MODEL_OPTIONS = [field for field in dataclasses.fields(Seq2SeqConfig) if not field.name.endswith("vocab_size")]
+MODEL_DEFAULTS = {"n_layer": 2, "n_head": 4, "n_embd": 64, "dropout": 0.0}  # in place of the paper's, which is larger
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train an encoder-decoder Transformer to translate characters.")
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    parser.add_argument("--data", metavar="FILE", help="pairs: a source, a tab and a target on each line, in UTF-8")
+    parser.add_argument(
+        "--out", metavar="DIR", default="out-translate", type=Path, help="folder of the run, which replaces one there"
+    )
+    parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these with a trained model")
+    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="folder of the trained model (default: --out)")
+    types = {"int": int, "float": float, "str": str}
+    for title, fields in (("model", MODEL_OPTIONS), ("training", TRAIN_OPTIONS)):
+        group = parser.add_argument_group(title)
+        for field in fields:
+            flag = "--" + field.name.replace("_", "-")
+            default = MODEL_DEFAULTS.get(field.name, field.default)
+            about = f"{field.metadata['help']} (default: {default})"
+            if field.type == "bool":
+                group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
+            else:
+                choices = field.metadata["choices"]
+                group.add_argument(flag, type=types[str(field.type)], choices=choices, default=default, help=about)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    config = TrainingConfig(**pick(args, TRAIN_OPTIONS))
+    if args.translate:
+        translator = Translator.load(args.checkpoint or args.out, args.device)
+        print(*translator.translate(args.translate, config.beam_size, config.length_penalty), sep="\n")
+        return
+    if args.checkpoint:
+        raise ConfigError("--checkpoint is for --translate, which is missing")
+
+    mg.manual_seed(config.seed)
+    pairs = load_pairs(args.data) if args.data else TASKS[config.task](config.pairs, config.seed)
+    train, val = split_pairs(pairs, config.val_share, config.seed)
+    translator = Translator.for_pairs(pairs, **pick(args, MODEL_OPTIONS))
+    translator.settings = dataclasses.asdict(config) | {"data": args.data}
+    model = translator.model
+    model.to(args.device)
+    print(f"device      {args.device}")
+    print(
+        f"data        {args.data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out; for example"
+    )
+    print(f"            {train[0][0]!r} -> {train[0][1]!r}")
+    print(f"model       {model.num_parameters():,} parameters: {describe(args, MODEL_OPTIONS)}")
+    print(f"training    {describe(args, TRAIN_OPTIONS)}")
+    print(f"run         {args.out}", flush=True)
+
+    training = Training(translator, train, val, config, args.out)
+    training.run()
+    best = Translator.load(args.out, args.device)
+    finish(best, val, config, args.out)
+    pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
+    print(f"pictures    {', '.join(map(str, filter(None, pictures))) or 'none: matplotlib is not installed'}")
+    print(f'\nmore of it: python examples/translate.py --checkpoint {args.out} --translate "{val[0][0]}"')
+
+
+def pick(args: argparse.Namespace, fields: list[dataclasses.Field]) -> dict[str, Any]:
+    """The options that are fields of a config."""
+    return {field.name: getattr(args, field.name) for field in fields}
+
+
+def describe(args: argparse.Namespace, fields: list[dataclasses.Field]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in pick(args, fields).items())
+
+
+class Training:
+    """The loop: random batches, Adam, and now and then an estimate, after which the best model so far is saved.
+
+    At the schedule's high rates the weights never settle but dance around what is best. Their mean lies nearer to it
+    (Polyak and Juditsky, 1992), so what is judged and saved is `averaged`, the same model with a running mean.
+    """
+
+    def __init__(
+        self, translator: Translator, train: list[Pair], val: list[Pair], config: TrainingConfig, out: Path
+    ) -> None:
+        self.model, self.config, self.out = translator.model, config, out
+        self.averaged = copy.deepcopy(translator)
+        self.pairs, self.val = translator.encode(train), val[: config.eval_pairs]
+        self.optimizer = optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0
+        )  # the paper's Adam
+        self.losses: list[tuple[int, float]] = []  # of training batches, at steps
+        self.estimates: list[tuple[int, float, float]] = []  # step, validation loss, exact match
+        self.best = (-1.0, 0.0)
+
+    def run(self) -> None:
+        self.model.train()
+        terminal = sys.stderr.isatty()
+        started = time.perf_counter()
+        bar = tqdm(
+            itertools.islice(self.batches(), self.config.steps),
+            total=self.config.steps,
+            unit="it",
+            mininterval=0.2 if terminal else 20,
+            dynamic_ncols=terminal,
+        )
+        for step, batch in enumerate(bar):
+            loss = self.step(step, batch)
+            self.average(rate=1 / min(step + 1, self.config.average))
+            if step % LOG_INTERVAL == 0:
+                self.log(bar, step, loss.item())
+            if (step + 1) % self.config.eval_interval == 0 or step + 1 == self.config.steps:
+                self.evaluate(bar, step + 1)
+        print(f"trained     in {time.perf_counter() - started:.0f} s, with the estimates")
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches without end, epoch after epoch."""
+        rng = np.random.default_rng(self.config.seed)
+        while True:
+            yield from batches(self.pairs, self.config.batch_size, rng)
+
+    def step(self, step: int, batch: Batch) -> mg.Tensor:
+        _, loss = self.model(*batch, label_smoothing=self.config.label_smoothing)
+        assert loss is not None
+        loss.backward()
+        optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip)
+        for group in self.optimizer.groups:
+            group["lr"] = optim.warmup_inverse_square_root(step, self.model.config.n_embd, self.config.warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def average(self, rate: float) -> None:
+        """Move every averaged weight towards the present one, by this share of the way."""
+        for mean, parameter in zip(self.averaged.model.parameters(), self.model.parameters(), strict=True):
+            mean.data += (parameter.data - mean.data) * rate
+
+    def log(self, bar: tqdm, step: int, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise GPTError(f"the loss is {loss} after step {step}; try a longer --warmup, which lowers the rates")
+        self.losses.append((step, loss))
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.groups[0]['lr']:.2e}", refresh=False)
+
+    def evaluate(self, bar: tqdm, step: int) -> None:
+        """Estimate validation loss and exact match (greedy), and save the model if no other matched more."""
+        loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
+        self.estimates.append((step, loss, matched))
+        best = (matched, -loss) > self.best
+        if best:
+            self.best = (matched, -loss)
+            self.averaged.save(self.out / MODEL)
+        with bar.external_write_mode(file=sys.stdout):
+            print(
+                f"step {step:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
+                f"{' (best so far, kept)' if best else ''}",
+                flush=True,
+            )
+
+    def plot(self) -> Path | None:
+        """Draw the losses, and the exact match beside them, to loss.png; None without matplotlib."""
+        figure = new_figure(figsize=(8, 5))
+        if figure is None:
+            return None
+        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per character)", yscale="log")
+        smoothed = f", label smoothing {self.config.label_smoothing}" if self.config.label_smoothing else ""
+        axes.plot(*zip(*self.losses, strict=True), label=f"training batch{smoothed}", alpha=0.4, linewidth=1)
+        steps, losses, matched = zip(*self.estimates, strict=True)
+        axes.plot(steps, losses, label="validation", marker="o", markersize=3)
+        right = axes.twinx()
+        right.set(ylabel="exact match", ylim=(0, 1.02))
+        right.plot(steps, matched, label="exact match (right)", color="tab:green", marker="o", markersize=3)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=3)
+        return save_figure(figure, self.out / "loss.png")
+
+
+def exact_match(translator: Translator, pairs: Sequence[Pair], beam_size: int = 1, length_penalty: float = 0) -> float:
+    """The share of pairs whose source is translated to the target, to the letter."""
+    found = translator.translate([source for source, _ in pairs], beam_size, length_penalty)
+    return float(np.mean([text == target for text, (_, target) in zip(found, pairs, strict=True)]))
+
+
+def finish(translator: Translator, val: list[Pair], config: TrainingConfig, out: Path) -> None:
+    """Exact match on all that was held out, greedy and with a beam, and some examples of right and wrong."""
+    sources, targets = zip(*val, strict=True)
+    print(f"best        kept in {out / MODEL}; on all {len(val):,} pairs that were held out:")
+    for beam_size in dict.fromkeys((1, config.beam_size)):
+        started = time.perf_counter()
+        found = translator.translate(sources, beam_size, config.length_penalty)
+        right = [text == target for text, target in zip(found, targets, strict=True)]
+        how = "greedy" if beam_size == 1 else f"beam of {beam_size}"
+        print(f"{how:<12}exact match {np.mean(right):.2%} ({time.perf_counter() - started:.1f} s)")
+    for what, wanted in (("right", True), ("wrong", False)):
+        for i in [i for i, is_right in enumerate(right) if is_right == wanted][:5]:
+            print(f"{what:<12}{sources[i]!r} -> {found[i]!r}" + ("" if wanted else f", but it is {targets[i]!r}"))
+
+
+# Pictures
+
+
+def plot_cross_attention(translator: Translator, pair: Pair, out: Path) -> Path | None:
+    """Draw what each head of each decoder layer looked at, to cross_attention.png; None without matplotlib.
+
+    A row of a panel is a character that the decoder is about to say; it adds up to 1.
+    """
+    source, ids, targets = as_batch(translator.encode([pair]))
+    weights = translator.model.cross_attention(source, ids)[:, 0]  # (n_layer, nh, T, S)
+    n_layer, n_head, T, S = weights.shape
+    width, height = 0.14 * S + 0.5, 0.16 * T + 0.7  # of a panel, in inches
+    columns = max(n for n in range(1, n_head + 1) if n_head % n == 0 and (n == 1 or n * width < 16))
+    rows = n_layer * n_head // columns
+    figure = new_figure(figsize=(columns * width, rows * height))
+    if figure is None:
+        return None
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for (layer, head), axes in zip(np.ndindex(n_layer, n_head), panels.flat, strict=True):
+        image = axes.imshow(weights[layer, head], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        axes.set_title(f"layer {layer}, head {head}", fontsize=9)
+        axes.set_xticks(range(S), translator.source.names(source[0]), fontsize=8, verticalalignment="baseline")
+        axes.set_yticks(range(T), translator.target.names(targets[0]), fontsize=8)
+        axes.tick_params(length=0, labelbottom=True)
+        axes.tick_params(axis="x", pad=9)  # down to the baseline
+    figure.supxlabel("source", fontsize=9)
+    figure.supylabel("next character of the target", fontsize=9)
+    figure.colorbar(image, ax=panels, label="weight", shrink=0.8, aspect=30)
+    return save_figure(figure, out / "cross_attention.png")
+
+
+def new_figure(**options: Any) -> Any:
+    """An empty figure; None without matplotlib."""
+    try:
+        return importlib.import_module("matplotlib.figure").Figure(layout="constrained", **options)
+    except ImportError:
+        return None
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    write_atomically(path, image.getvalue())
+    return path
+
+
+if __name__ == "__main__":
+    run_program(main)
