@@ -274,7 +274,7 @@ class Function:
         several = isinstance(result, tuple)
         outputs = [as_array(y) for y in result] if several else [as_array(result)]
 
-        recorded = True in needs_grad and not [y for y in outputs if y.dtype.kind != "f"]
+        recorded = True in needs_grad and not [y for y in outputs if y.dtype.kind not in "fV"]  # "V" is bfloat16
         if recorded:
             ctx.parents = [(a.origin or a) if needs else None for a, needs in zip(args, needs_grad, strict=True)]
             ctx.tensor_arguments = tensor_arguments

@@ -107,6 +107,21 @@ def to_device(array: Array, device: str) -> Array:
     return array if array.device.id == index else cupy.array(array)
 
 
+def as_dtype(dtype: DType) -> np.dtype:
+    """`numpy.dtype(dtype)`; "bfloat16" too, which NumPy knows once the package ml_dtypes is imported."""
+    if dtype == "bfloat16":
+        try:
+            importlib.import_module("ml_dtypes")
+        except ImportError as error:
+            raise TypeError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from error
+    return np.dtype(dtype)
+
+
+def kind_of(dtype: np.dtype) -> str:
+    """NumPy's letter for the kind of a dtype: "b", "i", "u", or "f" for floats, bfloat16 among them."""
+    return "f" if dtype.kind == "V" and dtype.name == "bfloat16" else dtype.kind
+
+
 def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Array:
     """Anything array-like as an array. Python floats, alone or in lists, become float32; arrays keep their dtype."""
     if isinstance(value, np.generic):
@@ -120,8 +135,8 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
         value = made
     if dtype is None and device is None:
         return value
-    if dtype is not None and value.dtype != np.dtype(dtype):
-        value = value.astype(dtype)
+    if dtype is not None and value.dtype != as_dtype(dtype):
+        value = value.astype(as_dtype(dtype))
     return value if device is None else to_device(value, device)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .autograd import Variable
-from .backend import DType, as_array, check_device, device_of, is_array, to_device
+from .backend import DType, as_array, as_dtype, check_device, device_of, is_array, kind_of, to_device
 from .ops import activation, attention, elementwise, indexing, loss, normalization, reduce
 from .ops import dropout as dropout_op
 from .ops import embedding as embedding_op
@@ -54,19 +54,29 @@ def _dtype(value: Any) -> Any:
 def _pair(a: Any, b: Any) -> tuple[Any, Any]:
     """Two operands of an elementwise operation, in one dtype. Converting a tensor is recorded like any operation."""
     a, b = _operand(a), _operand(b)
-    if isinstance(a, (builtins.int, builtins.float)) or isinstance(b, (builtins.int, builtins.float)):
-        return a, b
+    if isinstance(a, (builtins.int, builtins.float)):
+        return _adopting(a, b), b
+    if isinstance(b, (builtins.int, builtins.float)):
+        return a, _adopting(b, a)
     a_dtype, b_dtype = _dtype(a), _dtype(b)
     if a_dtype == b_dtype:
         return a, b
     a_is_scalar, b_is_scalar = not _shape(a), not _shape(b)
-    if a_dtype.kind == b_dtype.kind and a_is_scalar != b_is_scalar:
+    if kind_of(a_dtype) == kind_of(b_dtype) and a_is_scalar != b_is_scalar:
         common = b_dtype if a_is_scalar else a_dtype
-    elif a_dtype.kind == b_dtype.kind:
+    elif kind_of(a_dtype) == kind_of(b_dtype):
         common = np.promote_types(a_dtype, b_dtype)
     else:  # a floating dtype wins over integers and booleans, whatever their widths
-        common = builtins.max(a_dtype, b_dtype, key=lambda dtype: "biuf".index(dtype.kind))
+        common = builtins.max(a_dtype, b_dtype, key=lambda dtype: "biuf".index(kind_of(dtype)))
     return astype(a, common), astype(b, common)
+
+
+def _adopting(number: Any, other: Any) -> Any:
+    """A Python number, which adopts the dtype of what it meets by itself, but for bfloat16."""
+    if isinstance(other, (builtins.int, builtins.float)) or _dtype(other).kind != "V":
+        return number
+    array = other.data if isinstance(other, Variable) else other
+    return as_array(np.asarray(number, array.dtype), device=device_of(array))
 
 
 def _tensor(value: Any) -> Any:
@@ -208,7 +218,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
 
 def astype(x: Any, dtype: DType) -> Any:
     """x in another dtype; x itself if it has it. The gradient is converted back."""
-    dtype = np.dtype(dtype)
+    dtype = as_dtype(dtype)
     if _dtype(x) == dtype:
         return x
     return shape_op.Astype.apply(x, dtype) if isinstance(x, Variable) else x.astype(dtype)
@@ -467,6 +477,7 @@ def cross_entropy(
     """The negative log-likelihood, in nats, of integer targets (…) under softmax(logits), logits (…, V).
 
     Targets equal to `ignore_index` do not count. `reduction`: "mean" (over those that count), "sum" or "none".
+    The loss of half-precision logits is float32.
     label_smoothing: the share e of each target that all V classes get alike (Szegedy et al., 2016); the loss becomes
     (1 - e) of the negative log-likelihood plus e / V of its sum over all classes.
     """

@@ -9,7 +9,17 @@ import numpy as np
 
 from . import autograd
 from . import functional as F
-from .backend import Array, DType, as_array, check_same_device, device_of, get_array_module, is_array, to_device
+from .backend import (
+    Array,
+    DType,
+    as_array,
+    check_same_device,
+    device_of,
+    get_array_module,
+    is_array,
+    kind_of,
+    to_device,
+)
 
 
 class Tensor(autograd.Variable):
@@ -30,9 +40,9 @@ class Tensor(autograd.Variable):
         self, array_like: Any, requires_grad: bool = False, dtype: DType = None, device: str | None = None
     ) -> None:
         self.data = as_array(array_like.data if isinstance(array_like, Tensor) else array_like, dtype, device)
-        if self.data.dtype.kind not in "biuf":
+        if kind_of(self.data.dtype) not in "biuf":
             raise TypeError(f"a tensor holds real numbers or booleans, not {self.data.dtype}")
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and kind_of(self.data.dtype) != "f":
             raise TypeError(f"only floating-point tensors can require gradients, not {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad = None

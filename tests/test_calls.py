@@ -41,7 +41,8 @@ def test_every_function_has_a_call():
 def test_dtype_in_is_dtype_out_and_dtype_of_the_gradient(name, dtype):
     call = CALLS[name]
     values, grads = forward_and_backward(call.fn, cast(call, dtype))
-    assert {y.dtype for y in values} == {np.dtype(dtype)}
+    loss_of_half = name.startswith("cross_entropy") and dtype == np.float16  # 11 bits are too few to see it fall
+    assert {y.dtype for y in values} == {np.dtype(np.float32 if loss_of_half else dtype)}
     assert {g.dtype for g in grads} == {np.dtype(dtype)}
 
 

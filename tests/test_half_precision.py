@@ -7,6 +7,7 @@ from checks import forward_and_backward
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import kernels
+from minigrad.gradcheck.cases import cases
 from minigrad.ops.precision import computed_in_single
 
 rng = np.random.default_rng(0)
@@ -72,6 +73,22 @@ def test_an_operation_may_compute_in_single():
         assert seen == [(np.dtype(inside), ids.dtype), (np.dtype(inside), np.dtype(inside))]
         np.testing.assert_array_equal(y.numpy(), np.array([45000, 2], dtype))
         np.testing.assert_array_equal(x.grad, np.array([300, 2], dtype))
+
+
+def test_every_operation_works_in_bfloat16():
+    """Results and gradients keep the dtype, but for the loss. NumPy knows bfloat16 through the package ml_dtypes."""
+    pytest.importorskip("ml_dtypes")
+    for case in cases():
+        if case.operation == "Astype":
+            continue  # is about other dtypes
+        arrays = [np.asarray(x) for x in case.inputs]
+        tensors = [mg.Tensor(x, requires_grad=True, dtype="bfloat16" if x.dtype.kind == "f" else None) for x in arrays]
+        result = case.fn(*tensors)
+        outputs = result if isinstance(result, tuple) else (result,)
+        for y in outputs:
+            assert y.dtype == ("float32" if case.operation == "CrossEntropy" else "bfloat16"), case
+            y.backward(np.ones(y.shape, y.dtype), retain_graph=True)
+        assert all(x.grad.dtype == "bfloat16" for x in tensors), case
 
 
 def test_the_loss_of_half_precision_logits_is_single():

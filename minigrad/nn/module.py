@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import call_in_scope, mark_written
-from ..backend import to_device
+from ..backend import as_dtype, to_device
 from ..tensor import Tensor
 
 
@@ -112,7 +112,7 @@ class Module:
         """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
         for parameter in self.parameters():
             array = parameter.data if device is None else to_device(parameter.data, device)
-            parameter.data = array if dtype is None else array.astype(dtype, copy=False)
+            parameter.data = array if dtype is None else array.astype(as_dtype(dtype), copy=False)
             parameter.grad = None
         return self
 

@@ -9,11 +9,13 @@ from ..autograd import Function
 from ..backend import device_of, get_array_module
 from ..kernels import accelerated, cpu
 from .dropout import drop
+from .precision import computed_in_single
 from .shape import sum_to
 from .softmax import softmax, softmax_backward
 
 
 @accelerated(cpu=cpu.Attention)
+@computed_in_single
 class Attention(Function):
     """Every query looks at all keys and takes the values in proportion (Vaswani et al., 2017).
 

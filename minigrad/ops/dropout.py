@@ -6,6 +6,7 @@ from .. import random
 from ..autograd import Function
 from ..backend import device_of
 from ..kernels import accelerated, cpu
+from .precision import computed_in_single
 
 
 def drop(x, dropout):
@@ -19,6 +20,7 @@ def drop(x, dropout):
 
 
 @accelerated(cpu=cpu.Dropout)
+@computed_in_single
 class Dropout(Function):
     """y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1 (Srivastava et al., 2014).
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
+from .precision import computed_in_single
 from .shape import sum_to
 
 
@@ -252,6 +253,7 @@ class Where(Function):
         return None, sum_to(xp.where(mask, g, zero), a_shape), sum_to(xp.where(mask, zero, g), b_shape)
 
 
+@computed_in_single
 class Clip(Function):
     """y = x, but not below `low` nor above `high` (None: no bound).    dy/dx = 1 within the bounds, 0 outside."""
 

@@ -10,6 +10,11 @@ from .precision import add_up
 from .shape import sum_to
 
 
+def matmul(a, b):
+    """a @ b, of the dtype of a: NumPy gives float32 for bfloat16."""
+    return (a @ b).astype(a.dtype, copy=False)
+
+
 @accelerated(cpu=cpu.MatMul)
 class MatMul(Function):
     """y = a @ b, the matrix product over the last two axes, with the axes before them broadcast (NumPy's rules).
@@ -28,7 +33,7 @@ class MatMul(Function):
         if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[max(b.ndim - 2, 0)]:
             raise ValueError("wanted the last axis of a to be as long as the last but one axis of b (or b's only axis)")
         ctx.save(a, b)
-        return a @ b
+        return matmul(a, b)
 
     @staticmethod
     def backward(ctx, g):
@@ -39,8 +44,8 @@ class MatMul(Function):
         if a.ndim == 1:
             a, g = a[None, :], g[..., None, :]  # (1, K), (…, 1, N)
         wants_a, wants_b = ctx.needs_input_grad
-        da = sum_to(g @ b.swapaxes(-1, -2), a.shape) if wants_a else None
-        db = sum_to(a.swapaxes(-1, -2) @ g, b.shape) if wants_b else None
+        da = sum_to(matmul(g, b.swapaxes(-1, -2)), a.shape) if wants_a else None
+        db = sum_to(matmul(a.swapaxes(-1, -2), g), b.shape) if wants_b else None
         return da if da is None else da.reshape(a_shape), db if db is None else db.reshape(b_shape)
 
 
@@ -64,7 +69,7 @@ class Linear(Function):
             raise ValueError("wanted x (…, I), weight (O, I) and bias (O,) or None")
         ctx.save(x, weight)
         n = math.prod(x.shape[:-1])
-        y = x.reshape(n, inputs) @ weight.T  # (N, O)
+        y = matmul(x.reshape(n, inputs), weight.T)  # (N, O)
         if bias is not None:
             y += bias
         return y.reshape(*x.shape[:-1], outputs)
@@ -76,7 +81,7 @@ class Linear(Function):
         n = math.prod(x.shape[:-1])
         g_rows = g.reshape(n, outputs)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        dx = (g_rows @ weight).reshape(x.shape) if wants_x else None
-        dweight = g_rows.T @ x.reshape(n, inputs) if wants_weight else None
+        dx = matmul(g_rows, weight).reshape(x.shape) if wants_x else None
+        dweight = matmul(g_rows.T, x.reshape(n, inputs)) if wants_weight else None
         dbias = add_up(g_rows, axis=0) if wants_bias else None
         return dx, dweight, dbias

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from ..autograd import Function
-from ..backend import get_array_module
+from ..backend import get_array_module, kind_of
 
 
 def turns(xp, length, size, offset, base, dtype):
@@ -56,7 +56,7 @@ class Rotary(Function):
 
     @staticmethod
     def forward(ctx, x, offset, base):
-        if x.ndim < 2 or x.shape[-1] % 2 or x.dtype.kind != "f" or not base > 0:
+        if x.ndim < 2 or x.shape[-1] % 2 or kind_of(x.dtype) != "f" or not base > 0:
             raise ValueError("wanted floating x (…, T, D) with an even D, a whole offset and a base above 0")
         xp = get_array_module(x)
         table = (*x.shape[-2:], offset, base, x.dtype)
