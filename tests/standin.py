@@ -25,7 +25,7 @@ import numpy as np
 
 GPUS = 2
 SCALARS = (bool, int, float, complex, np.generic)
-DTYPES = "?bBhHiIlLqQefdFD"
+DTYPES = "?bBhHiIlLqQefdFDE"  # the last is bfloat16
 
 synchronisations = 0
 _may_synchronise = True
@@ -125,6 +125,10 @@ class ndarray:
         return NotImplemented if ours is None else ours(*args, **kwargs)
 
     # What it is
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self._host.ctypes.data)
 
     @property
     def shape(self) -> tuple[int, ...]:

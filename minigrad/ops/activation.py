@@ -10,7 +10,7 @@ import numpy as np
 
 from ..autograd import Function
 from ..backend import get_array_module
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated, cpu, cuda
 from .precision import computed_in_single
 
 
@@ -100,7 +100,7 @@ class SiLU(Function):
         return g * (s * (1 + x * (1 - s)))
 
 
-@accelerated(cpu=cpu.RowByRow)
+@accelerated(cpu=cpu.RowByRow, cuda=cuda.GELU)
 @computed_in_single
 class GELUTanh(Function):
     """y = x/2 (1 + t) with t = tanh(u), u = c (x + a x^3), c = sqrt(2/pi), a = 0.044715.

@@ -7,14 +7,14 @@ import math
 from .. import random
 from ..autograd import Function
 from ..backend import device_of, get_array_module
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated, cpu, cuda
 from .dropout import drop
 from .precision import computed_in_single
 from .shape import sum_to
 from .softmax import softmax, softmax_backward
 
 
-@accelerated(cpu=cpu.Attention)
+@accelerated(cpu=cpu.Attention, cuda=cuda.Attention)
 @computed_in_single
 class Attention(Function):
     """Every query looks at all keys and takes the values in proportion (Vaswani et al., 2017).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import random
 from ..autograd import Function
 from ..backend import device_of
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated, cpu, cuda
 from .precision import computed_in_single
 
 
@@ -19,7 +19,7 @@ def drop(x, dropout):
     return y
 
 
-@accelerated(cpu=cpu.Dropout)
+@accelerated(cpu=cpu.Dropout, cuda=cuda.Dropout)
 @computed_in_single
 class Dropout(Function):
     """y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1 (Srivastava et al., 2014).

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..autograd import Function
 from ..backend import get_array_module
+from ..kernels import accelerated, cuda
 from .precision import is_half
 
 
@@ -50,6 +51,7 @@ def sum_rows(ids, rows, n):
     return xp.where((ids[last] == names)[:, None], rows[last], table)
 
 
+@accelerated(cuda=cuda.Embedding)
 class Embedding(Function):
     """y = W[ids]: row `id` of the table W for every id.
 

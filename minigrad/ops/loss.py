@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated, cpu, cuda
 from .embedding import check_ids
 from .precision import is_half
 from .reduce import finite_max
 
 
-@accelerated(cpu=cpu.CrossEntropy)
+@accelerated(cpu=cpu.CrossEntropy, cuda=cuda.CrossEntropy)
 class CrossEntropy(Function):
     """The negative log-likelihood of the targets under p = softmax(x), in nats.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..autograd import Function
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated, cpu, cuda
 from .precision import add_up
 from .shape import sum_to
 
@@ -15,7 +15,7 @@ def matmul(a, b):
     return (a @ b).astype(a.dtype, copy=False)
 
 
-@accelerated(cpu=cpu.MatMul)
+@accelerated(cpu=cpu.MatMul, cuda=cuda.MatMul)
 class MatMul(Function):
     """y = a @ b, the matrix product over the last two axes, with the axes before them broadcast (NumPy's rules).
 
@@ -49,7 +49,7 @@ class MatMul(Function):
         return da if da is None else da.reshape(a_shape), db if db is None else db.reshape(b_shape)
 
 
-@accelerated(cpu=cpu.Linear)
+@accelerated(cpu=cpu.Linear, cuda=cuda.Linear)
 class Linear(Function):
     """y = x W^T + b, applied to the last axis of x.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated, cpu, cuda
 from .precision import computed_in_single
 from .shape import sum_to
 
@@ -18,7 +18,7 @@ def row_mean(x):
     return x.mean(axis=-1, keepdims=True)
 
 
-@accelerated(cpu=cpu.LayerNorm)
+@accelerated(cpu=cpu.LayerNorm, cuda=cuda.LayerNorm)
 @computed_in_single
 class LayerNorm(Function):
     """Layer normalisation (Ba, Kiros and Hinton, 2016): every row is shifted to mean 0 and scaled to variance 1.

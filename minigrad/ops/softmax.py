@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
+from ..kernels import accelerated, cuda
 from .precision import computed_in_single
 from .reduce import finite_max
 
@@ -26,6 +27,7 @@ def softmax_backward(g, y, axis):
     return dx
 
 
+@accelerated(cuda=cuda.Softmax)
 @computed_in_single
 class Softmax(Function):
     """y_i = e^(x_i) / sum_j e^(x_j) along `axis`.

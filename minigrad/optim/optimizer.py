@@ -17,6 +17,7 @@ from .. import kernels
 from ..autograd import mark_written
 from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_device
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
+from ..kernels.cuda import optimizer as fused
 from ..tensor import Tensor
 
 MASTER = "master"  # the slot of the float32 copy of a 16-bit parameter
@@ -68,19 +69,26 @@ class Optimizer:
         numbers = iter(range(len(self.params)))
         jobs: list[tuple[Callable[..., Any], list[Array]]] = []  # functions, and the arrays to call them with
         for group in self.groups:
+            members = []  # (parameter, what is kept for it, how often it has been changed)
             for p in group["params"]:
                 i = next(numbers)
                 if p.grad is not None:
                     self.steps[i] += 1
-                    state = self.kept_for(p, i, group)
-                    update = functools.partial(self.update_piece, tuple(state), group, self.steps[i])
-                    jobs.append((update, [p.data, p.grad, *state.values()]))
+                    members.append((p, self.kept_for(p, i, group), self.steps[i]))
                     mark_written(p.data)
+            if members and not self.update_together(group, members):
+                for p, state, t in members:
+                    update = functools.partial(self.update_piece, tuple(state), group, t)
+                    jobs.append((update, [p.data, p.grad, *state.values()]))
         if jobs and kernels.in_use() and isinstance(jobs[0][1][0], np.ndarray):
             (in_pieces if self.elementwise else in_whole)(jobs)
         else:
             for job, arrays in jobs:
                 job(*arrays)
+
+    def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
+        """Change all parameters of a group at once, if there is a kernel for that: was there one?"""
+        return False
 
     def kept_for(self, p: Tensor, i: int, group: dict[str, Any]) -> dict[str, Array]:
         """The arrays that are kept for a parameter, made if they are not there yet."""
@@ -203,6 +211,14 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
+    def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
+        arrays = [[p.data, p.grad, state["m"], state["v"], state.get(MASTER)] for p, state, _ in members]
+        times = {t for _, _, t in members}
+        if len(times) > 1 or not fused.usable([row[0] for row in arrays], [row[1] for row in arrays]):
+            return False
+        fused.adamw(arrays, group["lr"], group["betas"], group["eps"], group["weight_decay"], times.pop())
+        return True
+
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
         xp = get_array_module(w)
         m, v = state["m"], state["v"]
@@ -229,13 +245,19 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
     The global norm is the square root of the sum of the squares of all gradients of all parameters: a Python float on
     the CPU, and on a GPU an array that stays there, so that nothing waits for it.
     """
-    grads = [p.grad for p in params if p.grad is not None]
+    with_grad = [p for p in params if p.grad is not None]
+    grads: list[Array] = [p.grad for p in with_grad]
     if not grads:
         return 0.0
+    if fused.usable([p.data for p in with_grad], grads):
+        for g in grads:
+            mark_written(g)
+        return fused.clip_grad_norm([p.data for p in with_grad], grads, max_norm)
     xp = get_array_module(grads[0])
     on_gpu = xp is not np
     in_pieces_too = kernels.in_use() and not on_gpu
-    norm = xp.sqrt(squared_norm(grads) if in_pieces_too else sum(xp.vdot(g, g) for g in grads))
+    wide = [g.astype("float32") if g.dtype.itemsize == 2 else g for g in grads]  # whose squares do not overflow
+    norm = xp.sqrt(squared_norm(wide) if in_pieces_too else sum(xp.vdot(g, g) for g in wide))
     factor = xp.minimum(max_norm / (norm + 1e-6), 1)
     if on_gpu or not factor >= 1:
         for g in grads:

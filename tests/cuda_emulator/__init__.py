@@ -25,7 +25,7 @@ from minigrad.kernels.cuda import launch
 
 COMPILER = shutil.which("g++")
 HEADER = Path(__file__).with_name("emulator.hpp")
-GUARD, GUARD_BYTE = 256, 0xA5
+GUARD, GUARD_BYTE = 256, 0xFF  # NaN in every format, so that reading beyond the ends of an array shows, too
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels for the emulator")
 _folder = tempfile.TemporaryDirectory(prefix="minigrad-emulated-")
@@ -41,36 +41,47 @@ def emulated(order: int = 0) -> Iterator[None]:
         launch.emulate = before
 
 
+def _compile(*arguments: str) -> None:
+    options = ["-std=c++17", "-O1", "-fPIC", "-w"]
+    built = subprocess.run([COMPILER or "g++", *options, *arguments], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:4000]
+
+
+@functools.cache
+def _header() -> Path:
+    """The emulator, compiled ahead: reading it takes longer than reading a kernel."""
+    header = Path(shutil.copy(HEADER, _folder.name))
+    _compile("-x", "c++-header", "-o", f"{header}.gch", str(header))
+    return header
+
+
 @functools.cache
 def _library(text: str) -> ctypes.CDLL:
-    names = re.findall(r"__global__ void (\w+)\(", text)
+    names = re.findall(r"__global__ (?:__launch_bounds__\(\w+\) )?void (\w+)\(", text)
     launchers = "".join(
         f'extern "C" const char *launch_{name}(const unsigned *grid, const unsigned *block, unsigned shared, '
-        f"unsigned order, void **arguments) {{ return emulator::launch({name}, grid, block, shared, order, arguments); }}\n"
+        f"unsigned order, void **arguments) {{\n"
+        f"    return emulator::launch({name}, grid, block, shared, order, arguments);\n}}\n"
         for name in names
     )
-    stem = Path(_folder.name) / hashlib.sha256(text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(f'#include "{HEADER}"\n{text}\n{launchers}')
-    built = subprocess.run(
-        [COMPILER or "g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-o", f"{stem}.so", f"{stem}.cpp"],
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr[:4000]
+    stem = _header().parent / hashlib.sha256(text.encode()).hexdigest()[:16]
+    stem.with_suffix(".cpp").write_text(f'#include "{HEADER.name}"\n{text}\n{launchers}')
+    _compile("-shared", "-o", f"{stem}.so", f"{stem}.cpp")
     return ctypes.CDLL(f"{stem}.so")
 
 
 def _run(order: int, kernel: launch.Kernel, grid: Any, threads: int, arguments: list[Any], shared_bytes: int) -> None:
-    guarded: list[tuple[np.ndarray, np.ndarray]] = []
+    guarded: list[tuple[np.ndarray, ...]] = []
     values: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, np.ndarray):
-            assert argument.flags.c_contiguous, f"{kernel.name}: an array that is not contiguous"
-            copy = np.full(argument.nbytes + 2 * GUARD + 16, GUARD_BYTE, np.uint8)
-            copy = copy[-copy.ctypes.data % 16 :]  # aligned, as an allocation on the card is
-            copy[GUARD : GUARD + argument.nbytes] = np.frombuffer(argument.tobytes(), np.uint8)
-            guarded.append((argument, copy))
-            values.append(ctypes.c_void_p(copy.ctypes.data + GUARD))
+    arguments = [getattr(argument, "_host", argument) for argument in arguments]  # the stand-in's arrays hold NumPy's
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if isinstance(argument, np.ndarray) and argument.dtype.names:  # a struct, by value
+            values.append(ctypes.create_string_buffer(argument.tobytes()))
+        elif isinstance(argument, np.ndarray):
+            followed_by_strides = isinstance(following, np.ndarray) and "row" in (following.dtype.names or ())
+            assert argument.flags.c_contiguous or followed_by_strides, f"{kernel.name}: an array that is not contiguous"
+            guarded.append((argument, *_guarded(argument)))
+            values.append(ctypes.c_void_p(guarded[-1][2].ctypes.data))
         elif isinstance(argument, np.uintp):
             values.append(ctypes.c_void_p(int(argument)))
         else:
@@ -81,9 +92,20 @@ def _run(order: int, kernel: launch.Kernel, grid: Any, threads: int, arguments: 
     blocks = (ctypes.c_uint * 3)(*grid, *[1] * (3 - len(grid)))
     error = entry(blocks, (ctypes.c_uint * 3)(threads, 1, 1), shared_bytes, order, pointers)
     assert not error, f"{kernel.name}: {error.decode()}"
-    for array, copy in guarded:
-        outside = np.concatenate([copy[:GUARD], copy[GUARD + array.nbytes :]])
-        assert (outside == GUARD_BYTE).all(), f"{kernel.name} wrote beyond the ends of an array {array.shape}"
-        inside = copy[GUARD : GUARD + array.nbytes]
+    for array, memory, copy, copy_bytes in guarded:
         if array.flags.writeable:
-            array[...] = np.frombuffer(inside.tobytes(), array.dtype).reshape(array.shape)
+            array[...] = copy
+        copy_bytes[...] = GUARD_BYTE
+        assert (memory == GUARD_BYTE).all(), f"{kernel.name} wrote outside of an array {array.shape}"
+
+
+def _guarded(array: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Memory with a copy of the array in it, this copy, of the same strides, and its bytes; the rest is GUARD_BYTE."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    memory = np.full(high - low + 2 * GUARD + 16, GUARD_BYTE, np.uint8)
+    memory = memory[-memory.ctypes.data % 16 :]  # aligned, as an allocation on the card is
+    start = GUARD + array.ctypes.data - low
+    copy = np.ndarray(array.shape, array.dtype, memory, start, array.strides)
+    copy_bytes = np.ndarray((*array.shape, array.itemsize), np.uint8, memory, start, (*array.strides, 1))
+    copy[...] = array
+    return memory, copy, copy_bytes

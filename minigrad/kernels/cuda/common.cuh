@@ -136,3 +136,7 @@ __device__ __forceinline__ float block_max(float x) {
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     type *name = reinterpret_cast<type *>(name##_bytes)
 #endif
+
+#ifndef INFINITY  // CuPy's compiler, NVRTC, has no math.h
+#define INFINITY __uint_as_float(0x7F800000u)
+#endif

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,15 @@ def _argument(value: Any) -> Any:
 
 
 def source(file: str, constants: Any) -> str:
-    """The text of a .cu file behind its constants and common.cuh."""
+    """The text of a .cu file behind its constants and common.cuh, with the text of what it includes in place."""
     pairs = constants.items() if isinstance(constants, Mapping) else constants
     defines = "".join(f"#define {name or value} {value if name else 1}\n" for name, value in pairs)
-    return defines + (FOLDER / "common.cuh").read_text("utf-8") + (FOLDER / file).read_text("utf-8")
+    return defines + (FOLDER / "common.cuh").read_text("utf-8") + _text(file)
+
+
+def _text(file: str) -> str:
+    text = (FOLDER / file).read_text("utf-8")
+    return re.sub(r'^#include "(\w+\.cuh)"\n', lambda found: _text(found[1]), text, flags=re.MULTILINE)
 
 
 @functools.cache
@@ -79,6 +85,13 @@ def _function(file: str, name: str, constants: Any, shared_bytes: int, device: i
     if shared_bytes > 48 * 1024:  # more must be asked for
         function.max_dynamic_shared_size_bytes = shared_bytes
     return function
+
+
+def address(array: Any) -> int:
+    """Where an array's elements start; 0 for None."""
+    if array is None:
+        return 0
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
 def width(dtype: Any, *lengths: int) -> int:
@@ -95,3 +108,13 @@ def multiprocessors() -> int:
 @functools.cache
 def _multiprocessors(device: int) -> int:
     return int(importlib.import_module("cupy").cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+def compute_capability() -> int:
+    """80 for a card of compute capability 8.0: that of the card at hand; the emulator has 80."""
+    return 80 if emulate is not None else _compute_capability(importlib.import_module("cupy").cuda.Device().id)
+
+
+@functools.cache
+def _compute_capability(device: int) -> int:
+    return int(importlib.import_module("cupy").cuda.Device(device).compute_capability)

@@ -1,0 +1,115 @@
+"""A cuBLASLt for NumPy arrays: it understands the descriptors and computes the products, as cuBLAS documents them.
+
+Everything is column-major, as there, so that what minigrad says about rows, columns, strides and transposes is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from minigrad.kernels.cuda import cublaslt
+
+DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8"), 2: np.dtype("f2"), 14: np.dtype(ml_dtypes.bfloat16)}
+
+
+class Twin:
+    """The functions of cuBLASLt that minigrad calls. `calls` counts them."""
+
+    def __init__(self) -> None:
+        self.things: dict[int, dict[Any, Any]] = {}
+        self.calls: dict[str, int] = {}
+
+    def _new(self, pointer: Any, **values: Any) -> int:
+        number = len(self.things) + 1
+        self.things[number] = values
+        pointer._obj.value = number
+        return 0
+
+    def _set(self, thing: Any, attribute: int, value: Any, size: int) -> int:
+        assert ctypes.sizeof(value._obj) == size
+        self.things[thing.value][attribute] = value._obj.value
+        return 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cublasLt"):
+            self.calls[name] = self.calls.get(name, 0) + 1
+        return object.__getattribute__(self, name)
+
+    def cublasLtCreate(self, pointer: Any) -> int:
+        return self._new(pointer)
+
+    def cublasLtMatmulDescCreate(self, pointer: Any, compute: int, scale_type: int) -> int:
+        return self._new(pointer, compute=compute, scale_type=scale_type)
+
+    def cublasLtMatrixLayoutCreate(self, pointer: Any, dtype: int, rows: Any, columns: Any, stride: Any) -> int:
+        return self._new(pointer, dtype=dtype, rows=rows.value, columns=columns.value, stride=stride.value)
+
+    def cublasLtMatmulPreferenceCreate(self, pointer: Any) -> int:
+        return self._new(pointer)
+
+    def cublasLtMatmulPreferenceDestroy(self, preference: Any) -> int:
+        return 0
+
+    cublasLtMatmulDescSetAttribute = _set
+    cublasLtMatrixLayoutSetAttribute = _set
+    cublasLtMatmulPreferenceSetAttribute = _set
+
+    def cublasLtMatmulAlgoGetHeuristic(self, handle, operation, a, b, c, d, preference, wanted, best, found) -> int:
+        self.preferred = self.things[preference.value]
+        found._obj.value = 1
+        return 0
+
+    def _read(self, layout: Any, pointer: Any) -> np.ndarray:
+        """The column-major matrices (batch, rows, columns) at a pointer: a view of that memory."""
+        form = self.things[layout.value]
+        dtype, batch = DTYPES[form["dtype"]], form.get(cublaslt.BATCH_COUNT, 1)
+        distance = form.get(cublaslt.BATCH_STRIDE, 0)
+        assert form["stride"] >= form["rows"]
+        last = (batch - 1) * distance + (form["columns"] - 1) * form["stride"] + form["rows"]
+        memory = (ctypes.c_char * (last * dtype.itemsize)).from_address(pointer.value)
+        flat = np.frombuffer(memory, dtype)
+        strides = (distance * dtype.itemsize, dtype.itemsize, form["stride"] * dtype.itemsize)
+        return np.lib.stride_tricks.as_strided(flat, (batch, form["rows"], form["columns"]), strides)
+
+    def cublasLtMatmul(
+        self, handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, *rest
+    ) -> int:
+        how = self.things[operation.value]
+        first, second = self._read(a_layout, a), self._read(b_layout, b)
+        result = self._read(d_layout, d)
+        wide = np.float64 if how["compute"] == cublaslt.COMPUTE["float64"] else np.float32
+        first, second = (
+            x.swapaxes(1, 2) if how[transposed] else x
+            for x, transposed in ((first, cublaslt.TRANSPOSE_A), (second, cublaslt.TRANSPOSE_B))
+        )
+        value = alpha._obj.value * np.matmul(first.astype(wide), second.astype(wide))
+        if beta._obj.value:
+            value += beta._obj.value * self._read(c_layout, c).astype(wide)
+        if how[cublaslt.EPILOGUE] == cublaslt.EPILOGUE_BIAS:  # one number for each row of d
+            rows, dtype = result.shape[1], result.dtype
+            memory = (ctypes.c_char * (rows * dtype.itemsize)).from_address(how[cublaslt.BIAS_POINTER])
+            value += np.frombuffer(memory, dtype).astype(wide)[:, None]
+        result[...] = value
+        return 0
+
+
+@contextlib.contextmanager
+def twin_of_cublaslt() -> Iterator[Twin]:
+    """Inside this context minigrad's products on NumPy arrays go to a twin of cuBLASLt."""
+    before = cublaslt.library, cublaslt.on_host
+    cached = (cublaslt._plan, cublaslt._handle, cublaslt._workspace)
+    for function in cached:
+        function.cache_clear()
+    cublaslt.library, cublaslt.on_host = Twin(), True
+    try:
+        yield cublaslt.library
+    finally:
+        cublaslt.library, cublaslt.on_host = before
+        for function in cached:
+            function.cache_clear()
