@@ -75,9 +75,7 @@ CALLS = {
     "embedding": Call(F.embedding, [ids, normal((5, 4))]),
     "dropout": Call(lambda x: F.dropout(x, 0.3), [x]),
     "cross_entropy": Call(F.cross_entropy, [normal((2, 3, 5)), ids]),
-    "cross_entropy smoothed": Call(
-        lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1), [normal((2, 3, 5)), ids]
-    ),
+    "cross_entropy smoothed": Call(lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1), [normal((2, 3, 5)), ids]),
     "cross_entropy none": Call(lambda x, t: F.cross_entropy(x, t, reduction="none"), [normal((2, 3, 5)), ids]),
     "scaled_dot_product_attention": Call(F.scaled_dot_product_attention, qkv),
     "scaled_dot_product_attention causal": Call(
