@@ -254,37 +254,43 @@ class Function:
         recording, on_gpu = not _mode.no_grad, False
         for i, argument in enumerate(args):
             if isinstance(argument, Variable):
-                arrays[i] = argument.data
+                array = arrays[i] = argument.data
                 tensor_arguments.append(i)
                 needs_grad[i] = recording and argument.requires_grad
-                on_gpu = on_gpu or type(argument.data) is not np.ndarray
+                on_gpu = on_gpu or type(array) is not np.ndarray
             elif type(argument) is not np.ndarray and is_array(argument):
                 on_gpu = True
         if on_gpu:
             check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
 
         ctx = Context(cls, tuple(needs_grad))
-        ctx.implementation = implementation(cls, "cuda" if on_gpu else "cpu", arrays)
+        run = ctx.implementation = implementation(cls, "cuda" if on_gpu else "cpu", arrays)
         started = perf_counter()
         try:
-            result = ctx.implementation.forward(ctx, *arrays)
+            result = run.forward(ctx, *arrays)
         except (IndexError, TypeError, ValueError) as error:
             kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
             raise kind(f"{cls.__name__}: {error}; got {', '.join(map(describe, args))}") from error
-        several = isinstance(result, tuple)
-        outputs = [as_array(y) for y in result] if several else [as_array(result)]
-
-        recorded = True in needs_grad and not [y for y in outputs if y.dtype.kind not in "fV"]  # "V" is bfloat16
+        results = result if isinstance(result, tuple) else (result,)
+        outputs, recorded = [], True in needs_grad
+        for y in results:
+            if type(y) is not np.ndarray:
+                y = as_array(y)
+            outputs.append(y)
+            recorded = recorded and y.dtype.kind in "fV"  # "V" is bfloat16
         if recorded:
-            ctx.parents = [(a.origin or a) if needs else None for a, needs in zip(args, needs_grad, strict=True)]
+            ctx.parents = parents = []
+            for argument, needs in zip(args, needs_grad, strict=True):
+                parents.append((argument.origin or argument) if needs else None)
             ctx.tensor_arguments = tensor_arguments
             ctx.outputs = [(y.shape, y.dtype) for y in outputs]
             ctx.xp = get_array_module(outputs[0]) if on_gpu else np
             ctx.scope, ctx.started, ctx.forward_seconds = _mode.scope, started, perf_counter() - started
             if _mode.anomaly:
                 ctx.stack = traceback.format_stack()[:-1]
-        made = [Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs)]
-        return tuple(made) if several else made[0]
+        if result is not results:
+            return Variable._from_operation(outputs[0], (ctx, 0) if recorded else None)
+        return tuple(Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs))
 
 
 def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
@@ -298,24 +304,27 @@ def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
     if node.xp is not np:
         check_same_device(name, grads)  # which makes their GPU the current one
     result = node.implementation.backward(node, *grads)
+    parents = node.parents
     result = list(result) if isinstance(result, (tuple, list)) else [result]
-    if len(result) == len(node.tensor_arguments):  # one for each tensor: put None in the other places
-        given, result = result, [None] * len(node.parents)
+    if len(result) != len(parents) and len(result) == len(node.tensor_arguments):  # one for each tensor
+        given, result = result, [None] * len(parents)
         for i, gradient in zip(node.tensor_arguments, given, strict=True):
             result[i] = gradient
-    elif len(result) != len(node.parents):
+    if len(result) != len(parents):
         raise AutogradError(
             f"{name}.backward returned {len(result)} gradients; wanted one for each of its "
             f"{len(node.tensor_arguments)} tensors, or one for each of its {len(node.parents)} arguments"
         )
-    for i, parent in enumerate(node.parents):
-        if parent is None or result[i] is None:
+    for i, parent in enumerate(parents):
+        gradient = result[i]
+        if parent is None or gradient is None:
             continue
-        gradient = result[i] = as_array(result[i])  # NumPy turns 0-d results into scalars
-        if isinstance(parent, Variable):
-            shape, dtype = parent.data.shape, parent.data.dtype
-        else:
+        if type(gradient) is not np.ndarray:  # NumPy turns 0-d results into scalars
+            gradient = result[i] = as_array(gradient)
+        if type(parent) is tuple:
             shape, dtype = parent[0].outputs[parent[1]]
+        else:
+            shape, dtype = parent.data.shape, parent.data.dtype
         if gradient.shape != shape or gradient.dtype != dtype:
             raise AutogradError(
                 f"{name}.backward returned a gradient {describe(gradient)} for argument {i}, which is {shape} {dtype}"
