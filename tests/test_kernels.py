@@ -30,6 +30,7 @@ def tiny_pieces(request, monkeypatch):
     monkeypatch.setattr(pieces, "ALONE", 6)
     monkeypatch.setattr(pieces, "TOGETHER", 12)
     monkeypatch.setattr(products, "LEAST", 8)
+    monkeypatch.setattr(products, "SMALL", -1)
     monkeypatch.setattr(products, "FEW", 1)
     monkeypatch.setattr(normalization, "SMALL", 0)
     monkeypatch.setattr(attention, "LEAST", 8)

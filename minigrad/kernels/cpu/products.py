@@ -12,6 +12,7 @@ from .blas import product
 from .threads import in_parallel, one_after_the_other, parts_for, run_together, stretch
 
 LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of microseconds of work
+SMALL = 2e6  # and below which the reference, with fewer calls, is as fast
 LATE = 4e6  # and that a thread has done by the time another has begun, woken up, and reported that it is done
 FEW = 20  # for fewer rows than this the time goes into fetching the weights, not into multiplying
 
@@ -35,6 +36,7 @@ class Linear:
             and weight.ndim == 2
             and x.shape[-1] == weight.shape[1]
             and (bias is None or bias.shape == weight.shape[:1])
+            and max(x.size // max(x.shape[-1], 1), FEW) * weight.size > SMALL
         )
 
     @staticmethod
