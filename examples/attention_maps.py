@@ -4,7 +4,7 @@ python examples/attention_maps.py --checkpoint out --prompt "ROMEO: But soft, wh
 python examples/attention_maps.py --model gpt2 --prompt "The cat sat because it was tired" --layer 5 --out heads.svg
 
 A row of pictures is a layer, a column a head. In each, row t is what token t looks at: weights that sum to 1, and none
-for the tokens behind it, which stay blank.
+for the tokens after it, which stay blank.
 """
 
 from __future__ import annotations

@@ -49,10 +49,12 @@ def parse_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--rung", choices=RUNGS, help="the rung to train")
     which.add_argument("--all", action="store_true", help="train all rungs but gpt")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
+    parser.add_argument("--steps", "--max-iters", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
     parser.add_argument("--seed", type=int, default=1337, help="seed of everything random (default: 1337)")
     parser.add_argument("--data", metavar="FILE", help="a text file (default: Tiny Shakespeare, downloaded once)")
-    parser.add_argument("--out", metavar="DIR", default="out-ladder", type=Path, help="folder (default: out-ladder)")
+    parser.add_argument(
+        "--out", metavar="DIR", default="out-ladder", type=Path, help="folder of the curves (default: out-ladder)"
+    )
     parser.add_argument(
         "--device", help='"cpu", "cuda" or "cuda:N" (default: cpu; for gpt cuda if there is a GPU, else cpu)'
     )

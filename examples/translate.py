@@ -7,7 +7,8 @@
 
 As in "Attention Is All You Need" (Vaswani et al., 2017) Adam's learning rate rises and then falls with the square root
 of the step, and the model that is judged and kept has the mean of the weights of the last steps. At the end --out holds
-the one that translated most validation pairs exactly, curves, and a picture of what its decoder looked at.
+the one that translated most validation pairs exactly, curves, and a picture of what its decoder looked at. Ctrl-C ends
+training early: the best model up to the last estimate is kept, and there is no going on from there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 import importlib
 import io
 import itertools
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,7 @@ from minigrad import optim
 from minigrad.serialization import write_atomically
 
 TASKS = {"dates": date_pairs, "numbers": number_pairs}
+ALSO = {"steps": ["--max-iters"], "warmup": ["--warmup-iters"]}  # what examples/train_shakespeare.py calls them
 LOG_INTERVAL = 10  # steps between readings of the loss
 
 
@@ -82,7 +85,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
     parser.add_argument("--data", metavar="FILE", help="pairs: a source, a tab and a target on each line, in UTF-8")
     parser.add_argument(
-        "--out", metavar="DIR", default="out-translate", type=Path, help="folder of the run, which replaces one there"
+        "--out",
+        metavar="DIR",
+        default="out-translate",
+        type=Path,
+        help="folder of the run (default: out-translate); a model that is there is replaced",
     )
     parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these with a trained model")
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="folder of the trained model (default: --out)")
@@ -90,14 +97,14 @@ def parse_arguments() -> argparse.Namespace:
     for title, fields in (("model", MODEL_OPTIONS), ("training", TRAIN_OPTIONS)):
         group = parser.add_argument_group(title)
         for field in fields:
-            flag = "--" + field.name.replace("_", "-")
+            flags = ["--" + field.name.replace("_", "-"), *ALSO.get(field.name, [])]
             default = MODEL_DEFAULTS.get(field.name, field.default)
             about = f"{field.metadata['help']} (default: {default})"
             if field.type == "bool":
-                group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
+                group.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, help=about)
             else:
                 choices = field.metadata["choices"]
-                group.add_argument(flag, type=types[str(field.type)], choices=choices, default=default, help=about)
+                group.add_argument(*flags, type=types[str(field.type)], choices=choices, default=default, help=about)
     return parser.parse_args()
 
 
@@ -123,7 +130,7 @@ def main() -> None:
     print(
         f"data        {args.data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out; for example"
     )
-    print(f"            {train[0][0]!r} -> {train[0][1]!r}")
+    print(f"            {quote(train[0][0])} -> {quote(train[0][1])}")
     print(f"model       {model.num_parameters():,} parameters: {describe(args, MODEL_OPTIONS)}")
     print(f"training    {describe(args, TRAIN_OPTIONS)}")
     print(f"run         {args.out}", flush=True)
@@ -134,7 +141,8 @@ def main() -> None:
     finish(best, val, config, args.out)
     pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
     print(f"pictures    {', '.join(map(str, filter(None, pictures))) or 'none: matplotlib is not installed'}")
-    print(f'\nmore of it: python examples/translate.py --checkpoint {args.out} --translate "{val[0][0]}"')
+    again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
+    print(f"\nmore of it: {shlex.join(again)}")
 
 
 def pick(args: argparse.Namespace, fields: list[dataclasses.Field]) -> dict[str, Any]:
@@ -177,13 +185,19 @@ class Training:
             mininterval=0.2 if terminal else 20,
             dynamic_ncols=terminal,
         )
-        for step, batch in enumerate(bar):
-            loss = self.step(step, batch)
-            self.average(rate=1 / min(step + 1, self.config.average))
-            if step % LOG_INTERVAL == 0:
-                self.log(bar, step, loss.item())
-            if (step + 1) % self.config.eval_interval == 0 or step + 1 == self.config.steps:
-                self.evaluate(bar, step + 1)
+        try:
+            for step, batch in enumerate(bar):
+                loss = self.step(step, batch)
+                self.average(rate=1 / min(step + 1, self.config.average))
+                if step % LOG_INTERVAL == 0:
+                    self.log(bar, step, loss.item())
+                if (step + 1) % self.config.eval_interval == 0 or step + 1 == self.config.steps:
+                    self.evaluate(bar, step + 1)
+        except KeyboardInterrupt:
+            bar.close()
+            if not self.estimates:
+                raise  # nothing has been kept
+            print(f"interrupted after the estimate at step {self.estimates[-1][0]}; what follows is of the best so far")
         print(f"trained     in {time.perf_counter() - started:.0f} s, with the estimates")
 
     def batches(self) -> Iterator[Batch]:
@@ -265,7 +279,13 @@ def finish(translator: Translator, val: list[Pair], config: TrainingConfig, out:
         print(f"{how:<12}exact match {np.mean(right):.2%} ({time.perf_counter() - started:.1f} s)")
     for what, wanted in (("right", True), ("wrong", False)):
         for i in [i for i, is_right in enumerate(right) if is_right == wanted][:5]:
-            print(f"{what:<12}{sources[i]!r} -> {found[i]!r}" + ("" if wanted else f", but it is {targets[i]!r}"))
+            but = "" if wanted else f", but it is {quote(targets[i])}"
+            print(f"{what:<12}{quote(sources[i])} -> {quote(found[i])}{but}")
+
+
+def quote(text: str, most: int = 60) -> str:
+    """A text in quotation marks, cut if it is long."""
+    return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
 # Pictures

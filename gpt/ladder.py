@@ -104,8 +104,8 @@ class ContextModel(LanguageModel):
 
         tokens ──► wte + wpe ──► body ──► lm_head ──► logits for the next token
 
-    wte holds a vector for what a token is and wpe one for where it stands. Without wpe attention could not tell "ab"
-    from "ba": a weighted mean does not know the order of what it averages.
+    wte holds a vector for what a token is and wpe one for where it stands. Without wpe a head could not tell whether
+    "ab" or "ba" stands before a token: a weighted mean does not know the order of what it averages.
     """
 
     def __init__(self, config: GPTConfig, body: nn.Module) -> None:

@@ -195,6 +195,7 @@ class Comparison(NamedTuple):
     steps: list[int]
     own: list[float]
     engine: list[float]
+    stopped_at: int | None = None  # the first step at which the engine's has a loss and one's own has none any more
 
     @classmethod
     def of(cls, own_rows: list[dict[str, Any]], engine_rows: list[dict[str, Any]]) -> Comparison:
@@ -203,7 +204,8 @@ class Comparison(NamedTuple):
             {row["iteration"]: row["loss"] for row in rows if "loss" in row} for rows in (own_rows, engine_rows)
         )
         steps = sorted(own.keys() & engine.keys())
-        return cls(steps, [own[step] for step in steps], [engine[step] for step in steps])
+        stopped_at = min((step for step in engine if step > max(own, default=0)), default=None)
+        return cls(steps, [own[step] for step in steps], [engine[step] for step in steps], stopped_at)
 
     @property
     def differences(self) -> list[float]:
@@ -211,8 +213,9 @@ class Comparison(NamedTuple):
 
     @property
     def parted_at(self) -> int | None:
-        """The first step at which the losses differ by more than `PARTED`, or None."""
-        return next((step for step, d in zip(self.steps, self.differences, strict=True) if d > PARTED), None)
+        """The first step at which the losses differ by more than `PARTED`, or one's own is missing; or None."""
+        differ = (step for step, d in zip(self.steps, self.differences, strict=True) if d > PARTED)
+        return next(differ, self.stopped_at)
 
     def table(self, most: int = 12) -> str:
         """The losses side by side, at `most` steps or fewer, the first and the last among them."""
@@ -229,6 +232,12 @@ class Comparison(NamedTuple):
             return "there is no step that both runs have logged"
         largest = max(self.differences)
         at = self.steps[self.differences.index(largest)]
+        if self.parted_at is not None and self.parted_at == self.stopped_at:
+            return f"the curves part: with your operations there is no loss at step {self.stopped_at} any more"
+        if self.parted_at is None and self.steps == [1]:
+            return "the loss of step 1, before the first backward has changed anything, says nothing: train for longer"
+        if largest == 0:
+            return f"the curves are one: the losses are the same, bit for bit, to step {self.steps[-1]}"
         if self.parted_at is None:
             return f"the curves are one: the losses differ by {largest:.1e} at most (step {at})"
         return f"the curves part at step {self.parted_at}: the losses differ by up to {largest:.4f} (step {at})"

@@ -40,11 +40,12 @@ __all__ = ["END", "PAD", "START", "Seq2Seq", "Seq2SeqConfig", "sinusoidal_positi
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """The shape of an encoder-decoder Transformer; the defaults are the paper's base model, but for `norm_first`.
+    """The shape of an encoder-decoder Transformer; the defaults are the sizes of the paper's base model.
 
     norm_first: a norm before each part of a block and one after the last block (pre-norm), or, as in the paper, one
         after each sum (post-norm), which lets no sum pass unchanged from the first block to the last. Pre-norm is the
-        default because it trains without a careful warm-up, however deep the model (Xiong et al., 2020).
+        default because it trains without a careful warm-up (Xiong et al., 2020).
+    tie_weights: "all" is the paper's; the default leaves the source a vocabulary of its own.
 
     Raises `ConfigError` for values that cannot make a model.
     """
@@ -353,8 +354,9 @@ def sinusoidal_positions(start: int, stop: int, channels: int) -> np.ndarray:
 
         P(t, 2i) = sin(t / 10000^(2i / C))        P(t, 2i + 1) = cos(t / 10000^(2i / C))
 
-    Each pair of channels is the hand of a clock, from one turn in 2 pi tokens to one in 10000 times as many. Going on
-    by n tokens turns every hand by an angle that depends on n alone, so distances are easily told.
+    Each pair of channels is the hand of a clock. The first makes a turn in 2 pi tokens, each next one is slower by the
+    same factor, and the last takes 10000^(1 - 2/C) times as long as the first. Going on by n tokens turns every hand by
+    an angle that depends on n alone, so distances are easily told.
     """
     t, i = np.arange(start, stop)[:, None], np.arange(channels // 2)
     angles = t / 10000 ** (2 * i / channels)  # (T, C / 2)

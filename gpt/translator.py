@@ -14,7 +14,7 @@ import numpy as np
 import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, ConfigError, DataError
 from .pairs import Pair
 from .seq2seq import END, PAD, START, Seq2Seq, Seq2SeqConfig
 from .tokenizer import CharTokenizer
@@ -118,6 +118,7 @@ class Translator:
         """A new model with the vocabularies of the pairs; `shape` is what `Seq2SeqConfig` has besides them.
 
         Targets may become as long as the longest of these. With tie_weights "all" both sides share one vocabulary.
+        Raises `ConfigError` if learned positions are fewer than the longest text wants, a target with its END.
         """
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
         if shape.get("tie_weights") == "all":
@@ -125,6 +126,9 @@ class Translator:
         else:
             source, target = Vocabulary.from_texts(sources), Vocabulary.from_texts(targets)
         config = Seq2SeqConfig(source_vocab_size=len(source), target_vocab_size=len(target), **shape)
+        longest = max(*map(len, sources), max(map(len, targets)) + 1)
+        if config.position == "learned" and longest > config.block_size:
+            raise ConfigError(f"block_size {config.block_size} is too small: the longest text wants {longest}")
         return cls(Seq2Seq(config), source, target, max(map(len, targets)) + 1)
 
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:

@@ -321,7 +321,7 @@ def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
             continue
         if type(gradient) is not np.ndarray:  # NumPy turns 0-d results into scalars
             gradient = result[i] = as_array(gradient)
-        if type(parent) is tuple:
+        if isinstance(parent, tuple):
             shape, dtype = parent[0].outputs[parent[1]]
         else:
             shape, dtype = parent.data.shape, parent.data.dtype

@@ -447,7 +447,7 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Tensor:
 def rotary(x: Any, offset: builtins.int = 0, base: float = 10000.0) -> Tensor:
     """Rotary position embedding (Su et al., 2021) of queries or keys (…, T, D), the first at position `offset`.
 
-    Channels i and i + D/2 are turned as a pair, by the angle position * base^(-2i/D).
+    Channels i and i + D/2 are turned as a pair, at position p by the angle p base^(-2i/D).
     """
     return rotary_op.Rotary.apply(_tensor(x), _number(offset), _number(base))
 

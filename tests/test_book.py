@@ -553,6 +553,8 @@ def test_what_could_mean_two_things_is_no_formula(source):
     {
         "Let g = dL/dy and g_hat = g gamma.": ["g = dL/dy", "g_hat = g gamma"],
         "A 1-D `a` is a row, a 1-D `b` a column; y then lacks that axis.": ["y"],
+        "The larger of a and b.": ["a", "b"],
+        "a row or a column, and what a is": ["a"],
         "where b > 0 (0^b stays 0 as b moves)": ["b > 0", "0^b", "b"],
         "a b, element by element": ["a b"],
         "Do it in a loop: I take a list.": [],
@@ -588,6 +590,10 @@ Code:
 Arrows:
 
     x ──► y
+
+A sentence that goes on in the line after this, which might
+take: an argument has a full stop or the like before it.
+p: as here.
 """
 
 
@@ -603,4 +609,10 @@ def test_blocks_of_a_docstring():
         ("code", "with open(x) as file: pass"),
         ("text", "Arrows:"),
         ("diagram", "x ──► y"),
+        (
+            "text",
+            "A sentence that goes on in the line after this, which might take: an argument has a full stop or the like "
+            "before it.",
+        ),
+        ("text", "p: as here."),
     ]

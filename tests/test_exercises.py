@@ -102,6 +102,14 @@ MISTAKES = {
         (None, "return 0 * g, g", "dL/da is zero throughout"),
         (None, "return None, g", "backward returns None for a; wanted dL/da"),
         (None, "return g", "backward returns 1 gradient; wanted 2, one for each of a, b"),
+        (None, "sum_to(g, a_shape), sum_to(g, b_shape)", "backward returns None; is its `return` missing?"),
+        (None, "return mg.Tensor(g), mg.Tensor(g)", "backward returns a Tensor as a gradient; wanted a NumPy array"),
+        (None, "return [g.tolist(), g.tolist()]", "backward returns a list as a gradient; wanted a NumPy array"),
+        (
+            None,
+            "return g.sum(axis=-1) if g.shape != a_shape else g, g.sum(axis=-1) if g.shape != b_shape else g",
+            "dL/db has the shape (3,), but b is (4,): the sum runs over other axes than those along which b was copied",
+        ),
         (None, "return np.ones(g.shape), g", "dL/da does not depend on g: multiply by the gradient"),
         (None, "return g / 0, g", "dL/da has a NaN or an infinity at (0, 0), where a is"),
         (
@@ -161,6 +169,16 @@ MISTAKES = {
         ("g_rows.sum(axis=0)", "g_rows", "dL/dbias has the shape of the result"),
         ("sum", "mean", "dL/dbias is the mean over the 3 rows; wanted the sum"),
         (
+            "g_rows.sum(axis=0)",
+            "g_rows.sum(axis=1)",
+            "dL/dbias has the shape (3,), but bias is (5,): the sum runs over oth",
+        ),
+        (
+            "g_rows.T @ rows, g_rows.sum(axis=0)",
+            "g_rows.sum(axis=0), g_rows.T @ rows",
+            "dL/dweight is what dL/dbias should be: return the gradients in the order of the arguments",
+        ),
+        (
             "g_rows.T @ rows",
             "g.swapaxes(-1, -2) @ x",
             "(2, 5, 4), but weight is (5, 4): it is not summed over the axes that",
@@ -186,6 +204,10 @@ MISTAKES = {
         ("sum(axis=ctx.axis, keepdims=True)", "sum()", "the sum runs over the whole array"),
         ("axis=ctx.axis", "axis=-1", "dL/dx: the sum runs along another axis"),
         ("return y * (", "return (", "dL/dx: the factor y is missing"),
+        (", keepdims=True", "", "Does a sum or a mean lose axis 1? With keepdims=True the axis stays, with size 1"),
+        (None, "return y * g - (g * y).sum(axis=ctx.axis, keepdims=True), None", "the y before the sum is missing"),
+        (None, "return y * (g - y * g.sum(axis=ctx.axis, keepdims=True)), None", "y stands outside of the sum"),
+        (None, "return g - y * g.sum(axis=ctx.axis, keepdims=True), None", "is for the logarithm of softmax"),
     ],
     "ex08_cross_entropy.py": [
         ("(p - q) *", "p *", "the 1 at the target (q) is not subtracted"),
@@ -218,6 +240,15 @@ MISTAKES = {
         ("r * (g_hat -", "(g_hat -", "dL/dx: the factor r is missing"),
         ("r * (", "1 / r * (", "dL/dx is divided by r; wanted multiplied"),
         ("r * (", "r * r * (", "dL/dx: the factor r is there twice"),
+        ("- row_mean(g_hat) -", "- row_mean(g_hat) / r -", "in the term - r mean(g_hat) the factor r is missing"),
+        ("- x_hat * row", "- x_hat / r * row", "in the term - r x_hat mean(g_hat x_hat) the factor r is missing"),
+        ("- x_hat * row", "- x_hat * r * r * row", "has r^3 in place of r: each x - mu in it is x_hat / r"),
+        (
+            "g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
+            "gamma * (g - row_mean(g) - x_hat * row_mean(g * x_hat))",
+            "gamma belongs inside of the means",
+        ),
+        ("sum_to(g * x_hat, gamma", "sum_to(g_hat * x_hat, gamma", "dL/dgamma uses g_hat where g is wanted"),
         ("row_mean(", "x_hat.shape[-1] * row_mean(", "the sums of g_hat"),
         (
             "row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
@@ -595,7 +626,7 @@ def test_the_engines_own_backward_passes_give_its_losses_bit_for_bit(train, tmp_
     assert losses[:, 0].tolist() == [1, 10, 20, 30, 40]
     assert losses[:, 1].tolist() == losses[:, 2].tolist()
     assert losses[-1, 1] < losses[0, 1] - 0.2
-    assert "the curves are one: the losses differ by 0.0e+00 at most (step 1)" in printed
+    assert "the curves are one: the losses are the same, bit for bit, to step 40" in printed
 
 
 def test_the_exercises_solved_train_as_the_engine_does(train, tmp_path):
@@ -638,6 +669,8 @@ def test_a_run_that_diverges_is_compared_as_far_as_it_went(train, copied):
     assert "diverged    the loss is nan after step 10" in printed
     assert "wrong by finite differences: GELUTanh" in printed
     assert losses.tolist() == [1, losses[1], losses[1]]  # one row: the first loss, which is the same in both runs
+    assert "the curves part: with your operations there is no loss at step 10 any more" in printed
+    assert "may train as well" not in printed
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(train, copied, tmp_path):
@@ -666,3 +699,4 @@ def test_a_long_comparison_is_shown_in_a_dozen_lines():
     assert comparison.parted_at == 500
     assert comparison.verdict() == "the curves part at step 500: the losses differ by up to 1.0000 (step 500)"
     assert Comparison([], [], []).verdict() == "there is no step that both runs have logged"
+    assert "says nothing: train for longer" in Comparison([1], [4.0], [4.0]).verdict()

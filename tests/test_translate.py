@@ -4,6 +4,7 @@ import datetime
 import importlib.util
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -335,6 +336,41 @@ def test_any_pairs_will_do(tmp_path, capsys):
     assert Translator.load(tmp_path).source.characters == "0123456789"
 
 
+def test_long_texts_and_quotation_marks_do_no_harm_to_what_is_printed(tmp_path, capsys):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f'$HOME "it\'s" {i * 50}\t{i}\n' for i in "abcdef"), encoding="utf-8")
+    assert run_program("translate", *TINY, "--data", path, "--max-iters", 2, "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^wrong .*aaa…' -> |^wrong .*[b-f]{3}…' -> ", printed, re.M)
+    command = shlex.split(printed.partition("more of it: ")[2])
+    assert command[-1] in path.read_text(encoding="utf-8")
+    assert command[-1].startswith('$HOME "it\'s" ')
+
+
+def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch):
+    program = load_program("translate")
+
+    def interrupted(after):
+        step = program.Training.step
+
+        def stop(training, number, batch):
+            if number == after:
+                raise KeyboardInterrupt
+            return step(training, number, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(program.Training, "step", stop)
+            patch.setattr("sys.argv", list(map(str, ["translate.py", *TINY, "--eval-interval", 2, "--out", tmp_path])))
+            program.main()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(after=1)
+    assert not (tmp_path / MODEL).exists()
+    interrupted(after=3)
+    assert "interrupted after the estimate at step 2; what follows is of the best so far" in capsys.readouterr().out
+    assert len(Translator.load(tmp_path).translate(["3 May 1998"])) == 1
+
+
 def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
     """Over fewer steps than --average it is the plain mean; with --average 1 it is the last step."""
     program, pairs = load_program("translate"), number_pairs(50, 0)
@@ -370,6 +406,10 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
         (["--checkpoint", "there"], "--checkpoint is for --translate, which is missing"),
         (["--checkpoint", "nowhere", "--translate", "x"], "nowhere: there is no such file"),
         (["--device", "tpu"], 'unknown device "tpu"'),
+        (
+            ["--position", "learned", "--block-size", 10],
+            "block_size 10 is too small: the longest text wants ",
+        ),
     ],
 )
 def test_mistakes_get_one_clear_line(options, message, tmp_path):

@@ -211,6 +211,15 @@ def test_tensors_can_be_given_names():
     assert titles == ["x", "h = Multiply", "first, second = Split", "Add", "Sum", "loss = 5"]
 
 
+@pytest.mark.parametrize(
+    ("names", "got"), [({"x": 3}, "'x': int"), ({3: mg.Tensor(1.0)}, "3: Tensor")], ids=["no tensor", "no text"]
+)
+def test_names_that_are_none(names, got):
+    y = mg.Tensor(2.0, requires_grad=True) * 3
+    with pytest.raises(TypeError, match=re.escape(f"viz.draw: wanted names, texts with a tensor each; got {got}")):
+        viz.draw(y, names=names)
+
+
 def test_modules_that_are_gone_leave_their_class():
     loss = nn.Sequential(nn.Linear(2, 2))(np.ones((1, 2), np.float32)).sum()
     assert clusters(viz.draw(loss))["Linear"] == [("Sequential", "Linear")]

@@ -14,6 +14,7 @@ from .formulas import NotAFormula, formula, runs, sentence
 
 INDENT = 4
 ARGUMENT = re.compile(r'[A-Za-z_]+(?:, [A-Za-z_]+)*(?: "\w+")?: \S')  # "causal: query i sees …"
+ENDS = re.compile(r"[.:;)]$")  # a line after which an argument may be described; others go on in the next line
 RUN_IN = re.compile(r"^(Backward|Shapes|Letters)([.,:])")
 CODE = re.compile(r"^(?:class |def |from |import |@|with |for )", re.M)
 SENTENCE = re.compile(r"(?:et al\. |\([^)]*\)|[^.:]|[.:](?! |$))+")  # up to a full stop or colon outside of brackets
@@ -51,7 +52,7 @@ def blocks(docstring: str | None) -> list[Block]:
             if open_block.kind != "indented":
                 found.append(Block("indented", []))
             found[-1].lines.append(line)
-        elif interrupted or open_block.kind != "text" or ARGUMENT.match(line):
+        elif interrupted or open_block.kind != "text" or (ARGUMENT.match(line) and ENDS.search(open_block.lines[-1])):
             found.append(Block("text", [line]))
         else:
             open_block.lines.append(line)

@@ -375,6 +375,7 @@ WORD = re.compile(r"\S+")
 NAME = re.compile(r"(?<![A-Za-z_])[A-Za-z]+")
 MARK = re.compile(r"\b[b-zB-HJ-Z]\b|[_^=<>|']|\bd[A-Za-z]\b|\b(?:inf|" + "|".join(GREEK) + r")\b")
 ARTICLE = re.compile(r"^[aAI](?:$|\s+[^-+=<>/\s(])|[^-+=<>/\s]\s+[aAI]$")
+NO_ARTICLE = re.compile(r"\s+(?:and|or|is)\b")  # after "a", which is then a letter
 PART_BEFORE = re.compile(r"(?:[-+=</^*_]|(?<!-)>)\s*$|(?:[+=</*]|(?<!-)>)\s+[^\s.,;:]+\s+$")
 PART_AFTER = re.compile(r"^(?:\s+(?:[+=<>/*]|-\s)|[-+=<>/^*_(\[]|\s+[^\s.,;:]+\s+[+=<>/*])")
 
@@ -447,6 +448,8 @@ def may_be_of_a_formula(word: str, before: str) -> bool:
 
 def plainly_a_formula(run: str, before: str, after: str) -> bool:
     """Not an article, not a bare number or word, and no part of something longer that does not parse."""
+    if run == "a" and NO_ARTICLE.match(after):
+        return not PART_BEFORE.search(before)
     if not run or run[-1] in ",.;:" or not MARK.search(run) or run.startswith("sum o"):
         return False
     if ARTICLE.search(run) and (before or run[0] != "a" or len(run) == 1):  # no sentence begins with a small "a"

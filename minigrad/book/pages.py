@@ -432,9 +432,10 @@ class Book:
         if problems := self.problems():
             return f'<span class="wrong">Gradient checks failed: {text("; ".join(problems))}</span>'
         error, name = max((check.error, name) for name, found in self.checks.items() for check in found)
+        largest = f'<span class="whole">{error:.1e}</span>'
         return (
             f"{plural(count, 'gradient check')} of {plural(len(self.operations), 'operation')} ran while this book was "
-            f"made: the largest error is {error:.1e}, in <code>{name}</code>, in float64 against central differences."
+            f"made: the largest error is {largest}, in <code>{name}</code>, in float64 against central differences."
         )
 
     def pages(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ class Attention(Function):
     and broadcasts to (…, T, U). `causal` aligns the last query with the last key: query i sees the keys up to
     i + U - T, so T new queries can be appended to U - T cached keys. A query that may look nowhere gets y = 0.
 
-    Backward. Each of the three lines is a product or a softmax, undone in turn, with d for dL/d:
+    Backward. Each of the three lines is a product or a softmax, undone in turn. With dX for dL/dX,
         dv = dropout(P)^T g                         y is linear in v
         dP = dropout(g v^T)                         and in P; the same elements are dropped
         dS = P (dP - sum over keys of dP P)         softmax's backward

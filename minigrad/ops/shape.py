@@ -40,7 +40,7 @@ class BroadcastTo(Function):
 
 
 class Reshape(Function):
-    """The same elements, in the same (C) order, in another shape. Backward: back to the shape of x."""
+    """The same elements, in the same order (row by row), in another shape. Backward: back to the shape of x."""
 
     @staticmethod
     def forward(ctx, x, shape):

@@ -108,6 +108,9 @@ def draw(
         raise ValueError(f"viz.draw: wanted a limit of at least 4, got {limit}")
     if depth is not None and depth < 0:
         raise ValueError(f"viz.draw: wanted a depth of at least 0, got {depth}")
+    for name, named in (names or {}).items():
+        if not isinstance(name, str) or not isinstance(named, Variable):
+            raise TypeError(f"viz.draw: wanted names, texts with a tensor each; got {name!r}: {type(named).__name__}")
     tape = Tape("viz.draw", tensor, model)
     picture = _Picture(tape, names or {})
     if not tape.nodes or (depth is None and len(tape.nodes) + len(tape.uses) <= limit):

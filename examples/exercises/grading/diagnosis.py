@@ -27,6 +27,10 @@ def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, 
     for message, wrong in exercise.mistakes(g, **case.arguments).get(name, {}).items():
         if same(given, wrong) and not same(wrong, exact):
             return message
+    if given.shape != np.shape(g) or given.shape == x.shape:  # else it may just not be summed
+        for other, other_terms in exercise.terms(g, **case.arguments).items():
+            if other != name and same(given, sum(other_terms.values())):
+                return f"{what} is what dL/d{other} should be: return the gradients in the order of the arguments"
     if given.shape != x.shape:
         return explain_shape(what, name, given, x, np.asarray(g), exact)
     if not np.isfinite(given).all():
@@ -37,9 +41,6 @@ def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, 
     ones = sum(exercise.terms(np.ones_like(g), **case.arguments)[name].values())
     if same(given, ones):
         return f"{what} does not depend on g: multiply by the gradient that arrives (the chain rule)"
-    for other, other_terms in exercise.terms(g, **case.arguments).items():
-        if other != name and same(given, sum(other_terms.values())):
-            return f"{what} is what dL/d{other} should be: return the gradients in the order of the arguments"
     copies = np.size(g) // x.size if x.size else 1
     if copies > 1 and same(given * copies, exact):
         return f"{what} is the mean over the {copies} places that {name} was copied to; wanted the sum"
@@ -69,6 +70,8 @@ def explain_shape(what: str, name: str, given: Any, x: Any, g: Any, exact: Any) 
         return f"{start}: the numbers are right; keep axes of size 1 (keepdims=True), or reshape to the shape of {name}"
     if given.ndim > x.ndim and same(given.sum(axis=tuple(range(given.ndim - x.ndim))), exact):
         return f"{start}: it is not summed over the axes that {name} lacks"
+    if given.ndim < g.ndim and same(given.sum(), exact.sum()):
+        return f"{start}: the sum runs over other axes than those along which {name} was copied"
     return start
 
 

@@ -231,6 +231,11 @@ def softmax_mistakes(g, x, axis):
             "dL/dx: the sum runs over the whole array; wanted along the axis": y * (g - (g * y).sum()),
             "dL/dx: the sum runs along another axis": y * (g - (g * y).sum(axis=axis - 1, keepdims=True)),
             "dL/dx: the factor y is missing": g - (g * y).sum(axis=axis, keepdims=True),
+            "dL/dx: in the term - y sum(g y) the y before the sum is missing": y * g
+            - (g * y).sum(axis=axis, keepdims=True),
+            "dL/dx: in the term - y sum(g y) the second y stands outside of the sum; each g_j belongs to its y_j": y * g
+            - y * y * g.sum(axis=axis, keepdims=True),
+            "dL/dx is g - y sum(g), which is for the logarithm of softmax": g - y * g.sum(axis=axis, keepdims=True),
         }
     }
 
@@ -324,7 +329,16 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
     return {
         "x": {
             "dL/dx uses g where g_hat = g gamma is wanted": r * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
+            "dL/dx: gamma belongs inside of the means: they are of g_hat = g gamma and of g_hat x_hat": r
+            * (1 if gamma is None else gamma)
+            * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
             "dL/dx: the factor r is missing": projected,
+            "dL/dx: in the term - r mean(g_hat) the factor r is missing": r * (g_hat - x_hat * row_mean(g_hat * x_hat))
+            - row_mean(g_hat),
+            "dL/dx: in the term - r x_hat mean(g_hat x_hat) the factor r is missing": r * (g_hat - row_mean(g_hat))
+            - x_hat * row_mean(g_hat * x_hat),
+            "dL/dx: the term - r x_hat mean(g_hat x_hat) has r^3 in place of r: each x - mu in it is x_hat / r": r
+            * (g_hat - row_mean(g_hat) - r * r * x_hat * row_mean(g_hat * x_hat)),
             "dL/dx: the factor r is there twice": r * r * projected,
             "dL/dx is divided by r; wanted multiplied": projected / r,
             "dL/dx: the sums of g_hat and of g_hat x_hat are subtracted; wanted the means": r
@@ -334,7 +348,10 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
             "dL/dx: in the term - r x_hat mean(g_hat x_hat) the x_hat before the mean is missing": r
             * (g_hat - row_mean(g_hat) - row_mean(g_hat * x_hat)),
         },
-        "gamma": {"dL/dgamma is the sum of g; the factor x_hat is missing": sum_to(g, x.shape[-1:])},
+        "gamma": {
+            "dL/dgamma is the sum of g; the factor x_hat is missing": sum_to(g, x.shape[-1:]),
+            "dL/dgamma uses g_hat where g is wanted": sum_to(g_hat * x_hat, x.shape[-1:]),
+        },
         "beta": {},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +114,11 @@ def backward(own: type[mg.Function], ctx: Context, g: Any, names: list[str], val
         for array, flag in zip(borrowed, writeable, strict=True):
             array.flags.writeable = flag
     result = list(result) if isinstance(result, (tuple, list)) else [result]
+    if len(values) > 1 and len(result) == 1 and result[0] is None:
+        raise Mistake("backward returns None; is its `return` missing?")
+    for each in result:
+        if each is not None and not isinstance(each, (np.ndarray, np.number)):
+            raise Mistake(f"backward returns a {type(each).__name__} as a gradient; wanted a NumPy array")
     wanted = [i for i, value in enumerate(values) if is_floating(value)]
     if len(result) == len(values):
         return result
@@ -138,9 +144,20 @@ def describe_error(error: Exception, g: Any, names: list[str], values: list[Any]
             f"line {place.lineno}, {place.line}: writes to g, to an argument or to an array that was saved; others "
             f"use them too, so make a new array"
         )
+    if "broadcast together" in said and (lost := lost_axis(said)) is not None:
+        return f"{message}. Does a sum or a mean lose axis {lost}? With keepdims=True the axis stays, with size 1"
     if "core dimension" in said:
         return f"{message}. A transposition is missing, or the factors of a product are in the wrong order"
     return message
+
+
+def lost_axis(said: str) -> int | None:
+    """The axis that one of the two shapes in NumPy's message has and the other lacks, if that is their difference."""
+    shapes = [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\(([\d,]*)\)", said)]
+    if len(shapes) != 2:
+        return None
+    short, long = sorted(shapes, key=len)
+    return next((i for i in range(len(long)) if long[:i] + long[i + 1 :] == short), None)
 
 
 def numeric_gradient(own: type[mg.Function], values: list[Any], i: int, g: Any, eps: float = 1e-6) -> np.ndarray:
