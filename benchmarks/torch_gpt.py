@@ -36,7 +36,7 @@ class TorchGPT(nn.Module):
     def forward(self, ids, targets=None, cache=None):
         """Logits (B, T, V) and the loss, or None without targets. With a cache `ids` continue what is in it."""
         past = 0 if cache is None else cache[0].length
-        x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, past + ids.shape[1])))
+        x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, past + ids.shape[1], device=ids.device)))
         for i, block in enumerate(self.h):
             x = block(x, None if cache is None else cache[i])
         logits = TF.linear(self.ln_f(x), self.wte.weight)
@@ -101,7 +101,7 @@ class TorchAttention(nn.Module):
         if queries == keys or queries == 1:  # a single query comes last and sees every key
             y = TF.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=queries == keys)
         else:  # PyTorch's `is_causal` aligns the first query with the first key; here the last are aligned
-            mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
             y = TF.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(-2)))
 

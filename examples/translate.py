@@ -35,6 +35,7 @@ from gpt.config import _check_choices, _check_whole, option
 from gpt.errors import ConfigError, GPTError, run_program
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.seq2seq import Seq2SeqConfig
+from gpt.trainer import keep_previous_run
 from gpt.translator import MODEL, Batch, Translator, as_batch, batches
 from minigrad import optim
 from minigrad.serialization import write_atomically
@@ -126,6 +127,8 @@ def main() -> None:
     translator.settings = dataclasses.asdict(config) | {"data": args.data}
     model = translator.model
     model.to(args.device)
+    if (aside := keep_previous_run(args.out, (MODEL, "loss.png", "cross_attention.png"))) is not None:
+        print(f"an earlier run was in {args.out}; its files are now in {aside}")
     print(f"device      {args.device}")
     print(
         f"data        {args.data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out; for example"

@@ -64,6 +64,9 @@ class GPTConfig:
             raise ConfigError(f"logit_softcap is {self.logit_softcap}; wanted a number of at least 0")
 
 
+DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a GPT is trained; the names and meanings are nanoGPT's. Raises `ConfigError` for values without meaning."""
@@ -86,6 +89,7 @@ class TrainConfig:
     eval_interval: int = option(250, "steps between estimates of the losses, each followed by a checkpoint")
     eval_iters: int = option(200, "batches that a loss is estimated on")
     seed: int = option(3, "seed of everything random")
+    dtype: str = option("auto", "the precision; auto: bfloat16 on a GPU with the kernels for it, else float32", DTYPES)
 
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}

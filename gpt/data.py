@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from minigrad.backend import Array, as_array, get_array_module
+
 from .download import cache_directory, download, reason
 from .errors import ConfigError, DataError
 from .tokenizer import CharTokenizer, Tokenizer, from_state
@@ -179,6 +181,8 @@ def _memory_map(path: Path, dtype: np.dtype, about: Any) -> np.ndarray:
 
 # Batches
 
+MOST_TOKENS_ON_GPU = 2**26  # of a split: 256 MiB
+
 
 class Dataset:
     """Token ids, the first part to train on and the rest to validate on, given out in random blocks.
@@ -207,16 +211,19 @@ class Dataset:
         if block_size < 1:
             raise ConfigError(f"block_size is {block_size}; wanted at least 1")
         self.train, self.val, self.block_size, self.vocab_size = train, val, block_size, vocab_size
+        self._copies: dict[tuple[str, str], Array] = {}  # on GPUs, by split and device
         if min(len(train), len(val)) < block_size + 1:
             raise DataError(
                 f"the text is too short: of its {len(train) + len(val)} tokens {len(train)} are to train on and "
                 f"{len(val)} to validate on; blocks of {block_size} want at least {block_size + 1} in each"
             )
 
-    def batch(self, split: str, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Random blocks of "train" or "val", and for every token the one that comes after it: two int64 arrays (B, T).
+    def batch(self, split: str, batch_size: int, rng: np.random.Generator, device: str = "cpu") -> tuple[Array, Array]:
+        """Random blocks of "train" or "val", and for every token the one that comes after it: two arrays (B, T).
 
-        The blocks start anywhere and may overlap. The same state of `rng` gives the same batch.
+        The blocks start anywhere and may overlap. The same state of `rng` gives the same batch on every device: int64
+        on the CPU, int32 on a GPU. All tokens of a split are brought to a GPU once if there are not too many; of a
+        batch then only the starts of its blocks are. Nothing waits for a GPU: CuPy copies through pinned memory.
         """
         if split not in ("train", "val"):
             raise ConfigError(f'split is {split!r}; wanted "train" or "val"')
@@ -224,14 +231,34 @@ class Dataset:
             raise ConfigError(f"batch_size is {batch_size}; wanted at least 1")
         ids = self.train if split == "train" else self.val
         starts = rng.integers(len(ids) - self.block_size, size=batch_size)
+        if device != "cpu" and len(ids) <= MOST_TOKENS_ON_GPU:
+            tokens = self._on_gpu(split, ids, device)
+            xp = get_array_module(tokens)
+            places = as_array(starts, device=device)[:, None] + xp.arange(self.block_size)  # (B, T)
+            return tokens[places], tokens[places + 1]
         blocks = sliding_window_view(ids, self.block_size + 1)[starts].astype(np.int64)  # (B, T + 1)
         if self.vocab_size is not None and blocks.max() >= self.vocab_size:
             b, t = np.argwhere(blocks >= self.vocab_size)[0]
-            raise DataError(
-                f'the id {blocks[b, t]} at position {starts[b] + t} of "{split}" is not in the vocabulary, '
-                f"which has {self.vocab_size} tokens"
-            )
-        return np.ascontiguousarray(blocks[:, :-1]), np.ascontiguousarray(blocks[:, 1:])
+            raise self._unknown(split, int(starts[b] + t))
+        if device != "cpu":
+            blocks = blocks.astype(np.int32)
+        ids, targets = (np.ascontiguousarray(part) for part in (blocks[:, :-1], blocks[:, 1:]))
+        return as_array(ids, device=device), as_array(targets, device=device)
+
+    def _on_gpu(self, split: str, ids: np.ndarray, device: str) -> Array:
+        """All tokens of a split, int32, on a GPU. There nobody looks at single ids, so all are checked before."""
+        if (split, device) not in self._copies:
+            if self.vocab_size is not None and ids.max() >= self.vocab_size:
+                raise self._unknown(split, int(np.argmax(ids >= self.vocab_size)))
+            self._copies[split, device] = as_array(np.asarray(ids, np.int32), device=device)
+        return self._copies[split, device]
+
+    def _unknown(self, split: str, place: int) -> DataError:
+        ids = self.train if split == "train" else self.val
+        return DataError(
+            f'the id {ids[place]} at position {place} of "{split}" is not in the vocabulary, '
+            f"which has {self.vocab_size} tokens"
+        )
 
 
 def _as_ids(ids: Any) -> np.ndarray:

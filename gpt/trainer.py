@@ -11,21 +11,24 @@ import csv
 import dataclasses
 import importlib
 import io
+import itertools
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 import minigrad as mg
-from minigrad import optim
+from minigrad import kernels, optim
+from minigrad.kernels.cuda.graph import Captured
+from minigrad.kernels.cuda.products import rounding_to_tf32
 from minigrad.serialization import write_atomically
 
-from . import checkpoint
+from . import checkpoint, precision
 from .config import TrainConfig
 from .data import Dataset
 from .errors import CheckpointError, ConfigError, GPTError, memory_advice
@@ -48,11 +51,22 @@ class Trainer:
     """One training run. `train()` runs it to the end, or until it is interrupted."""
 
     def __init__(
-        self, model: GPT, data: Dataset, tokenizer: Tokenizer, config: TrainConfig, out: Path, data_id: str = ""
+        self,
+        model: GPT,
+        data: Dataset,
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        out: Path,
+        data_id: str = "",
+        graph: bool = True,
     ) -> None:
-        self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.device = model.wte.weight.device
+        config = dataclasses.replace(config, dtype=precision.choose(config.dtype, self.device))
+        self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
+        if config.dtype in ("bfloat16", "float16"):
+            model.to(dtype=config.dtype)
+        self.scaler = optim.LossScaler() if config.dtype == "float16" else None
         self.optimizer = model.configure_optimizer(
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -62,6 +76,9 @@ class Trainer:
         )
         top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
         self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.groups]
+        self.graph: Captured | None = None  # of a step; with float16 the host decides about every step
+        if graph and self.scaler is None and self.device != "cpu" and kernels.in_use("cuda"):
+            self.graph = Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -83,7 +100,8 @@ class Trainer:
             dynamic_ncols=terminal,
             smoothing=0.05,
         )
-        with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY):
+        tf32 = rounding_to_tf32(self.config.dtype == "tf32")
+        with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY), tf32:
             self.restart_clock()
             while True:
                 at_end = self.iteration >= self.config.max_iters
@@ -102,21 +120,39 @@ class Trainer:
         return not self.interrupted
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
-        """One step of the optimizer: the mean loss of its batches, and the gradient's norm before clipping."""
-        total = None
-        for _ in range(self.config.grad_accum):
-            loss = self.loss("train", mg.random.generator()) / self.config.grad_accum
-            loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        limit = self.config.grad_clip or math.inf
-        norm = optim.clip_grad_norm(self.optimizer.params, limit)
+        """One step of the optimizer: the mean loss of its batches, and the gradient's norm before clipping.
+
+        On a GPU both stay there. Where the step is a CUDA graph, the next one overwrites them.
+        """
         for group, factor in zip(self.optimizer.groups, self.lr_factors, strict=True):
             group["lr"] = learning_rate * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        batches = (self.batch("train", mg.random.generator()) for _ in range(self.config.grad_accum))
+        if self.graph is None:
+            loss, norm = self.compute_step(batches)
+        else:
+            loss, norm = self.graph(*itertools.chain.from_iterable(batches))
         self.iteration += 1
+        return loss, norm
+
+    def compute_step(self, batches: Iterable[tuple[Any, Any]]) -> tuple[mg.Tensor, Any]:
+        """What a step computes, but for its batches: forward and backward for each, clipping, and the optimizer."""
+        total, scale = None, 1.0 if self.scaler is None else self.scaler.scale
+        for ids, targets in batches:
+            if total is not None:
+                optim.widen_gradients(self.optimizer.params)
+            loss = self.model(ids, targets)[1] / self.config.grad_accum
+            (loss if self.scaler is None else loss * scale).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf, scale)
+        if self.scaler is None or self.scaler.update(float(norm)):  # the one thing that float16 has to wait for
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         assert total is not None
         return total, norm
+
+    def compute_flat(self, *arrays: Any) -> tuple[mg.Tensor, Any]:
+        """`compute_step` for ids, targets, ids, targets, …"""
+        return self.compute_step(zip(arrays[::2], arrays[1::2], strict=True))
 
     def learning_rate(self) -> float:
         c = self.config
@@ -127,9 +163,11 @@ class Trainer:
 
     def loss(self, split: str, rng: Any) -> mg.Tensor:
         """The model's loss on a random batch."""
-        batch = self.data.batch(split, self.config.batch_size, rng)
-        ids, targets = (mg.Tensor(part, device=self.device).data for part in batch)
-        return self.model(ids, targets)[1]
+        return self.model(*self.batch(split, rng))[1]
+
+    def batch(self, split: str, rng: Any) -> tuple[Any, Any]:
+        """Random ids and targets, (B, T), on the model's device."""
+        return self.data.batch(split, self.config.batch_size, rng, self.device)
 
     def restart_clock(self) -> None:
         """Measure the speed from here on."""
@@ -202,6 +240,7 @@ class Trainer:
             "rows": self.rows,
             "random": mg.random.get_state(),
             "data_id": self.data_id,
+            "loss_scale": self.scaler and self.scaler.state_dict(),
         }
         checkpoint.save(self.out / name, self.model, self.optimizer, self.tokenizer, run)
 
@@ -215,6 +254,10 @@ class Trainer:
             self.optimizer.load_state_dict(saved.part("optimizer"))
         except ValueError as error:
             raise CheckpointError(f"{saved.path}: {error}") from error
+        if self.scaler is not None and run.get("loss_scale"):
+            self.scaler.load_state_dict(run["loss_scale"])
+        if self.graph is not None:
+            self.graph.restart()  # the optimizer's arrays are others now
         mg.random.set_state(run["random"])
         self.iteration, self.rows = run["iteration"], run["rows"]
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
@@ -276,14 +319,20 @@ class Trainer:
         return self.out / "loss.png"
 
 
-def keep_previous_run(out: Path) -> Path | None:
-    """Move the files of an earlier run in `out` into a folder of their own; that folder, or None if there was none."""
-    if not (out / checkpoint.LAST).exists():
+RUN_FILES = (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png")
+
+
+def keep_previous_run(out: Path, files: Sequence[str] = RUN_FILES) -> Path | None:
+    """Move the files of an earlier run in `out` into a folder of their own; that folder, or None if there was none.
+
+    An earlier run is one that left the first of `files`.
+    """
+    if not (out / files[0]).exists():
         return None
     number = next(n for n in range(1, sys.maxsize) if not (out / f"previous-{n}").exists())
     aside = out / f"previous-{number}"
     aside.mkdir()
-    for name in (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png"):
+    for name in files:
         if (out / name).exists():
             (out / name).rename(aside / name)
     return aside

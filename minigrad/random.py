@@ -24,6 +24,10 @@ _seed = 0
 _draws = 0  # how often GPUs have drawn since the seed was set
 _cpu = np.random.Generator(np.random.SFC64(_seed))
 
+# Added to the number of every draw on a GPU: an array (1,) of uint64 there, or None for 0. kernels/cuda/graph.py sets
+# it while it captures a step, so that replays, which have the numbers of that time, draw with those of theirs.
+earlier: Any = None
+
 
 def manual_seed(seed: int) -> None:
     """Start the generators of all devices afresh from `seed`."""
@@ -42,6 +46,22 @@ def next_draw() -> tuple[int, int]:
     global _draws
     _draws += 1
     return _seed, _draws - 1
+
+
+def current_seed() -> int:
+    """What the generators were started from."""
+    return _seed
+
+
+def draws() -> int:
+    """How often GPUs have drawn since the seed was set."""
+    return _draws
+
+
+def skip_draws(n: int) -> None:
+    """Count n draws on GPUs that somebody else has made; fewer than 0 take them back."""
+    global _draws
+    _draws += n
 
 
 def philox(counter: Any, key: tuple[int, int]) -> Any:
@@ -77,7 +97,8 @@ class Counter:
             zero = to_device(np.zeros((), np.uint64), self.device)
             xp = get_array_module(zero)
             block = xp.arange(-(-n // 4), dtype="uint64")
-            counter = (block & 0xFFFFFFFF, block >> 32, zero + (draw & 0xFFFFFFFF), zero + (draw >> 32))
+            number = zero + draw if earlier is None else earlier + draw
+            counter = (block & 0xFFFFFFFF, block >> 32, number & 0xFFFFFFFF, number >> 32)
             blocks = xp.stack(philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1)
             return blocks.astype("uint32").reshape(-1)[:n]
 

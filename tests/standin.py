@@ -7,6 +7,8 @@ Its arrays hold NumPy arrays but are none, and it is as strict as CuPy 14 (read 
   `cupyx.allow_synchronize(False)`, as it does in CuPy: `get`, `item`, `float`, `bool`, `nonzero`, boolean indices;
 - only the functions, methods and keyword arguments that are listed here exist, and test_standin.py compares the lists
   with CuPy where it is installed;
+- a stream that captures runs nothing: what is given to it is put on a tape, which `Graph.launch` plays on the same
+  memory; what makes the host wait, or brings arrays to the GPU, raises then;
 - results without axes are arrays, not scalars; integer arrays as indices wrap around; new arrays are made on the
   current GPU, of which there are two; half precision is summed in single; there is no long double.
 """
@@ -14,6 +16,7 @@ Its arrays hold NumPy arrays but are none, and it is as strict as CuPy 14 (read 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import sys
@@ -37,8 +40,9 @@ cupyx: Any = types.ModuleType("cupyx")
 
 def install(monkeypatch: Any) -> None:
     """Let `import cupy` and `import cupyx` find the stand-in until the test ends."""
-    global synchronisations, _current
+    global synchronisations, _current, _capturing, _tape, _allocate_pinned
     synchronisations = _current = 0
+    _capturing = _tape = _allocate_pinned = None
     for module in (cupy, cupyx, cupyx.scipy, cupyx.scipy.special):
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -49,6 +53,8 @@ class DeviceSynchronized(RuntimeError):
 
 def _synchronise() -> None:
     global synchronisations
+    if _capturing is not None:
+        raise CaptureError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
     synchronisations += 1
     if not _may_synchronise:
         raise DeviceSynchronized("Device synchronization was detected while disallowed.")
@@ -62,6 +68,142 @@ def allow_synchronize(allow: bool) -> Iterator[None]:
         yield
     finally:
         _may_synchronise = before
+
+
+# Streams, and what they capture
+
+
+class CaptureError(RuntimeError):
+    """Something was done that a stream cannot capture."""
+
+
+_capturing: Stream | None = None
+_tape: list[Callable[[], Any]] | None = None  # of the capture; None inside of what is on it as a whole
+
+
+def submit(work: Callable[[], Any]) -> None:
+    """Give work to the current stream: it runs, or is captured."""
+    if _tape is None:
+        work()
+    else:
+        _tape.append(work)
+
+
+def _in_stream(function: Callable[..., Any], writes_to: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The function as work for the current stream.
+
+    What writes to an array that is there (`writes_to` says to which) is put on the tape and not run. What makes a new
+    array runs, on whatever the memory holds, since its shape is asked for; a replay runs it again into that array.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        global _tape
+        if _tape is None:
+            return function(*args, **kwargs)
+        written = None if writes_to is None else writes_to(*args, **kwargs)
+        if written is not None:
+            _tape.append(lambda: function(*args, **kwargs))
+            return written
+        tape, _tape = _tape, None
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            _tape = tape
+        if isinstance(result, ndarray) and result.base is None and not any(result is x for x in args):
+
+            def again() -> None:
+                if not function.__name__.startswith("empty"):
+                    result._host[...] = function(*args, **kwargs)._host
+
+            tape.append(again)  # it also keeps the memory of the result, as the pool of a capture does
+        return result
+
+    return call
+
+
+class Graph:
+    """As cupy.cuda.Graph."""
+
+    def __init__(self, tape: list[Callable[[], Any]]) -> None:
+        self.tape = tape
+
+    def launch(self, stream: Any = None) -> None:
+        for work in self.tape:
+            work()
+
+
+class Stream:
+    """As cupy.cuda.Stream."""
+
+    current: list[Stream] = []
+
+    def __init__(
+        self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None
+    ) -> None:
+        self.null, self.non_blocking, self.waits_for = null, non_blocking, []
+
+    def __enter__(self) -> Stream:
+        Stream.current.append(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        Stream.current.pop()
+
+    def record(self, event: Any = None) -> Any:
+        if self is _capturing:
+            raise CaptureError("an event of a stream that captures")
+        return types.SimpleNamespace(stream=self)
+
+    def wait_event(self, event: Any) -> None:
+        self.waits_for.append(event.stream)
+
+    def begin_capture(self, mode: Any = None) -> None:
+        global _capturing, _tape
+        if self.null:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        assert Stream.current[-1] is self, "what is to be captured would go to another stream"
+        _capturing, _tape = self, []
+
+    def end_capture(self) -> Graph:
+        global _capturing, _tape
+        assert _capturing is self
+        assert _tape is not None
+        graph, _capturing, _tape = Graph(_tape), None, None
+        return graph
+
+
+Stream.current.append(Stream(null=True))
+
+
+class MemoryPool:
+    """As cupy.cuda.MemoryPool, in name: memory here is NumPy's, and a graph's tape keeps what the graph needs."""
+
+    def malloc(self, size: int) -> Any:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Any) -> Iterator[None]:
+    yield
+
+
+_allocate_pinned: Any = None
+
+
+def set_pinned_memory_allocator(allocator: Any) -> None:
+    global _allocate_pinned
+    _allocate_pinned = allocator
+
+
+def _upload(host: np.ndarray) -> np.ndarray:
+    """Numbers on their way to the GPU, through pinned memory; CuPy fills arrays without axes instead."""
+    if host.ndim:
+        if _allocate_pinned is not None:
+            _allocate_pinned(host.nbytes)
+        if _capturing is not None:
+            raise CaptureError("replays would read host memory that is no longer what it was")
+    return host
 
 
 # Arrays
@@ -423,6 +565,7 @@ def _like_numpy(name: str, parameters: str, owner: Any) -> Callable[..., Any]:
         return _array(result, base=owner_array if is_view else None)
 
     call.__name__, call.__signature__ = name, signature  # type: ignore[attr-defined]
+    call = _in_stream(call, writes_to=lambda *args, out=None, **kwargs: out)
     return call
 
 
@@ -466,7 +609,7 @@ def asarray(
 ) -> ndarray:
     if isinstance(a, ndarray):
         return a if dtype is None or a.dtype == dtype else a.astype(dtype)
-    return _array(np.array(a, dtype))
+    return _array(_upload(np.array(a, dtype)))
 
 
 def array(
@@ -479,7 +622,7 @@ def array(
     *,
     blocking: bool = False,
 ) -> ndarray:
-    return _array(np.array(obj._host if isinstance(obj, ndarray) else obj, dtype))
+    return _array(np.array(obj._host, dtype) if isinstance(obj, ndarray) else _upload(np.array(obj, dtype)))
 
 
 def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, blocking: bool = True) -> np.ndarray:
@@ -538,10 +681,17 @@ def fill(self: Any, value: Any) -> None:
     self[...] = value
 
 
-for _function in (asarray, array, asnumpy, where, nonzero, flatnonzero, copyto, matmul):
-    setattr(cupy, _function.__name__, _function)
-for _function in (astype, view, fill, nonzero):
-    setattr(ndarray, _function.__name__, _function)
+for _function in (asarray, array, where, nonzero, flatnonzero):
+    setattr(cupy, _function.__name__, _in_stream(_function))
+cupy.asnumpy, cupy.copyto = asnumpy, _in_stream(copyto, writes_to=lambda dst, *_, **__: dst)
+cupy.matmul = _in_stream(matmul, writes_to=lambda a, b, out=None: out)
+ndarray.astype, ndarray.view, ndarray.nonzero = _in_stream(astype), view, _in_stream(nonzero)  # type: ignore
+ndarray.fill = fill  # type: ignore[attr-defined]
+ndarray.__getitem__ = _in_stream(ndarray.__getitem__)  # type: ignore[method-assign]
+ndarray.__setitem__ = _in_stream(ndarray.__setitem__, writes_to=lambda x, *_: x)  # type: ignore[method-assign]
+ufunc.__call__ = _in_stream(  # type: ignore[method-assign]
+    ufunc.__call__, writes_to=lambda f, *args, out=None, **_: args[f.nin] if len(args) > f.nin else out
+)
 for _name in "inf nan pi newaxis bool_ int8 uint8 int32 int64 uint16 uint32 uint64 float16 float32 float64".split():
     setattr(cupy, _name, getattr(np, _name))
 cupy.ndarray, cupy.ufunc, cupy.__version__ = ndarray, ufunc, "14.2.0"
@@ -585,6 +735,12 @@ class OutOfMemoryError(MemoryError):
 
 cupy.cuda = types.SimpleNamespace(
     Device=Device,
+    Stream=Stream,
+    Graph=Graph,
+    MemoryPool=MemoryPool,
+    using_allocator=using_allocator,
+    set_pinned_memory_allocator=set_pinned_memory_allocator,
+    get_current_stream=lambda: Stream.current[-1],
     is_available=lambda: True,
     get_cublas_handle=lambda: 1,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
@@ -593,6 +749,7 @@ cupy.cuda = types.SimpleNamespace(
         driverGetVersion=lambda: 12080, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: GPUS
     ),
 )
+cupy.get_default_pinned_memory_pool = lambda: types.SimpleNamespace(malloc=lambda size: None)
 cupy.get_default_memory_pool = lambda: types.SimpleNamespace(total_bytes=lambda: 5 * 2**30, used_bytes=lambda: 2**30)
 
 
@@ -604,5 +761,5 @@ def _erf(x: ndarray) -> ndarray:
 
 cupyx.scipy = types.ModuleType("cupyx.scipy")
 cupyx.scipy.special = types.ModuleType("cupyx.scipy.special")
-cupyx.scipy.special.erf = _erf
+cupyx.scipy.special.erf = _in_stream(_erf)
 cupyx.allow_synchronize, cupyx.DeviceSynchronized = allow_synchronize, DeviceSynchronized

@@ -42,7 +42,7 @@ def run(implementation, q, k, v, g, causal, dropout_p=0.0):
 
 def run_flash(*arguments, order=0, **more):
     with emulated(order):
-        return run(attention.Attention, *arguments, **more)
+        return run(attention.FlashAttention, *arguments, **more)
 
 
 def reference_and_errors(q, k, v, g, causal, dropout=None):
@@ -189,8 +189,8 @@ def test_only_gradients_that_are_wanted_are_computed():
     q, k, v, g = random_inputs((1, 1, 20, 64), 20, "float16")
     ctx = Context(Reference, (False, False, True, False, False, False))
     with emulated(), mock.patch.object(attention, "_launch", wraps=attention._launch) as launches:
-        attention.Attention.forward(ctx, q, k, v, True, None, 0.0)
-        dq, dk, dv, *rest = attention.Attention.backward(ctx, g)
+        attention.FlashAttention.forward(ctx, q, k, v, True, None, 0.0)
+        dq, dk, dv, *rest = attention.FlashAttention.backward(ctx, g)
     assert [call.args[0] for call in launches.call_args_list] == ["attention_forward", "attention_backward_keys"]
     assert [dq, dk, *rest] == [None] * 5
     assert dv.shape == v.shape
@@ -240,12 +240,17 @@ def test_dropout_drops_as_often_as_asked_and_differently_for_every_head_and_key(
         assert abs((heads[0] == mask).mean() - (0.8**2 + 0.2**2)) < 0.02
 
 
-def test_the_same_seed_draws_the_same_key():
-    mg.manual_seed(1)
-    first = draw_dropout(0.2)
-    mg.manual_seed(1)
-    assert draw_dropout(0.2) == first
-    assert draw_dropout(0.2) != first
+def test_a_key_is_the_seed_and_the_number_of_the_draw():
+    """A state that is restored, when training resumes or a checkpoint is run again, drops the same weights."""
+    mg.manual_seed(2**64 + 3)
+    assert draw_dropout(0.2)[["seed", "draw"]].tolist() == [(3, 0)]
+    state = mg.random.get_state()
+    following = draw_dropout(0.2)
+    assert following["draw"] == 1
+    draw_dropout(0.0)  # draws nothing
+    assert mg.random.get_state() == {**state, "gpu": 2}
+    mg.random.set_state(state)
+    assert draw_dropout(0.2) == following
 
 
 @needs_compiler
@@ -258,11 +263,11 @@ def test_all_weights_dropped():
 @needs_compiler
 def test_a_graph_that_counts_its_replays_drops_other_weights_every_time(monkeypatch):
     inputs = random_inputs((1, 1, 50, 64), 50, "bfloat16")
-    for replay in (0, 7):
-        monkeypatch.setattr(attention.philox, "replays", np.array([replay], np.uint32))
-        mg.manual_seed(0)
+    for earlier in (0, 7, 2**40):
+        monkeypatch.setattr(attention.random, "earlier", np.array([earlier], np.uint64))
+        mg.manual_seed(2**60 + 5)
         flash, ctx = run_flash(*inputs, True, 0.2)
-        dropout = attention_mask(ctx.dropout, (1, 1, 50, 50), replay)
+        dropout = attention_mask(ctx.dropout, (1, 1, 50, 50), earlier)
         assert_right(flash, *reference_and_errors(*inputs, True, dropout))
 
 
@@ -292,15 +297,15 @@ def described(*shape, dtype="float16"):
 )
 def test_fits(q, k, wanted):
     with emulated():
-        assert attention.Attention.fits(q, k, k, True, None, 0.0) is wanted
+        assert attention.FlashAttention.fits(q, k, k, True, None, 0.0) is wanted
 
 
 def test_a_mask_and_older_cards_are_left_to_the_operation(monkeypatch):
     x = described(2, 3, 50, 64)
     with emulated():
-        assert not attention.Attention.fits(x, x, x, False, described(50, 50, dtype=bool), 0.0)
+        assert not attention.FlashAttention.fits(x, x, x, False, described(50, 50, dtype=bool), 0.0)
         monkeypatch.setattr(attention, "compute_capability", lambda: 75)
-        assert not attention.Attention.fits(x, x, x, False, None, 0.0)
+        assert not attention.FlashAttention.fits(x, x, x, False, None, 0.0)
 
 
 # The code
@@ -358,6 +363,6 @@ def test_shared_memory_is_what_every_card_has(head_size, bytes_at_most):
     used = []
     q = np.zeros((1, 1, 2, head_size), np.float16)
     with mock.patch.object(launch, "emulate", lambda *arguments: used.append(arguments[-1])):
-        run(attention.Attention, q, q, q, q, True)
+        run(attention.FlashAttention, q, q, q, q, True)
     assert len(used) == 4
     assert max(used) <= bytes_at_most

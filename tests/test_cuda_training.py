@@ -16,7 +16,10 @@ from minigrad.kernels.cuda import launch
 
 STEPS = 4
 EXPECTED = {  # the kernels that a training step of a GPT runs, and where from
-    "float32": {"layer_norm_forward", "gelu_forward", "cross_entropy_forward", "embedding_backward", "adamw"},
+    "float32": {
+        *("layer_norm_forward", "gelu_forward", "cross_entropy_forward", "embedding_backward", "adamw"),
+        *("attention_weights", "attention_weights_backward"),
+    },
     "bfloat16": {"layer_norm_backward", "gelu_backward", "attention_forward", "attention_backward_keys", "adamw"},
 }
 

@@ -319,6 +319,15 @@ def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [MODEL]
 
 
+def test_a_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path, capsys):
+    for _ in range(2):
+        assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
+    aside = tmp_path / "previous-1"
+    assert f"its files are now in {aside}" in capsys.readouterr().out
+    assert {"model.safetensors"} <= {path.name for path in aside.iterdir()}
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_a_trained_model_translates(trained, capsys):
     command = ["--translate", "seven", "twenty-one", "--beam-size", 2]
     assert run_program("translate", "--checkpoint", trained[0], *command) == 0

@@ -5,13 +5,15 @@ Settings can be read and changed in `optimizer.groups`, for example `for group i
 """
 
 from .muon import CombinedOptimizer, Muon, orthogonalise
-from .optimizer import SGD, AdamW, Optimizer, clip_grad_norm
+from .optimizer import SGD, AdamW, Optimizer, clip_grad_norm, widen_gradients
+from .scaling import LossScaler
 from .schedules import warmup_cosine, warmup_inverse_square_root, warmup_linear
 
 __all__ = [
     "SGD",
     "AdamW",
     "CombinedOptimizer",
+    "LossScaler",
     "Muon",
     "Optimizer",
     "clip_grad_norm",
@@ -19,4 +21,5 @@ __all__ = [
     "warmup_cosine",
     "warmup_inverse_square_root",
     "warmup_linear",
+    "widen_gradients",
 ]

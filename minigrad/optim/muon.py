@@ -113,6 +113,10 @@ class CombinedOptimizer:
         for one in self.optimizers:
             one.step()
 
+    def masters(self) -> dict[Tensor, Array]:
+        """The float32 arrays that 16-bit parameters are the rounded values of, by parameter."""
+        return {p: master for one in self.optimizers for p, master in one.masters().items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The states of all optimizers, to be saved."""
         states = [one.state_dict() for one in self.optimizers]

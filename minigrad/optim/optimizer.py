@@ -17,6 +17,7 @@ from .. import kernels
 from ..autograd import mark_written
 from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_device
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
+from ..kernels.cuda import graph
 from ..kernels.cuda import optimizer as fused
 from ..tensor import Tensor
 
@@ -66,19 +67,21 @@ class Optimizer:
 
     def step(self) -> None:
         """Change every parameter that has a gradient."""
+        changed = [i for i, p in enumerate(self.params) if p.grad is not None]
+        graph.each_step(functools.partial(self.count, changed))
         numbers = iter(range(len(self.params)))
         jobs: list[tuple[Callable[..., Any], list[Array]]] = []  # functions, and the arrays to call them with
         for group in self.groups:
-            members = []  # (parameter, what is kept for it, how often it has been changed)
+            members = []  # (parameter, its number, what is kept for it)
             for p in group["params"]:
                 i = next(numbers)
                 if p.grad is not None:
-                    self.steps[i] += 1
-                    members.append((p, self.kept_for(p, i, group), self.steps[i]))
+                    members.append((p, i, self.kept_for(p, i, group)))
                     mark_written(p.data)
             if members and not self.update_together(group, members):
-                for p, state, t in members:
-                    update = functools.partial(self.update_piece, tuple(state), group, t)
+                graph.refuse(f"{type(self).__name__} has no kernel for these parameters that asks the host for nothing")
+                for p, i, state in members:
+                    update = functools.partial(self.update_piece, tuple(state), group, self.steps[i])
                     jobs.append((update, [p.data, p.grad, *state.values()]))
         if jobs and kernels.in_use() and isinstance(jobs[0][1][0], np.ndarray):
             (in_pieces if self.elementwise else in_whole)(jobs)
@@ -86,16 +89,27 @@ class Optimizer:
             for job, arrays in jobs:
                 job(*arrays)
 
+    def count(self, changed: Iterable[int]) -> None:
+        """Count a step of the parameters with these numbers."""
+        for i in changed:
+            self.steps[i] += 1
+
     def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
-        """Change all parameters of a group at once, if there is a kernel for that: was there one?"""
+        """Change all parameters of a group at once, if there is a kernel for that: was there one?
+
+        `members` has (parameter, its number, what is kept for it) for each that has a gradient.
+        """
         return False
 
     def kept_for(self, p: Tensor, i: int, group: dict[str, Any]) -> dict[str, Array]:
         """The arrays that are kept for a parameter, made if they are not there yet."""
         state, xp = self.state[i], get_array_module(p.data)
+        slots = self.slots_of(group)
+        if any(slot not in state for slot in slots):
+            graph.refuse("a parameter has its first gradient")  # every replay would make its arrays again
         if p.dtype.itemsize == 2 and MASTER not in state:
             state[MASTER] = p.data.astype("float32")
-        for slot in self.slots_of(group):
+        for slot in slots:
             if slot not in state:
                 state[slot] = xp.zeros_like(state.get(MASTER, p.data))
         return state
@@ -122,6 +136,10 @@ class Optimizer:
         """
         raise TypeError(f"{type(self).__name__} must define update(…)")
 
+    def masters(self) -> dict[Tensor, Array]:
+        """The float32 arrays that 16-bit parameters are the rounded values of, by parameter; none before a step."""
+        return {p: state[MASTER] for p, state in zip(self.params, self.state, strict=True) if MASTER in state}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The number of steps of each parameter and the arrays kept for it, to be saved; settings are not included."""
         arrays = {f"{i}.{slot}": Tensor(a) for i, state in enumerate(self.state) for slot, a in state.items()}
@@ -139,7 +157,10 @@ class Optimizer:
             if not fits or array.shape != self.params[int(number)].shape:
                 raise ValueError(f"{type(self).__name__}.load_state_dict: {name} {array.shape} fits no parameter")
             parameter = self.params[int(number)]
-            dtype = "float32" if parameter.dtype.itemsize == 2 else parameter.dtype
+            is_half = parameter.dtype.itemsize == 2
+            if slot == MASTER and not is_half:
+                continue  # saved by a run in 16 bits
+            dtype = "float32" if is_half else parameter.dtype
             loaded[int(number)][slot] = to_device(array.astype(dtype), parameter.device)
         steps = Tensor(state.get("steps", ())).numpy()
         if steps.shape != (len(self.params),):
@@ -162,16 +183,6 @@ class SGD(Optimizer):
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-    def kept_for(self, p: Tensor, i: int, group: dict[str, Any]) -> dict[str, Array]:
-        """The arrays that are kept for a parameter, made if they are not there yet."""
-        state, xp = self.state[i], get_array_module(p.data)
-        if p.dtype.itemsize == 2 and MASTER not in state:
-            state[MASTER] = p.data.astype("float32")
-        for slot in self.slots_of(group):
-            if slot not in state:
-                state[slot] = xp.zeros_like(state.get(MASTER, p.data))
-        return state
 
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.slots if group["momentum"] else ()
@@ -212,11 +223,13 @@ class AdamW(Optimizer):
         super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
-        arrays = [[p.data, p.grad, state["m"], state["v"], state.get(MASTER)] for p, state, _ in members]
-        times = {t for _, _, t in members}
-        if len(times) > 1 or not fused.usable([row[0] for row in arrays], [row[1] for row in arrays]):
+        arrays = [[p.data, p.grad, state["m"], state["v"], state.get(MASTER)] for p, _, state in members]
+        numbers = [i for _, i, _ in members]
+        together = len({self.steps[i] for i in numbers}) == 1
+        if not together or not fused.usable([row[0] for row in arrays], [row[1] for row in arrays]):
             return False
-        fused.adamw(arrays, group["lr"], group["betas"], group["eps"], group["weight_decay"], times.pop())
+        settings = group["betas"], group["eps"], group["weight_decay"]
+        fused.adamw(arrays, lambda: group["lr"], *settings, lambda: self.steps[numbers[0]])
         return True
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
@@ -239,28 +252,40 @@ class AdamW(Optimizer):
         w -= change
 
 
-def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float = 1.0) -> Any:
     """Scale all gradients by one factor so that their global norm is at most `max_norm`. The norm before that.
 
     The global norm is the square root of the sum of the squares of all gradients of all parameters: a Python float on
     the CPU, and on a GPU an array that stays there, so that nothing waits for it.
+
+    loss_scale: what the loss was multiplied by, see `LossScaler`. The gradients are divided by it first; 16-bit ones
+    become float32, since they may be too small for 16 bits without it.
     """
     with_grad = [p for p in params if p.grad is not None]
-    grads: list[Array] = [p.grad for p in with_grad]
-    if not grads:
+    if not with_grad:
         return 0.0
+    if loss_scale != 1:
+        widen_gradients(with_grad)
+    grads: list[Array] = [p.grad for p in with_grad]
     if fused.usable([p.data for p in with_grad], grads):
         for g in grads:
             mark_written(g)
-        return fused.clip_grad_norm([p.data for p in with_grad], grads, max_norm)
+        return fused.clip_grad_norm([p.data for p in with_grad], grads, max_norm, loss_scale)
     xp = get_array_module(grads[0])
     on_gpu = xp is not np
     in_pieces_too = kernels.in_use() and not on_gpu
     wide = [g.astype("float32") if g.dtype.itemsize == 2 else g for g in grads]  # whose squares do not overflow
-    norm = xp.sqrt(squared_norm(wide) if in_pieces_too else sum(xp.vdot(g, g) for g in wide))
-    factor = xp.minimum(max_norm / (norm + 1e-6), 1)
+    norm = xp.sqrt(squared_norm(wide) if in_pieces_too else sum(xp.vdot(g, g) for g in wide)) / loss_scale
+    factor = xp.minimum(max_norm / (norm + 1e-6), 1) / loss_scale
     if on_gpu or not factor >= 1:
         for g in grads:
             g *= factor.astype(g.dtype)
             mark_written(g)
     return norm if on_gpu else float(norm)
+
+
+def widen_gradients(params: Iterable[Tensor]) -> None:
+    """Turn 16-bit gradients into float32, in which more can be added to them without rounding every sum to 16 bits."""
+    for p in params:
+        if p.grad is not None and p.grad.dtype.itemsize == 2:
+            p.grad = p.grad.astype("float32")

@@ -26,16 +26,18 @@ def philox(counter: Any, key: Any) -> np.ndarray:
     return x.astype(np.uint32)
 
 
-def attention_mask(dropout: Any, shape: tuple[int, int, int, int], offset: int = 0) -> tuple[np.ndarray, np.float32]:
-    """Which attention weights (B, H, T, U) are kept, and the factor of those, for an argument of `draw_dropout`.
+def attention_mask(dropout: Any, shape: tuple[int, int, int, int], earlier: int = 0) -> tuple[np.ndarray, np.float32]:
+    """Which attention weights (B, H, T, U) flash attention keeps, and the factor of those, for a `draw_dropout`.
 
-    Queries i and i + 8 of every 16, and keys j, j + 1, j + 8 and j + 9, share a call: counter (offset, head, row,
-    column), where row and column count these queries and keys. Its words belong to (i, j), (i, j + 8), (i + 8, j) and
-    (i + 8, j + 8), the lower halves to j.
+    Queries i and i + 8 of every 16, and keys j, j + 1, j + 8 and j + 9, share a call: counter (row, column, draw),
+    where row and column count these queries, through all heads, and keys, and draw is two words. The call's words
+    belong to (i, j), (i, j + 8), (i + 8, j) and (i + 8, j + 8), the lower halves to j.
     """
     B, H, T, U = shape
     head, i, j = np.arange(B * H)[:, None, None], np.arange(T)[:, None], np.arange(U)
-    words = philox((offset, head, i // 16 * 8 + i % 8, j // 16 * 4 + j % 8 // 2), dropout["seed"][0])
+    row, column = head * (-(-T // 16) * 8) + i // 16 * 8 + i % 8, j // 16 * 4 + j % 8 // 2
+    seed, draw = int(dropout["seed"][0]), int(dropout["draw"][0]) + earlier
+    words = philox((row, column, draw & 0xFFFFFFFF, draw >> 32), (seed & 0xFFFFFFFF, seed >> 32))
     word = np.choose(i // 8 % 2 * 2 + j // 8 % 2, words)  # (BH, T, U)
     bits = word >> (j % 2 * 16).astype(np.uint32) & 0xFFFF
     return (bits >= dropout["dropped"][0]).reshape(shape), dropout["factor"][0]

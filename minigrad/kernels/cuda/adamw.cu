@@ -42,14 +42,16 @@ extern "C" __global__ void sum_squares(const Tensor *tensors, const Chunk *chunk
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 
-// norm[0] = the square root of the sum of all squares; norm[1] = what to multiply gradients with. One block.
-extern "C" __global__ void finish_norm(const float *squares, int number, float max_norm, float *norm) {
+// norm[0] = the square root of the sum of all squares, divided by the loss scale; norm[1] = what to multiply gradients
+// with, so that they are divided by it too, and clipped. One block.
+extern "C" __global__ void finish_norm(const float *squares, int number, float max_norm, float loss_scale,
+                                       float *norm) {
     float sum = 0;
     for (int i = threadIdx.x; i < number; i += blockDim.x) sum += squares[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
-        norm[0] = sqrtf(sum);
-        norm[1] = fminf(max_norm / (norm[0] + 1e-6f), 1.0f);
+        norm[0] = sqrtf(sum) / loss_scale;
+        norm[1] = fminf(max_norm / (norm[0] + 1e-6f), 1.0f) / loss_scale;
     }
 }
 
@@ -69,20 +71,12 @@ extern "C" __global__ void scale_gradients(const Tensor *tensors, const Chunk *c
     }
 }
 
-// numbers: lr, t, c1, sqrt(c2). They lie on the card, so that a captured step can be replayed with others. One thread
-// counts t up and computes the last two, in double precision.
-extern "C" __global__ void advance_step(float beta1, float beta2, float *numbers) {
-    const double t = numbers[1] + 1;
-    numbers[1] = t;
-    numbers[2] = 1 - pow((double)beta1, t);
-    numbers[3] = sqrt(1 - pow((double)beta2, t));
-}
-
+// numbers: lr, c1, sqrt(c2). They lie on the card, so that a captured step can be replayed with others.
 extern "C" __global__ void adamw(const Tensor *tensors, const Chunk *chunks, const float *numbers, float beta1,
                                  float beta2, float eps, float weight_decay) {
     const Chunk chunk = chunks[blockIdx.x];
     const Tensor own = tensors[chunk.tensor];
-    const float lr = numbers[0], c1 = numbers[2], root_c2 = numbers[3];
+    const float lr = numbers[0], c1 = numbers[1], root_c2 = numbers[2];
     EACH_ELEMENT(own, chunk, i) {
         const float g = gradient(own, i);
         const float m = beta1 * own.m[i] + (1 - beta1) * g;

@@ -1,4 +1,7 @@
-"""Flash attention on tensor cores. See ops/attention.py for the formulas, flash_attention.cu for their computation."""
+"""Attention: flash attention on tensor cores, or product by product.
+
+See ops/attention.py for the formulas, flash_attention.cu and batched_attention.py for their computation.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ... import random
 from ...backend import get_array_module
 from . import philox
+from .batched_attention import BatchedAttention
 from .launch import ACCESS_BYTES, Kernel, compute_capability
 
 WARPS, WARP_ROWS = 4, 16  # as in flash_attention.cu
@@ -25,7 +30,7 @@ TILES = {
 }
 
 
-class Attention:
+class FlashAttention:
     """As ops/attention.py, without a mask or with the causal one, for float16 and bfloat16.
 
     q, k and v are used where they lie: heads and rows may have any strides, as after `split` and `transpose`. The
@@ -81,6 +86,26 @@ class Attention:
         return dq if wants_q else None, dk if wants_k else None, dv if wants_v else None, None, None, None
 
 
+class Attention:
+    """As ops/attention.py: the first of two kernels that fits, flash attention if it can be."""
+
+    returns_new_arrays = True
+    kernels = FlashAttention, BatchedAttention
+
+    @staticmethod
+    def fits(*arguments: Any) -> bool:
+        return any(kernel.fits(*arguments) for kernel in Attention.kernels)
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        ctx.kernel = next(kernel for kernel in Attention.kernels if kernel.fits(*arguments))
+        return ctx.kernel.forward(ctx, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return ctx.kernel.backward(ctx, g)
+
+
 def _launch(name: str, tiles: str, ctx: Any, q: Any, k: Any, rows: int, *arrays: Any) -> None:
     """Run a kernel whose blocks each have so many rows of a head, as flash_attention.cu says."""
     head_size = q.shape[3]
@@ -93,7 +118,7 @@ def _launch(name: str, tiles: str, ctx: Any, q: Any, k: Any, rows: int, *arrays:
     shared_bytes = shared_rows * (head_size + 8) * q.dtype.itemsize + numbers * 4
     blocks = q.shape[0] * q.shape[1] * -(-rows // block_rows)
     kernel = _kernel(name, q.dtype, head_size, ctx)
-    kernel(blocks, THREADS, *arrays, _size(q, k), ctx.dropout, philox.replays, shared_bytes=shared_bytes)
+    kernel(blocks, THREADS, *arrays, _size(q, k), ctx.dropout, random.earlier, shared_bytes=shared_bytes)
 
 
 def _kernel(name: str, dtype: Any, head_size: int, ctx: Any) -> Kernel:

@@ -40,5 +40,5 @@ class Dropout:
         seed, draw = (np.uint64(number % 2**64) for number in ctx.draw)
         blocks = -(-x.size // (8 * THREADS))
         kernel = Kernel("dropout.cu", "dropout", x.dtype)
-        kernel(blocks, THREADS, x, np.int64(x.size), np.uint32(dropped), scale, draw, None, seed, y)
+        kernel(blocks, THREADS, x, np.int64(x.size), np.uint32(dropped), scale, draw, random.earlier, seed, y)
         return y

@@ -57,7 +57,7 @@
 //   QUERY_STRIPS, QUERY_COLUMNS             those of the kernel for dq
 //   KEY_STRIPS, KEY_COLUMNS                 those of the kernel for dk and dv
 
-#include "philox.cuh"
+#include "dropout.cuh"
 #include "tensor_core.cuh"
 
 #define WARPS 4
@@ -79,12 +79,6 @@ struct Size {
 
 struct Strides {  // in elements; neighbours in a row are neighbours in memory
     int batch, head, row;
-};
-
-struct Dropout {
-    unsigned seed[2];
-    int dropped;   // of the 65536 values of 16 random bits
-    float factor;  // 65536 / (65536 - dropped)
 };
 
 __device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -198,21 +192,22 @@ __device__ __forceinline__ void hide_queries(Block<STRIPS, N> &s, int first_key,
 
 // Dropout. The scores are cut into 16 x 16 squares, and in each a lane needs bits for two rows and four columns. One
 // call of philox gives 16 bits for each of these eight: bits[2 (row / 8) + column / 8], lower half for even columns.
-// It is the call of queries g and g + 8, and of keys 2t, 2t + 1, 2t + 8 and 2t + 9.
-__device__ __forceinline__ uint4 square_bits(int head, int query, int key, Dropout dropout, unsigned offset) {
-    const unsigned row = query / 16 * 8 + query % 8, column = key / 16 * 4 + key % 8 / 2;
-    return philox(uint4{offset, (unsigned)head, row, column}, uint2{dropout.seed[0], dropout.seed[1]});
+// It is the call of queries g and g + 8, and of keys 2t, 2t + 1, 2t + 8 and 2t + 9; its place is the number of these
+// queries among those of all heads, and that of these keys.
+__device__ __forceinline__ uint4 square_bits(int head, int query, int key, Size size, Dropout dropout) {
+    const unsigned rows = divide_up(size.queries, 16) * 8, row = query / 16 * 8 + query % 8;
+    return random_bits(dropout, head * rows + row, key / 16 * 4 + key % 8 / 2);
 }
 
-__device__ __forceinline__ uint4 query_bits(int head, int query, int key, Dropout dropout, unsigned offset) {
-    return square_bits(head, query + lane() / 4, key + lane() % 4 * 2, dropout, offset);
+__device__ __forceinline__ uint4 query_bits(int head, int query, int key, Size size, Dropout dropout) {
+    return square_bits(head, query + lane() / 4, key + lane() % 4 * 2, size, dropout);
 }
 
 // Where rows are keys, a lane needs keys g and g + 8 and queries 2t, 2t + 1, 2t + 8, 2t + 9: one half of the words of
 // two calls. The lane whose g is its neighbour, 4 lanes away, needs the other halves: each makes one call.
-__device__ __forceinline__ uint4 key_bits(int head, int query, int key, Dropout dropout, unsigned offset) {
+__device__ __forceinline__ uint4 key_bits(int head, int query, int key, Size size, Dropout dropout) {
     const int g = lane() / 4, odd = g % 2;
-    const uint4 own = square_bits(head, query + lane() % 4 * 2 + odd, key + g, dropout, offset);
+    const uint4 own = square_bits(head, query + lane() % 4 * 2 + odd, key + g, size, dropout);
     const unsigned words[4] = {own.x, own.y, own.z, own.w};
     unsigned bits[4];
     EACH(i, 4) {
@@ -229,10 +224,10 @@ __device__ __forceinline__ bool kept(uint4 bits, int n, int i, Dropout dropout) 
 }
 
 template <int STRIPS, int N>
-__device__ __forceinline__ void drop(Block<STRIPS, N> &p, int head, int first_query, int first_key, Dropout dropout,
-                                     unsigned offset) {
+__device__ __forceinline__ void drop(Block<STRIPS, N> &p, int head, int first_query, int first_key, Size size,
+                                     Dropout dropout) {
     EACH(strip, STRIPS) EACH(pair, N / 2) {
-        const uint4 bits = query_bits(head, first_query + 16 * strip, first_key + 16 * pair, dropout, offset);
+        const uint4 bits = query_bits(head, first_query + 16 * strip, first_key + 16 * pair, size, dropout);
         EACH(n, 2) EACH(i, 4) if (!kept(bits, n, i, dropout)) p[strip][2 * pair + n][i] = 0;
     }
 }
@@ -262,7 +257,7 @@ __device__ __forceinline__ void softmax_step(Block<STRIPS, N> &s, float (&m)[STR
 // the keys of the next tile.
 extern "C" __global__ __launch_bounds__(THREADS) void attention_forward(
     const scalar *q, Strides q_strides, const scalar *k, Strides k_strides, const scalar *v, Strides v_strides,
-    scalar *y, Strides y_strides, float *lse, Size size, Dropout dropout, const unsigned *offset) {
+    scalar *y, Strides y_strides, float *lse, Size size, Dropout dropout, const unsigned long long *earlier) {
     constexpr int STRIPS = FORWARD_STRIPS, COLUMNS = FORWARD_COLUMNS, ROWS = 16 * STRIPS * WARPS;
     DYNAMIC_SHARED(Row, q_tile);
     Row *k_tile = q_tile + ROWS, *v_tile = k_tile + COLUMNS;
@@ -270,7 +265,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_forward(
     const int head = blockIdx.x / tiles, first = (tiles - 1 - blockIdx.x % tiles) * ROWS;  // the longest rows first
     const int own = threadIdx.x / 32 * 16 * STRIPS;  // the first row of this warp
     const int key_tiles = divide_up(keys_seen(first + ROWS - 1, size), COLUMNS);
-    const unsigned counted = DROPOUT && offset ? *offset : 0;
+    if (DROPOUT) dropout = later(dropout, earlier);
     q = at_head(q, q_strides, head, size);
     k = at_head(k, k_strides, head, size);
     v = at_head(v, v_strides, head, size);
@@ -295,7 +290,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_forward(
         if (tile + 1 < key_tiles) start_rows<COLUMNS>(k_tile, k, k_strides.row, first_key + COLUMNS, size.keys);
         close_copies();
         softmax_step(s, m, l, o);
-        if (DROPOUT) drop(s, head, first + own, first_key, dropout, counted);
+        if (DROPOUT) drop(s, head, first + own, first_key, size, dropout);
         multiply_by_columns(o, s, v_tile);
     }
     wait_for_copies<0>();  // where no key is seen, nothing has been waited for
@@ -337,7 +332,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_delta(const scal
 extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_queries(
     const scalar *g, Strides g_strides, const scalar *q, Strides q_strides, const scalar *k, Strides k_strides,
     const scalar *v, Strides v_strides, const float *lse, const float *delta, scalar *dq, Strides dq_strides,
-    Size size, Dropout dropout, const unsigned *offset) {
+    Size size, Dropout dropout, const unsigned long long *earlier) {
     constexpr int STRIPS = QUERY_STRIPS, COLUMNS = QUERY_COLUMNS, ROWS = 16 * STRIPS * WARPS;
     DYNAMIC_SHARED(Row, q_tile);
     Row *g_tile = q_tile + ROWS, *k_tiles = g_tile + ROWS, *v_tiles = k_tiles + 2 * COLUMNS;
@@ -345,7 +340,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_queries
     const int head = blockIdx.x / tiles, first = (tiles - 1 - blockIdx.x % tiles) * ROWS;
     const int own = threadIdx.x / 32 * 16 * STRIPS;
     const int key_tiles = divide_up(keys_seen(first + ROWS - 1, size), COLUMNS);
-    const unsigned counted = DROPOUT && offset ? *offset : 0;
+    if (DROPOUT) dropout = later(dropout, earlier);
     k = at_head(k, k_strides, head, size);
     v = at_head(v, v_strides, head, size);
 
@@ -376,7 +371,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_queries
         hide_keys(s, first + own, first_key, size);
         EACH(strip, STRIPS) EACH(pair, COLUMNS / 16) {
             uint4 bits;
-            if (DROPOUT) bits = query_bits(head, first + own + 16 * strip, first_key + 16 * pair, dropout, counted);
+            if (DROPOUT) bits = query_bits(head, first + own + 16 * strip, first_key + 16 * pair, size, dropout);
             EACH(n, 2) EACH(i, 4) {
                 float &score = s[strip][2 * pair + n][i], change = dp[strip][2 * pair + n][i];
                 if (DROPOUT && !kept(bits, n, i, dropout)) change = 0;
@@ -396,7 +391,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_queries
 extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_keys(
     const scalar *g, Strides g_strides, const scalar *q, Strides q_strides, const scalar *k, Strides k_strides,
     const scalar *v, Strides v_strides, const float *lse, const float *delta, scalar *dk, Strides dk_strides,
-    scalar *dv, Strides dv_strides, Size size, Dropout dropout, const unsigned *offset) {
+    scalar *dv, Strides dv_strides, Size size, Dropout dropout, const unsigned long long *earlier) {
     constexpr int STRIPS = KEY_STRIPS, COLUMNS = KEY_COLUMNS, ROWS = 16 * STRIPS * WARPS;
     DYNAMIC_SHARED(Row, k_tile);
     Row *v_tile = k_tile + ROWS, *q_tiles = v_tile + ROWS, *g_tiles = q_tiles + 2 * COLUMNS;
@@ -406,7 +401,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_keys(
     const int own = threadIdx.x / 32 * 16 * STRIPS;
     const int unseen = CAUSAL ? max(0, first + size.queries - size.keys) : 0;  // queries that see none of these keys
     int first_query = unseen / COLUMNS * COLUMNS, stage = 0;
-    const unsigned counted = DROPOUT && offset ? *offset : 0;
+    if (DROPOUT) dropout = later(dropout, earlier);
     g = at_head(g, g_strides, head, size);
     q = at_head(q, q_strides, head, size);
     lse += (long long)head * size.queries;
@@ -437,7 +432,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_backward_keys(
         if (CAUSAL) hide_queries(s, first + own, first_query, size);
         EACH(strip, STRIPS) EACH(pair, COLUMNS / 16) {
             uint4 bits;
-            if (DROPOUT) bits = key_bits(head, first_query + 16 * pair, first + own + 16 * strip, dropout, counted);
+            if (DROPOUT) bits = key_bits(head, first_query + 16 * pair, first + own + 16 * strip, size, dropout);
             EACH(n, 2) EACH(i, 4) {
                 float &score = s[strip][2 * pair + n][i], &change = dp[strip][2 * pair + n][i];
                 const int query = stage + 16 * pair + 8 * n + lane() % 4 * 2 + i % 2;

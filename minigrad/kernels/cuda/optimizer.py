@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ... import kernels
 from ...backend import get_array_module
+from . import graph
 from .launch import SCALARS, Kernel, address
 
 CHUNK = 4096  # elements that a block has, as in adamw.cu
@@ -46,30 +47,49 @@ class Tensors:
         some = next(array for array in rows[0] if array is not None)
         self.xp = get_array_module(some)
         self.dtype = next((row[0].dtype for row in rows if row[0] is not None), some.dtype)
-        self.table = self.xp.asarray(np.array(table, np.int64))
-        self.chunks = self.xp.asarray(np.concatenate(chunks).astype(np.int32))
+        self.table = graph.upload(self.xp, np.array(table, np.int64))
+        self.chunks = graph.upload(self.xp, np.concatenate(chunks).astype(np.int32))
 
     def launch(self, name: str, *arguments: Any) -> None:
         """A kernel that has one block a chunk."""
         Kernel("adamw.cu", name, self.dtype)(len(self.chunks), THREADS, self.table, self.chunks, *arguments)
 
 
-def clip_grad_norm(parameters: Sequence[Any], gradients: Sequence[Any], max_norm: float) -> Any:
-    """Scale gradients so that their global norm is at most `max_norm`; the norm before, a float32 array (0-d)."""
+def clip_grad_norm(
+    parameters: Sequence[Any], gradients: Sequence[Any], max_norm: float, loss_scale: float = 1.0
+) -> Any:
+    """Divide gradients by `loss_scale`, and then scale them so that their global norm is at most `max_norm`.
+
+    The norm in between, a float32 array (0-d).
+    """
     tensors = Tensors([(w, g, None, None, None) for w, g in zip(parameters, gradients, strict=True)])
     squares, norm = tensors.xp.empty(len(tensors.chunks), "float32"), tensors.xp.empty(2, "float32")
     tensors.launch("sum_squares", squares)
     kernel = Kernel("adamw.cu", "finish_norm", tensors.dtype)
-    kernel(1, 1024, squares, squares.size, min(float(max_norm), float(np.finfo(np.float32).max)), norm)
+    limit = min(float(max_norm), float(np.finfo(np.float32).max))
+    kernel(1, 1024, squares, squares.size, limit, float(loss_scale), norm)
     tensors.launch("scale_gradients", norm)
     return norm[0]
 
 
 def adamw(
-    rows: Sequence[Sequence[Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float, t: int
+    rows: Sequence[Sequence[Any]],
+    lr: float | Callable[[], float],
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    t: int | Callable[[], int],
 ) -> None:
-    """The t-th step of AdamW for parameters with (w, g, m, v, master) each."""
+    """The t-th step of AdamW for parameters with (w, g, m, v, master) each.
+
+    Where lr and t are functions, a step that is captured asks them again before every replay.
+    """
     tensors = Tensors(rows)
-    c1, root_c2 = 1 - betas[0] ** t, math.sqrt(1 - betas[1] ** t)
-    numbers = tensors.xp.asarray(np.array([lr, t, c1, root_c2], np.float32))
-    tensors.launch("adamw", numbers, *map(float, betas), float(eps), float(weight_decay))
+
+    def numbers() -> np.ndarray:
+        step = t() if callable(t) else t
+        c1, root_c2 = 1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step)
+        return np.array([lr() if callable(lr) else lr, c1, root_c2], np.float32)
+
+    on_card = graph.upload(tensors.xp, numbers)
+    tensors.launch("adamw", on_card, *map(float, betas), float(eps), float(weight_decay))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from ...backend import get_array_module
@@ -10,7 +12,18 @@ from .cublaslt import TYPES, product
 from .launch import SCALARS
 from .sums import sum_rows
 
-tf32 = False  # may float32 products round their factors to 10 bits of mantissa? Tensor cores are that much faster
+tf32 = False  # inside `rounding_to_tf32`
+
+
+@contextlib.contextmanager
+def rounding_to_tf32(rounding: bool = True) -> Iterator[None]:
+    """Inside this context float32 products may round factors to 10 bits of mantissa, as tensor cores want them."""
+    global tf32
+    before, tf32 = tf32, rounding
+    try:
+        yield
+    finally:
+        tf32 = before
 
 
 def same_dtype(*arrays: Any) -> bool:

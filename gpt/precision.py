@@ -1,0 +1,45 @@
+"""In which precision a model is trained, and what a device can do."""
+
+from __future__ import annotations
+
+from minigrad import kernels
+from minigrad.backend import on
+from minigrad.kernels.cuda.launch import compute_capability
+
+from .config import DTYPES
+from .errors import ConfigError
+
+LEAST_CAPABILITY = {"tf32": 80, "bfloat16": 80, "float16": 0}  # 80 stands for compute capability 8.0
+
+
+def choose(dtype: str, device: str) -> str:
+    """The precision that `dtype`, an option's value, stands for on a device; "auto" is the best that is there.
+
+    Raises `ConfigError` if the device cannot do it.
+    """
+    on_gpu = device.startswith("cuda")
+    if dtype == "auto":
+        return "bfloat16" if on_gpu and kernels.in_use("cuda") and capability(device) >= 80 else "float32"
+    if dtype == "float32" or dtype not in DTYPES:
+        return dtype
+    if not on_gpu:
+        raise ConfigError(
+            f"dtype is {dtype!r}, but the CPU computes in 'float32': NumPy has no fast arithmetic for less"
+        )
+    if not kernels.in_use("cuda"):
+        raise ConfigError(
+            f"dtype is {dtype!r}, which takes the CUDA kernels, and these are off; set MINIGRAD_KERNELS=cuda, or take "
+            f"'float32'"
+        )
+    if capability(device) < LEAST_CAPABILITY[dtype]:
+        raise ConfigError(
+            f"dtype is {dtype!r}, for GPUs of compute capability 8.0 or newer; {device} has "
+            f"{capability(device) / 10}: take 'float16' or 'float32'"
+        )
+    return dtype
+
+
+def capability(device: str) -> int:
+    """80 for a GPU of compute capability 8.0."""
+    with on(device):
+        return compute_capability()
