@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -32,6 +33,7 @@ TUNED = {
 }
 CONTESTANTS: dict[str, tuple[str, dict[str, str]]] = {  # name: the library, and its process's environment
     "minigrad": ("minigrad", {}),
+    "minigrad, 1 process": ("minigrad", {}),
     "minigrad, checkpointed": ("minigrad", {}),
     "reference": ("minigrad", {"MINIGRAD_KERNELS": "reference"}),
     "PyTorch": ("torch", {}),
@@ -155,18 +157,28 @@ def prepare(library: str, threads: int | None) -> str:
 
 
 def memory(field: str = "VmHWM") -> float:
-    """Resident memory of this process in MB: its peak so far, or with "VmRSS" the current figure (Linux only).
+    """Resident memory of this process and its workers in MB: its peak so far, or with "VmRSS" the current figure.
 
-    Linux keeps VmHWM for the program itself; getrusage's figure starts from that of the process that started it.
+    Linux keeps VmHWM for the program itself; getrusage's figure starts from that of the process that started it. Of
+    several processes it counts what they have in common once: their sum, less what the current sum has twice.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024 / 1e6
+    processes = [Path("/proc/self"), *(Path(f"/proc/{child.pid}") for child in multiprocessing.active_children())]
+    if processes[0].exists():
+        total = sum(_kilobytes(process / "status", field) for process in processes)
+        if len(processes) > 1:
+            for process in processes:
+                total -= _kilobytes(process / "status", "VmRSS") - _kilobytes(process / "smaps_rollup", "Pss")
+        return total * 1024 / 1e6
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _kilobytes(file: Path, field: str) -> int:
+    """The number behind `field:` in one of Linux's files of figures."""
+    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1])
 
 
 # Figures

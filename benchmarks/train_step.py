@@ -7,8 +7,10 @@
 
 A step is what a training loop repeats: forget the gradients, forward, backward, clip their norm at 1, AdamW. Everyone
 starts from the same weights and the same batch, and the first loss has to be the same. PyTorch is the GPT of
-torch_gpt.py: fused attention, fused AdamW; "tuned" keeps freed memory and asks for huge pages (common.py). The row
-124m holds four such models, with their activations, in memory at once: about 16 GB.
+torch_gpt.py: fused attention, fused AdamW; "tuned" keeps freed memory and asks for huge pages (common.py). minigrad
+trains as examples/train_shakespeare.py does, with a process for each core if the batch has a sequence for each; "1
+process" shares the cores among threads instead. The row 124m holds four such models, with their activations, in memory
+at once: about 16 GB.
 """
 
 from __future__ import annotations
@@ -178,17 +180,21 @@ def torch_model(shape: Model, checkpoint: bool) -> Any:
     return model
 
 
-def minigrad_step(row: Row, model: Any) -> Job:
+def minigrad_step(row: Row, model: Any, processes: int | None) -> Job:
+    import minigrad as mg
     from minigrad import optim
+    from minigrad.distributed import DataParallel
 
     optimizer = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99))
     blocks = random_ids(row, row.model.block_size + 1)
     ids, targets = np.ascontiguousarray(blocks[:, :-1]), np.ascontiguousarray(blocks[:, 1:])
     model.train()
+    processes = processes or min(mg.get_num_threads(), row.batch)
+    mean_loss = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
 
     def step() -> float:
         optimizer.zero_grad()
-        _, loss = model(ids, targets)
+        loss = mean_loss(ids, targets)
         loss.backward()
         optim.clip_grad_norm(optimizer.params, 1.0)
         optimizer.step()
@@ -197,7 +203,7 @@ def minigrad_step(row: Row, model: Any) -> Job:
     return lambda: None, step
 
 
-def torch_step(row: Row, model: Any) -> Job:
+def torch_step(row: Row, model: Any, processes: None) -> Job:
     import torch
 
     optimizer = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), fused=True)
@@ -217,7 +223,7 @@ def torch_step(row: Row, model: Any) -> Job:
     return lambda: None, step
 
 
-def minigrad_prompt(row: Row, model: Any) -> Job:
+def minigrad_prompt(row: Row, model: Any, processes: None) -> Job:
     """The logits of all tokens of a prompt, whose keys and values go into a cache."""
     import minigrad as mg
 
@@ -232,7 +238,7 @@ def minigrad_prompt(row: Row, model: Any) -> Job:
     return lambda: None, read
 
 
-def torch_prompt(row: Row, model: Any) -> Job:
+def torch_prompt(row: Row, model: Any, processes: None) -> Job:
     import torch
 
     prompt = torch.from_numpy(random_ids(row, row.prompt))
@@ -246,7 +252,7 @@ def torch_prompt(row: Row, model: Any) -> Job:
     return lambda: None, read
 
 
-def minigrad_token(row: Row, model: Any) -> Job:
+def minigrad_token(row: Row, model: Any, processes: None) -> Job:
     """The likeliest token after a prompt, and the likeliest after that …; the prompt is not timed."""
     import minigrad as mg
 
@@ -271,7 +277,7 @@ def minigrad_token(row: Row, model: Any) -> Job:
     return read_prompt, next_token
 
 
-def torch_token(row: Row, model: Any) -> Job:
+def torch_token(row: Row, model: Any, processes: None) -> Job:
     import torch
 
     prompt = torch.from_numpy(random_ids(row, row.prompt))
@@ -316,12 +322,12 @@ class Contestant:
     def prepare(self, threads: int | None) -> str:
         return prepare(self.library, threads)
 
-    def build(self, row: str, checkpoint: bool = False) -> float:
+    def build(self, row: str, checkpoint: bool = False, processes: int | None = None) -> float:
         """Get a row's work ready and do it once. The number that it returns."""
         self.libraries_mb = self.libraries_mb or memory("VmRSS")
         shape = ALL_ROWS[row].model
         model = MODELS[self.library](shape, checkpoint)
-        self.begin, self.work = JOBS[self.library, ALL_ROWS[row].kind](ALL_ROWS[row], model)
+        self.begin, self.work = JOBS[self.library, ALL_ROWS[row].kind](ALL_ROWS[row], model, processes)
         self.begin()
         return self.work()
 
@@ -340,6 +346,11 @@ class Contestant:
 
 # Measuring
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "minigrad, checkpointed": {"checkpoint": True},
+    "minigrad, 1 process": {"processes": 1},
+}
+
 
 def measure_all(names: list[str], args: Any, threads: int | None) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Who took part, and for each row the milliseconds of every round and the peak memory, by contestant."""
@@ -351,6 +362,8 @@ def measure_all(names: list[str], args: Any, threads: int | None) -> tuple[list[
         who = list(contestants)
         if ALL_ROWS[rows[0]].checkpointed:
             who.insert(1, "minigrad, checkpointed")
+        if ALL_ROWS[rows[0]].kind == "step" and ALL_ROWS[rows[0]].batch > 1 and threads != 1:
+            who.insert(1, "minigrad, 1 process")
         with workers(__file__, who) as processes:
             about = [worker.call("prepare", threads=threads) for worker in processes.values()]
             for name in rows:
@@ -367,10 +380,7 @@ def sharing_key(name: str) -> Any:
 
 def measure(name: str, processes: dict[str, Any], args: Any) -> dict[str, Any]:
     row = ALL_ROWS[name]
-    first = {
-        who: worker.call("build", row=name, **({"checkpoint": True} if "checkpointed" in who else {}))
-        for who, worker in processes.items()
-    }
+    first = {who: worker.call("build", row=name, **OPTIONS.get(who, {})) for who, worker in processes.items()}
     check_same_work(row, first)
     rounds = args.rounds or (row.rounds // 3 if args.quick else row.rounds)
     seconds = take_turns(list(processes), rounds, lambda who: processes[who].call("turn", repeats=row.repeats))
@@ -400,7 +410,7 @@ def speed_lines(figures: dict[str, dict[str, Any]]) -> list[list[str]]:
     lines = []
     for name, figure in figures.items():
         row, ms = ALL_ROWS[name], figure["ms"]
-        for who in ("minigrad", "minigrad, checkpointed"):
+        for who in ("minigrad", *OPTIONS):
             if who in ms:
                 line = [row.title + who.removeprefix("minigrad"), *time_cells(row, ms[who])]
                 line += [short(median(ms.get(other))) for other in ("PyTorch", "PyTorch tuned")]
@@ -428,6 +438,9 @@ def verdict_cells(row: Row, ms: dict[str, list[float]]) -> list[str]:
     return [f"{row.must_reach}{over}", f"{row.goal}{over}", reached]
 
 
+MEMORY_COLUMNS = ["minigrad", "minigrad, 1 process", "minigrad, checkpointed", "PyTorch", "PyTorch tuned"]
+
+
 def memory_lines(figures: dict[str, dict[str, Any]]) -> list[list[str]]:
     lines = []
     for name, figure in figures.items():
@@ -435,7 +448,7 @@ def memory_lines(figures: dict[str, dict[str, Any]]) -> list[list[str]]:
         if row.kind != "step":
             continue
         line = [row.title]
-        line += [short(peak.get(who)) for who in ("minigrad", "minigrad, checkpointed", "PyTorch", "PyTorch tuned")]
+        line += [short(peak.get(who)) for who in MEMORY_COLUMNS]
         share = peak["minigrad"] / peak["PyTorch"] if "PyTorch" in peak else None
         line.append(short(share))
         if row.memory_must_reach is None or row.memory_goal is None:
@@ -488,7 +501,7 @@ def main() -> None:
         print(table([*header, "must reach", "goal", "reached"], speed_lines(runs[threads])))
         memory_table = memory_lines(runs[threads])
         if memory_table:
-            header = ["peak memory, MB", "minigrad", "checkpointed", "PyTorch", "tuned", "of PyTorch's"]
+            header = ["peak memory, MB", "minigrad", "1 process", "checkpointed", "PyTorch", "tuned", "of PyTorch's"]
             print("\n" + table([*header, "must reach", "goal", "reached"], memory_table))
             of_libraries = next(iter(runs[threads].values()))["libraries_mb"]
             print(

@@ -89,11 +89,14 @@ class TrainConfig:
     eval_interval: int = option(250, "steps between estimates of the losses, each followed by a checkpoint")
     eval_iters: int = option(200, "batches that a loss is estimated on")
     seed: int = option(3, "seed of everything random")
+    processes: int = option(0, "processes that share the sequences of a batch, on the CPU; 0: one for each core")
     dtype: str = option("auto", "the precision; auto: bfloat16 on a GPU with the kernels for it, else float32", DTYPES)
 
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}
-        _check_whole(self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0})
+        _check_whole(
+            self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0, "processes": 0}
+        )
         _check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip", "muon_learning_rate"):
             if not getattr(self, name) >= 0:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import kernels, optim
+from minigrad.distributed import DataParallel, can_share
 from minigrad.kernels.cuda.graph import Captured
 from minigrad.kernels.cuda.products import rounding_to_tf32
 from minigrad.serialization import write_atomically
@@ -47,6 +48,18 @@ class DivergedError(GPTError):
     """The loss is no longer a finite number."""
 
 
+def choose_processes(config: TrainConfig, device: str) -> int:
+    """How many processes share a batch: on the CPU one for each of the engine's threads, but no more than sequences."""
+    if config.processes > 1 and (device != "cpu" or not can_share()):
+        where = "on this system" if device == "cpu" else f"on {device}"
+        raise ConfigError(f"processes is {config.processes}, but {where} a single one trains: take 1")
+    if config.processes > config.batch_size:
+        raise ConfigError(f"processes is {config.processes}, more than the {config.batch_size} sequences of a batch")
+    if config.processes:
+        return config.processes
+    return min(mg.get_num_threads(), config.batch_size) if device == "cpu" and can_share() else 1
+
+
 class Trainer:
     """One training run. `train()` runs it to the end, or until it is interrupted."""
 
@@ -61,7 +74,8 @@ class Trainer:
         graph: bool = True,
     ) -> None:
         self.device = model.wte.weight.device
-        config = dataclasses.replace(config, dtype=precision.choose(config.dtype, self.device))
+        dtype, processes = precision.choose(config.dtype, self.device), choose_processes(config, self.device)
+        config = dataclasses.replace(config, dtype=dtype, processes=processes)
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
         if config.dtype in ("bfloat16", "float16"):
@@ -79,6 +93,7 @@ class Trainer:
         self.graph: Captured | None = None  # of a step; with float16 the host decides about every step
         if graph and self.scaler is None and self.device != "cpu" and kernels.in_use("cuda"):
             self.graph = Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
+        self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -101,7 +116,7 @@ class Trainer:
             smoothing=0.05,
         )
         tf32 = rounding_to_tf32(self.config.dtype == "tf32")
-        with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY), tf32:
+        with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY), tf32, self.parallel:
             self.restart_clock()
             while True:
                 at_end = self.iteration >= self.config.max_iters
@@ -140,7 +155,7 @@ class Trainer:
         for ids, targets in batches:
             if total is not None:
                 optim.widen_gradients(self.optimizer.params)
-            loss = self.model(ids, targets)[1] / self.config.grad_accum
+            loss = self.parallel(ids, targets) / self.config.grad_accum
             (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
         norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf, scale)
@@ -163,7 +178,7 @@ class Trainer:
 
     def loss(self, split: str, rng: Any) -> mg.Tensor:
         """The model's loss on a random batch."""
-        return self.model(*self.batch(split, rng))[1]
+        return self.parallel(*self.batch(split, rng))
 
     def batch(self, split: str, rng: Any) -> tuple[Any, Any]:
         """Random ids and targets, (B, T), on the model's device."""

@@ -1,7 +1,7 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
 from . import functional, kernels, nn, optim, random, viz
-from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, mark_written, no_grad
+from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, enable_grad, mark_written, no_grad
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
 from .kernels.cpu import get_num_threads, set_num_threads
@@ -18,6 +18,7 @@ __all__ = [
     "Tensor",
     "cuda_is_available",
     "detect_anomaly",
+    "enable_grad",
     "functional",
     "get_array_module",
     "get_num_threads",

@@ -87,6 +87,20 @@ class no_grad(contextlib.ContextDecorator):
         _mode.no_grad -= 1
 
 
+class enable_grad(contextlib.ContextDecorator):
+    """Inside this context (or a function decorated with it) operations are recorded, even if it is inside `no_grad`."""
+
+    def __init__(self) -> None:
+        self.outer: list[int] = []
+
+    def __enter__(self) -> None:
+        self.outer.append(_mode.no_grad)
+        _mode.no_grad = 0
+
+    def __exit__(self, *exception: object) -> None:
+        _mode.no_grad = self.outer.pop()
+
+
 class detect_anomaly(contextlib.ContextDecorator):
     """Inside this context a NaN or infinity born in a backward raises and shows where the forward was called.
 

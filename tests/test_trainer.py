@@ -11,9 +11,11 @@ import pytest
 
 import minigrad as mg
 from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, GPTConfig, checkpoint
+from gpt import trainer as trainer_module
 from gpt.config import TrainConfig
 from gpt.data import Dataset
-from gpt.trainer import DivergedError, Trainer, keep_previous_run
+from gpt.trainer import DivergedError, Trainer, choose_processes, keep_previous_run
+from minigrad.distributed import can_share
 
 WORDS = ["amber", "birch", "cedar", "dunes", "ember", "flint", "grove", "heath"]
 TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 3000))
@@ -72,13 +74,17 @@ def test_same_seed_same_run(tmp_path):
     assert without_speed(one.rows) != without_speed(other.rows)
 
 
+PROCESSES = [1, pytest.param(2, marks=pytest.mark.skipif(not can_share(), reason="this system cannot copy a process"))]
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
 @pytest.mark.parametrize("stop", [10, 13])
-def test_a_resumed_run_continues_exactly(tmp_path, stop):
+def test_a_resumed_run_continues_exactly(tmp_path, stop, processes):
     """Stopped at an estimate or between two, with dropout: the same bits as a run that never stopped."""
-    whole = new_trainer(tmp_path / "whole")
+    whole = new_trainer(tmp_path / "whole", processes=processes)
     whole.train()
 
-    first = new_trainer(tmp_path / "parts")
+    first = new_trainer(tmp_path / "parts", processes=processes)
     step = first.step
 
     def step_then_interrupt(learning_rate):
@@ -92,12 +98,41 @@ def test_a_resumed_run_continues_exactly(tmp_path, stop):
     assert first.iteration == stop
 
     mg.manual_seed(999)  # whatever happened in between
-    second = new_trainer(tmp_path / "parts")
+    second = new_trainer(tmp_path / "parts", processes=processes)
     second.resume(checkpoint.load(tmp_path / "parts" / checkpoint.LAST))
     assert second.iteration == stop
     assert second.train()
     assert_same_run(whole, second)
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+def test_processes_that_share_the_batches_learn_what_one_learns(tmp_path):
+    """The same batches, and without dropout the same losses but for rounding; also with batches added up."""
+    options = {"dropout": 0.0, "batch_size": 5, "grad_accum": 2}
+    one, several = (trained(tmp_path / str(n), processes=n, **options) for n in (1, 3))
+    for a, b in zip(one.rows, several.rows, strict=True):
+        for column in {"loss", "grad_norm", "train_loss", "val_loss"} & a.keys():
+            assert a[column] == pytest.approx(b[column], rel=1e-4), (a["iteration"], column)
+    assert several.parallel.workers == []  # they end with the training
+
+
+def test_how_many_processes_share_a_batch(tmp_path, monkeypatch):
+    """As many as threads, but no more than sequences; one where a process cannot be copied."""
+    monkeypatch.setattr(trainer_module, "can_share", lambda: True)
+    monkeypatch.setattr(mg, "get_num_threads", lambda: 8)
+    assert choose_processes(TrainConfig(batch_size=12), "cpu") == 8
+    assert choose_processes(TrainConfig(batch_size=3), "cpu") == 3
+    assert choose_processes(TrainConfig(batch_size=12, processes=2), "cpu") == 2
+    assert choose_processes(TrainConfig(batch_size=12), "cuda") == 1
+    with pytest.raises(ConfigError, match="processes is 2, but on cuda:1 a single one trains: take 1"):
+        choose_processes(TrainConfig(processes=2), "cuda:1")
+    with pytest.raises(ConfigError, match="processes is 5, more than the 4 sequences of a batch"):
+        choose_processes(TrainConfig(processes=5, batch_size=4), "cpu")
+    monkeypatch.setattr(trainer_module, "can_share", lambda: False)
+    assert choose_processes(TrainConfig(), "cpu") == 1
+    with pytest.raises(ConfigError, match="processes is 2, but on this system a single one trains"):
+        choose_processes(TrainConfig(processes=2), "cpu")
 
 
 def read_metrics(folder):

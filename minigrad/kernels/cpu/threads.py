@@ -9,11 +9,12 @@ it. Its threads would wait in a busy loop after every product, for milliseconds,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -25,8 +26,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-class _Pool:
+class Pool:
     """`size` - 1 threads that wait for work; whoever hands out work is the remaining one."""
+
+    blas_is_held = False  # to one thread: for the whole process, once any pool is in use
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -35,7 +38,9 @@ class _Pool:
         self.started = False
 
     def start(self) -> None:
-        threadpool_limits(1, user_api="blas")
+        if not Pool.blas_is_held:
+            threadpool_limits(1, user_api="blas")
+            Pool.blas_is_held = True
         for _ in range(1, self.size):
             self.inboxes.append(queue.SimpleQueue())
             threading.Thread(target=self.serve, args=(self.inboxes[-1],), daemon=True, name="minigrad").start()
@@ -82,13 +87,13 @@ def _default_threads() -> int:
     return int(given) if given.isdigit() and int(given) else _cores()
 
 
-_pool = _Pool(_default_threads())
+_pool = Pool(_default_threads())
 
 
 def _start_afresh() -> None:
     """After a fork the child has the pool, but none of its threads."""
     global _pool
-    _pool = _Pool(_pool.size)
+    _pool = Pool(_pool.size)
 
 
 if hasattr(os, "register_at_fork"):
@@ -105,8 +110,19 @@ def set_num_threads(n: int) -> None:
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads: wanted a whole number of at least 1, got {n!r}")
     with _pool.busy:
-        old, _pool = _pool, _Pool(n)
+        old, _pool = _pool, Pool(n)
     old.close()
+
+
+@contextlib.contextmanager
+def using(pool: Pool) -> Iterator[None]:
+    """Inside this context the engine's kernels use another pool."""
+    global _pool
+    before, _pool = _pool, pool
+    try:
+        yield
+    finally:
+        _pool = before
 
 
 def get_num_threads() -> int:

@@ -1,0 +1,305 @@
+"""Data parallelism: several processes give the loss and the gradients that one gives, and nothing is left of them."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minigrad as mg
+from minigrad import functional as F
+from minigrad import nn, optim
+from minigrad.distributed import DataParallel, WorkerError, can_share
+
+pytestmark = pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+
+
+class Net(nn.Module):
+    """Two layers with dropout between them, and a parameter that is never used."""
+
+    def __init__(self, dropout=0.0):
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.dropout, self.unused = nn.Dropout(dropout), nn.Parameter(np.ones(2))
+
+    def loss(self, x, targets):
+        return F.cross_entropy(self.second(self.dropout(F.gelu(self.first(mg.Tensor(x))))), targets)
+
+
+def net(dropout=0.0, dtype="float64"):
+    mg.manual_seed(7)
+    model = Net(dropout)
+    model.to(dtype=dtype)
+    return model
+
+
+def batch(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, 3)), rng.integers(5, size=n)
+
+
+def gradients(model):
+    return {name: None if p.grad is None else p.grad.copy() for name, p in model.named_parameters()}
+
+
+def assert_same(got, wanted, rtol=1e-12):
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        if wanted[name] is None:
+            assert got[name] is None
+        else:
+            np.testing.assert_allclose(got[name], wanted[name], rtol=rtol, atol=rtol, err_msg=name)
+
+
+@settings(max_examples=12, deadline=None)
+@given(n=st.integers(1, 7), processes=st.integers(1, 4), factor=st.sampled_from([1.0, 0.25]))
+def test_loss_and_gradients_are_those_of_one_process(n, processes, factor):
+    """With parts of different sizes, with more processes than rows, and with a gradient that is not 1."""
+    one, several = net(), net()
+    wanted = one.loss(*batch(n))
+    (wanted * factor).backward()
+    with DataParallel(several, several.loss, processes) as parallel:
+        loss = parallel(*batch(n))
+        (loss * factor).backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert loss.dtype == np.float64
+    assert_same(gradients(several), gradients(one))
+
+
+def test_float32_stays_float32():
+    model = net(dtype="float32")
+    with DataParallel(model, model.loss, 2) as parallel:
+        loss = parallel(*[a.astype("float32") if a.dtype == "float64" else a for a in batch(4)])
+        loss.backward()
+    assert loss.dtype == np.float32
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {np.dtype("float32")}
+
+
+def test_gradients_of_several_batches_add_up():
+    one, several = net(), net()
+    with DataParallel(several, several.loss, 2) as parallel:
+        for seed in range(3):
+            one.loss(*batch(5, seed)).backward()
+            parallel(*batch(5, seed)).backward()
+    assert_same(gradients(several), gradients(one))
+
+
+def test_training_changes_the_weights_of_all_processes():
+    """AdamW runs in this process only; the others see what it wrote."""
+    one, several, losses = net(), net(), []
+    optimizers = [optim.AdamW(model.parameters(), lr=0.1) for model in (one, several)]
+    with DataParallel(several, several.loss, 3) as parallel:
+        for seed in range(5):
+            steps = [one.loss(*batch(7, seed)), parallel(*batch(7, seed))]
+            for loss, optimizer in zip(steps, optimizers, strict=True):
+                loss.backward()
+                optim.clip_grad_norm(optimizer.params, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append([loss.item() for loss in steps])
+    np.testing.assert_allclose(*np.transpose(losses), rtol=1e-10)
+
+
+def test_the_weights_outlive_the_processes():
+    model = net()
+    before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    with DataParallel(model, model.loss, 2) as parallel:
+        parallel(*batch(4))
+    assert_same({name: p.numpy() for name, p in model.named_parameters()}, before, rtol=0)
+
+
+def test_no_grad_records_nothing():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        with mg.no_grad():
+            loss = parallel(*batch(4))
+        assert not loss.requires_grad
+        assert loss.item() == pytest.approx(model.loss(*batch(4)).item(), rel=1e-12)
+        parallel(*batch(4)).backward()  # begun inside no_grad, it can record later
+    assert model.first.weight.grad is not None
+
+
+def test_a_process_started_inside_no_grad_records_later():
+    model = net()
+    parallel = DataParallel(model, model.loss, 2)
+    with mg.no_grad():
+        parallel(*batch(4))
+    parallel(*batch(4)).backward()
+    parallel.close()
+    assert model.first.weight.grad is not None
+
+
+def test_retain_graph():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        loss = parallel(*batch(4))
+        loss.backward(retain_graph=True)
+        once = gradients(model)
+        loss.backward()
+        assert_same(gradients(model), {name: None if g is None else 2 * g for name, g in once.items()})
+        with pytest.raises(mg.AutogradError, match="freed"):
+            loss.backward()
+
+
+def test_only_the_latest_loss_can_be_walked():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        earlier, latest = parallel(*batch(4)), parallel(*batch(4))
+        latest.backward()
+        with pytest.raises(mg.AutogradError, match="latest"):
+            earlier.backward()
+        late = parallel(*batch(4))
+    with pytest.raises(mg.AutogradError, match="latest"):
+        late.backward()
+
+
+def run_with_dropout(steps, state=None, model=None):
+    """Losses and gradients of some steps; if a state is given, the random numbers go on from there."""
+    model = model or net(dropout=0.5)
+    mg.manual_seed(11)
+    if state is not None:
+        mg.random.set_state(state)
+    results = []
+    with DataParallel(model, model.loss, 2) as parallel:
+        for _ in range(steps):
+            model.zero_grad()
+            loss = parallel(*batch(6))
+            loss.backward()
+            results.append((loss.item(), gradients(model)["first.weight"].tobytes()))
+    return results, mg.random.get_state()
+
+
+def test_dropout_is_the_same_in_every_run_and_can_be_resumed():
+    whole, _ = run_with_dropout(4)
+    again, _ = run_with_dropout(4)
+    assert whole == again  # bit for bit
+    assert len({loss for loss, _ in whole}) == 4  # another mask in each step
+    begun, state = run_with_dropout(2)
+    continued, _ = run_with_dropout(2, state)
+    assert begun + continued == whole
+
+
+def test_each_process_draws_masks_of_its_own():
+    """Of 8 equal rows, the halves would have equal losses if both processes dropped the same elements."""
+    model = net(dropout=0.5)
+    x, targets = (np.repeat(array, 8, axis=0) for array in batch(1))
+    with DataParallel(model, model.loss, 2) as parallel, mg.no_grad():
+        state = mg.random.get_state()
+        both = parallel(x, targets).item()
+        mg.random.set_state(state)
+        first = model.loss(x[:4], targets[:4]).item()
+    assert both != pytest.approx(first, rel=1e-6)
+
+
+def test_evaluation_mode_reaches_all_processes():
+    model = net(dropout=0.5)
+    wanted = net().loss(*batch(6)).item()
+    with DataParallel(model, model.loss, 2) as parallel:
+        assert parallel(*batch(6)).item() != pytest.approx(wanted, rel=1e-6)
+        model.eval()
+        assert parallel(*batch(6)).item() == pytest.approx(wanted, rel=1e-12)
+        model.train()
+        assert parallel(*batch(6)).item() != pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_parameter_with_a_new_array_starts_the_processes_afresh():
+    """Module.to replaces the arrays that are shared."""
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        parallel(*batch(4))
+        model.to(dtype="float32")
+        model.to(dtype="float64")
+        model.second.bias.data[:] = 3.0
+        assert parallel(*batch(4)).item() == pytest.approx(model.loss(*batch(4)).item(), rel=1e-12)
+
+
+def fail_elsewhere(model, error):
+    """A loss that raises, but not in this process."""
+    here = os.getpid()
+
+    def loss(x, targets):
+        if os.getpid() != here:
+            raise error
+        return model.loss(x, targets)
+
+    return loss
+
+
+def test_an_error_in_another_process_is_shown_here():
+    model = net()
+    parallel = DataParallel(model, fail_elsewhere(model, ZeroDivisionError("of all things")), 2)
+    with pytest.raises(WorkerError, match=r"(?s)failed in forward.*in loss.*ZeroDivisionError: of all things"):
+        parallel(*batch(4))
+    assert parallel.workers == []
+
+
+def test_memory_that_runs_out_in_another_process_is_said_in_one_line():
+    model = net()
+    parallel = DataParallel(model, fail_elsewhere(model, MemoryError("no more")), 2)
+    with pytest.raises(WorkerError, match="out of memory on the CPU: no more"):
+        parallel(*batch(4))
+
+
+def test_an_error_here_ends_the_others_and_the_next_batch_starts_them_again():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        with pytest.raises(IndexError, match="^CrossEntropy: wanted targets from 0 to 4"):
+            parallel(batch(4)[0], np.full(4, 99))
+        assert parallel.workers == []
+        parallel(*batch(4)).backward()
+        assert len(parallel.workers) == 1
+
+
+def test_a_process_that_is_killed_is_noticed():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        loss = parallel(*batch(4))
+        os.kill(parallel.workers[0].process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="status -9"):
+            loss.backward()
+        assert parallel(*batch(4)).item() == pytest.approx(loss.item(), rel=1e-12)  # with a new one
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_no_process_is_left_and_ctrl_c_is_not_theirs():
+    model = net()
+    with DataParallel(model, model.loss, 3) as parallel:
+        pids = [worker.process.pid for worker in parallel.workers]
+        assert len(pids) == 2
+        time.sleep(0.2)  # until they ignore it
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)
+        parallel(*batch(6)).backward()
+    assert not any(map(is_running, pids))
+
+
+def test_threads_are_shared_out():
+    model, threads = net(), mg.get_num_threads()
+
+    def loss(x, targets):
+        return model.loss(x, targets) * 0 + mg.get_num_threads()
+
+    try:
+        mg.set_num_threads(5)
+        with DataParallel(model, loss, 2) as parallel:
+            assert parallel(*batch(4)).item() == 2
+            assert mg.get_num_threads() == 5
+    finally:
+        mg.set_num_threads(threads)
+
+
+def test_bad_input():
+    model = net()
+    with pytest.raises(ValueError, match="processes is 0"):
+        DataParallel(model, model.loss, 0)
+    with pytest.raises(ValueError, match=r"one number of rows, got \[4, 5\]"):
+        DataParallel(model, model.loss, 2)(batch(4)[0], batch(5)[1])
