@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from minigrad import DeviceError
 from minigrad.backend import describe_out_of_memory
+from minigrad.distributed import WorkerError
 
 
 class GPTError(ValueError):
@@ -51,7 +52,7 @@ def run_program(main: Callable[[], None]) -> None:
     """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback."""
     try:
         main()
-    except (GPTError, DeviceError, OSError) as error:
+    except (GPTError, DeviceError, WorkerError, OSError) as error:
         sys.exit(f"error: {error}")
     except MemoryError as error:
         sys.exit(f"error: {describe_out_of_memory(error)}")

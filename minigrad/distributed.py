@@ -23,7 +23,6 @@ import numpy as np
 
 from . import random
 from .autograd import AutogradError, Function, enable_grad, is_recording, mark_written, no_grad
-from .backend import describe_out_of_memory
 from .kernels.cpu import get_num_threads, in_pieces, set_num_threads, threads
 from .nn.module import Module, Parameter
 from .tensor import Tensor
@@ -67,7 +66,8 @@ class DataParallel:
     but for the values of its parameters and `training`, they do not know. They end with the `with` block, and with
     `close`.
 
-    Raises `WorkerError` if a process fails, ValueError for arrays with different numbers of rows.
+    Raises MemoryError if one of the processes runs out of memory, `WorkerError` if one fails in another way, ValueError
+    for arrays with different numbers of rows.
     """
 
     def __init__(self, module: Module, loss: Callable[..., Tensor], processes: int) -> None:
@@ -205,6 +205,8 @@ class Worker:
             failure, value = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self.gone() from error
+        if isinstance(failure, MemoryError):
+            raise failure
         if failure:
             raise WorkerError(f"DataParallel: a process failed in {self.asked}:\n{failure}")
         return value
@@ -255,11 +257,12 @@ class Server:
         with contextlib.suppress(EOFError, OSError), enable_grad():
             while True:
                 what, *arguments = connection.recv()
-                failure, value = "", None
+                failure: str | MemoryError | None = None
+                value = None
                 try:
                     value = getattr(self, what)(*arguments)
                 except MemoryError as error:
-                    failure = describe_out_of_memory(error)
+                    failure = MemoryError(str(error))
                 except Exception:
                     failure = traceback.format_exc()
                 connection.send((failure, value))
