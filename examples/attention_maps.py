@@ -4,7 +4,8 @@ python examples/attention_maps.py --checkpoint out --prompt "ROMEO: But soft, wh
 python examples/attention_maps.py --model gpt2 --prompt "The cat sat because it was tired" --layer 5 --out heads.svg
 
 A row of pictures is a layer, a column a head. In each, row t is what token t looks at: weights that sum to 1, and none
-for the tokens after it, which stay blank.
+for the tokens after it, which stay blank. Names of tokens get smaller where there are many; where they would be too
+small to read, every second, third, … token is named, and the picture says so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SUFFIXES = (".png", ".svg", ".pdf")
 LONGEST = 12  # characters of a token's label
 LEAST, MOST = 1.4, 3.5  # inches of a picture's side
 WIDTH = 14.0  # inches for all columns, where that leaves each its least
-LABEL = 0.11  # inches that a token's label takes along its axis
+LARGEST, SMALLEST = 6.0, 4.0  # points of a label's letters
+LINE = 0.11 / 6  # inches that a label takes along its axis, for each point of its letters
 GAP, TITLE = 0.12, 0.25  # inches between columns, and above each picture
 
 
@@ -114,9 +116,11 @@ def draw(weights: dict[int, Any], labels: list[str], format: str) -> bytes:
     heads = [(layer, head) for layer in weights for head in range(n_head)]
     columns = n_head if len(weights) > 1 else math.ceil(math.sqrt(n_head))
     rows = math.ceil(len(heads) / columns)
-    side = min(max(LABEL * n_tokens, LEAST), max(WIDTH / columns, LEAST), MOST)
-    every = math.ceil(LABEL * n_tokens / side)  # so many tokens share the room of a label
+    side = min(max(LINE * LARGEST * n_tokens, LEAST), max(WIDTH / columns, LEAST), MOST)
+    every = math.ceil(LINE * SMALLEST * n_tokens / side)  # so many tokens share the room of the smallest label
+    size = min(LARGEST, side / n_tokens * every / LINE)  # the largest that fits
     ticks, shown = range(0, n_tokens, every), labels[::every]
+    thinned = f" (one token in {every} is named)" if every > 1 else ""
     margin = 0.4 + 0.07 * max(map(len, shown))  # for the labels, at the left and below
     width, height = margin + columns * (side + GAP) + 0.9, margin + rows * (side + TITLE) + 0.1
 
@@ -130,8 +134,8 @@ def draw(weights: dict[int, Any], labels: list[str], format: str) -> bytes:
         image = panel.imshow(np.ma.array(weights[layer][head], mask=future), norm=scale)
         panel.set_title(f"layer {layer}, head {head}", fontsize=7, pad=2)
         lowest = i + columns >= len(heads)
-        panel.set_xticks(ticks, shown if lowest else [""] * len(shown), rotation=90, fontsize=6, parse_math=False)
-        panel.set_yticks(ticks, shown if column == 0 else [""] * len(shown), fontsize=6, parse_math=False)
+        panel.set_xticks(ticks, shown if lowest else [""] * len(shown), rotation=90, fontsize=size, parse_math=False)
+        panel.set_yticks(ticks, shown if column == 0 else [""] * len(shown), fontsize=size, parse_math=False)
         panel.tick_params(length=2, pad=1)
         panel.spines[:].set_visible(False)
     tall = min(height - margin - TITLE, MOST)
@@ -140,7 +144,7 @@ def draw(weights: dict[int, Any], labels: list[str], format: str) -> bytes:
     bar.set_title("weight", fontsize=7, pad=4)
     bar.tick_params(labelsize=7)
     figure.text(0.1 / width, 0.5, "this token", fontsize=8, rotation=90, va="center")
-    figure.text(0.5, 0.1 / height, "looks at", fontsize=8, ha="center")
+    figure.text(0.5, 0.1 / height, "looks at" + thinned, fontsize=8, ha="center")
     content = io.BytesIO()
     figure.savefig(content, format=format, dpi=150)
     return content.getvalue()

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 import minigrad as mg
-from gpt import ConfigError, checkpoint, lora
+from gpt import ConfigError, checkpoint, lora, precision
 from gpt.config import TrainConfig, option
 from gpt.data import Dataset, load_text
 from gpt.errors import run_program
@@ -88,7 +88,7 @@ class Finetuner(Trainer):
     def save(self, name: str) -> None:
         super().save(name)
         if self.config.lora_rank and name == checkpoint.BEST:
-            lora.save_adapters(self.model, self.out / lora.ADAPTERS)
+            lora.save_adapters(self.model, self.out / lora.ADAPTERS, self.optimizer)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,6 +98,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", default="out-finetune", type=Path, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
+    parser.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU: capture a training step as a CUDA graph and replay it, to the same bits; not for float16, nor "
+        "without the CUDA kernels (default: yes)",
+    )
     parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model there at the end")
     types = {"int": int, "float": float, "str": str}
     for field in OPTIONS:
@@ -129,13 +136,17 @@ def main() -> None:
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_layers.split(","))
     elif config.lora_rank:
         lora.load_adapters(model, args.out / lora.ADAPTERS)  # the best so far; they know what weights they are for
+    dtype = precision.choose(config.dtype, model.wte.weight.device)
+    if config.lora_rank and dtype in ("bfloat16", "float16"):
+        lora.convert(model, dtype)  # the trainer converts what learns
 
     text = load_text(args.data)
     block_size = config.block_size or model.config.block_size
     if block_size > model.config.block_size:
         raise ConfigError(f"block_size is {block_size}; wanted at most the model's {model.config.block_size}")
     data = Dataset(tokenizer.encode(text.text), block_size)
-    trainer = Finetuner(model, data, tokenizer, config, args.out, hashlib.sha256(text.text.encode()).hexdigest())
+    data_id = hashlib.sha256(text.text.encode()).hexdigest()
+    trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
     if saved is not None:
         trainer.resume(saved)
     elif (aside := keep_previous_run(args.out)) is not None:
@@ -146,7 +157,7 @@ def main() -> None:
     print(f"device      {args.device}")
     print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
     print(f"model       {config.model}: {n_weights:,} parameters, and {model.num_parameters():,} learn")
-    print(f"training    {', '.join(f'{field.name} {getattr(config, field.name)}' for field in OPTIONS)}")
+    print(f"training    {', '.join(f'{field.name} {getattr(trainer.config, field.name)}' for field in OPTIONS)}")
     print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
     finished = trainer.train()
     trainer.plot_losses()
@@ -185,7 +196,10 @@ def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout:
 
 
 def finish(trainer: Finetuner, folder: Path | None) -> None:
-    """Say where the best model is, and write it in Hugging Face's layout if a folder is given."""
+    """Say where the best model is, and write it in Hugging Face's layout if a folder is given.
+
+    What is written is read from the run's files, which hold it in float32; the trainer's may have 16 bits.
+    """
     config, out = trainer.config, trainer.out
     best = checkpoint.load(out / checkpoint.BEST)
     where = f"--model {out}"
@@ -193,8 +207,11 @@ def finish(trainer: Finetuner, folder: Path | None) -> None:
         where = f"--model {config.model} --adapters {out / lora.ADAPTERS}"
     print(f"best        validation loss {trainer.best_val_loss:.4f} at step {best.run['iteration']}")
     if folder is not None:
-        trainer.model.load_state_dict(best.part("model"))
-        save_pretrained(lora.merge(trainer.model), trainer.tokenizer, folder)
+        if config.lora_rank:
+            model, _ = load_model(config.model, out / lora.ADAPTERS, dropout=best.config.dropout)
+        else:
+            model = best.model()
+        save_pretrained(lora.merge(model), trainer.tokenizer, folder)
         print(f"saved       {folder}, in Hugging Face's layout")
     print(f"\nmore of it: python examples/sample.py {where}")
 

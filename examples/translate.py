@@ -3,12 +3,14 @@
     python examples/translate.py                                    # dates, however they are written, to ISO 8601
     python examples/translate.py --task numbers                     # numbers in words to digits
     python examples/translate.py --data pairs.tsv                   # any pairs: a source, a tab and a target a line
+    python examples/translate.py --resume                           # go on where the run in --out stopped
     python examples/translate.py --checkpoint out-translate --translate "Tuesday, 3 May 2011" "the 2nd of June 1999"
 
 As in "Attention Is All You Need" (Vaswani et al., 2017) Adam's learning rate rises and then falls with the square root
 of the step, and the model that is judged and kept has the mean of the weights of the last steps. At the end --out holds
 the one that translated most validation pairs exactly, curves, and a picture of what its decoder looked at. Ctrl-C ends
-training early: the best model up to the last estimate is kept, and there is no going on from there.
+training early, and the best model up to the last estimate is kept. From that estimate --resume goes on, with the same
+steps as a run that never stopped, and to more of them with a larger --steps.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import hashlib
 import importlib
 import io
 import itertools
+import json
 import shlex
 import sys
 import time
@@ -31,18 +35,21 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad as mg
+from gpt.checkpoint import LAST
 from gpt.config import _check_choices, _check_whole, option
-from gpt.errors import ConfigError, GPTError, run_program
+from gpt.errors import CheckpointError, ConfigError, GPTError, run_program
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.seq2seq import Seq2SeqConfig
 from gpt.trainer import keep_previous_run
 from gpt.translator import MODEL, Batch, Translator, as_batch, batches
 from minigrad import optim
-from minigrad.serialization import write_atomically
+from minigrad.serialization import load_with_metadata, write_atomically
 
 TASKS = {"dates": date_pairs, "numbers": number_pairs}
 ALSO = {"steps": ["--max-iters"], "warmup": ["--warmup-iters"]}  # what examples/train_shakespeare.py calls them
 LOG_INTERVAL = 10  # steps between readings of the loss
+ABOUT = "minigrad.translate"  # under which the file of a run has what is no array
+CHANGEABLE = ("steps", "eval_interval", "beam_size", "length_penalty")  # by --resume, with no step done otherwise
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="folder of the run (default: out-translate); a model that is there is replaced",
     )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these with a trained model")
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="folder of the trained model (default: --out)")
     types = {"int": int, "float": float, "str": str}
@@ -106,7 +114,16 @@ def parse_arguments() -> argparse.Namespace:
             else:
                 choices = field.metadata["choices"]
                 group.add_argument(*flags, type=types[str(field.type)], choices=choices, default=default, help=about)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.resume:
+        return args
+    before = read_run(args.out)["options"]
+    parser.set_defaults(**before)
+    args = parser.parse_args()  # now what is not given is as it was
+    for name, value in before.items():
+        if name not in CHANGEABLE and getattr(args, name) != value:
+            raise ConfigError(f"--resume with {name} {getattr(args, name)}, but the run has {name} {value}")
+    return args
 
 
 def main() -> None:
@@ -127,7 +144,8 @@ def main() -> None:
     translator.settings = dataclasses.asdict(config) | {"data": args.data}
     model = translator.model
     model.to(args.device)
-    if (aside := keep_previous_run(args.out, (MODEL, "loss.png", "cross_attention.png"))) is not None:
+    files = (MODEL, LAST, "loss.png", "cross_attention.png")
+    if not args.resume and (aside := keep_previous_run(args.out, files)) is not None:
         print(f"an earlier run was in {args.out}; its files are now in {aside}")
     print(f"device      {args.device}")
     print(
@@ -136,9 +154,11 @@ def main() -> None:
     print(f"            {quote(train[0][0])} -> {quote(train[0][1])}")
     print(f"model       {model.num_parameters():,} parameters: {describe(args, MODEL_OPTIONS)}")
     print(f"training    {describe(args, TRAIN_OPTIONS)}")
-    print(f"run         {args.out}", flush=True)
-
-    training = Training(translator, train, val, config, args.out)
+    options = pick(args, MODEL_OPTIONS + TRAIN_OPTIONS) | {"data": args.data}
+    training = Training(translator, train, val, config, args.out, options)
+    if args.resume:
+        training.resume()
+    print(f"run         {args.out}, from step {training.done}", flush=True)
     training.run()
     best = Translator.load(args.out, args.device)
     finish(best, val, config, args.out)
@@ -165,9 +185,15 @@ class Training:
     """
 
     def __init__(
-        self, translator: Translator, train: list[Pair], val: list[Pair], config: TrainingConfig, out: Path
+        self,
+        translator: Translator,
+        train: list[Pair],
+        val: list[Pair],
+        config: TrainingConfig,
+        out: Path,
+        options: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.config, self.out = translator.model, config, out
+        self.model, self.config, self.out, self.options = translator.model, config, out, options
         self.averaged = copy.deepcopy(translator)
         self.pairs, self.val = translator.encode(train), val[: config.eval_pairs]
         self.optimizer = optim.AdamW(
@@ -176,20 +202,23 @@ class Training:
         self.losses: list[tuple[int, float]] = []  # of training batches, at steps
         self.estimates: list[tuple[int, float, float]] = []  # step, validation loss, exact match
         self.best = (-1.0, 0.0)
+        self.data_id = hashlib.sha256(repr((train, val)).encode()).hexdigest()
+        self.done = 0  # steps, up to the estimate that is resumed from
 
     def run(self) -> None:
         self.model.train()
         terminal = sys.stderr.isatty()
         started = time.perf_counter()
         bar = tqdm(
-            itertools.islice(self.batches(), self.config.steps),
+            itertools.islice(self.batches(), self.done, self.config.steps),
+            initial=self.done,
             total=self.config.steps,
             unit="it",
             mininterval=0.2 if terminal else 20,
             dynamic_ncols=terminal,
         )
         try:
-            for step, batch in enumerate(bar):
+            for step, batch in enumerate(bar, self.done):
                 loss = self.step(step, batch)
                 self.average(rate=1 / min(step + 1, self.config.average))
                 if step % LOG_INTERVAL == 0:
@@ -201,6 +230,7 @@ class Training:
             if not self.estimates:
                 raise  # nothing has been kept
             print(f"interrupted after the estimate at step {self.estimates[-1][0]}; what follows is of the best so far")
+            print(f"go on with  {shlex.join(['python', *sys.argv, *([] if '--resume' in sys.argv else ['--resume'])])}")
         print(f"trained     in {time.perf_counter() - started:.0f} s, with the estimates")
 
     def batches(self) -> Iterator[Batch]:
@@ -232,19 +262,45 @@ class Training:
         bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.groups[0]['lr']:.2e}", refresh=False)
 
     def evaluate(self, bar: tqdm, step: int) -> None:
-        """Estimate validation loss and exact match (greedy), and save the model if no other matched more."""
+        """Estimate validation loss and exact match (greedy). Save the run, and the model if no other matched more."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
         self.estimates.append((step, loss, matched))
         best = (matched, -loss) > self.best
         if best:
             self.best = (matched, -loss)
             self.averaged.save(self.out / MODEL)
+        self.save(step)
         with bar.external_write_mode(file=sys.stdout):
             print(
                 f"step {step:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
                 f"{' (best so far, kept)' if best else ''}",
                 flush=True,
             )
+
+    def parts(self) -> dict[str, Any]:
+        """All that has arrays to be saved, by name."""
+        return {"model": self.model, "averaged": self.averaged.model, "optimizer": self.optimizer}
+
+    def save(self, done: int) -> None:
+        """Write all that is needed to go on to one file. The batches follow from the seed."""
+        run = {"done": done, "losses": self.losses, "estimates": self.estimates, "best": self.best}
+        run["data_id"] = self.data_id
+        about = {"options": self.options, "run": run, "random": mg.random.get_state()}
+        tensors = {f"{part}.{name}": x for part, of in self.parts().items() for name, x in of.state_dict().items()}
+        mg.save(tensors, self.out / LAST, {ABOUT: json.dumps(about)})
+
+    def resume(self) -> None:
+        """Go back to what `save` wrote."""
+        about, tensors = read_run(self.out), mg.load(self.out / LAST)
+        run = about["run"]
+        if run["data_id"] != self.data_id:
+            raise ConfigError(f"{self.out / LAST} was trained on other pairs; resume with the same --data")
+        for part, of in self.parts().items():
+            own = [name for name in tensors if name.startswith(f"{part}.")]
+            of.load_state_dict({name.removeprefix(f"{part}."): tensors[name] for name in own})
+        self.done, self.best = run["done"], tuple(run["best"])
+        self.losses, self.estimates = ([tuple(row) for row in run[name]] for name in ("losses", "estimates"))
+        mg.random.set_state(about["random"])
 
     def plot(self) -> Path | None:
         """Draw the losses, and the exact match beside them, to loss.png; None without matplotlib."""
@@ -262,6 +318,16 @@ class Training:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3)
         return save_figure(figure, self.out / "loss.png")
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """What `Training.save` wrote beside the arrays."""
+    try:
+        return json.loads(load_with_metadata(out / LAST)[1][ABOUT])
+    except KeyError as error:
+        raise CheckpointError(f"{out / LAST}: a safetensors file, but no run of examples/translate.py") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from error
 
 
 def exact_match(translator: Translator, pairs: Sequence[Pair], beam_size: int = 1, length_penalty: float = 0) -> float:

@@ -24,22 +24,22 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 
 
 def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
-    """Write a checkpoint. `run` is the state of the training, as plain numbers, texts, lists and dicts.
-
-    Parameters of 16 bits are written as float32, those that the optimizer has masters of with the masters' values: so
-    the file can be used wherever float32 can, and rounding gives the parameters back.
-    """
-    masters = optimizer.masters()
-    values = {name: masters.get(p, p.data) for name, p in model.named_parameters()}
-    tensors = {f"model.{name}": in_single(x) for name, x in values.items()}
+    """Write a checkpoint. `run` is the state of the training, as plain numbers, texts, lists and dicts."""
+    tensors = {f"model.{name}": value for name, value in exact_weights(model, optimizer).items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state_dict().items()}
     about = {"config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state(), "run": run}
     mg.save(tensors, path, metadata={"minigrad": json.dumps(about)})
 
 
-def in_single(x: Any) -> mg.Tensor:
-    """An array as a tensor, in float32 if it has 16 bits."""
-    return mg.Tensor(x, dtype="float32" if x.dtype.itemsize == 2 else None)
+def exact_weights(model: GPT, optimizer: Any = None) -> dict[str, mg.Tensor]:
+    """The parameters by name, as they are to be written.
+
+    Those of 16 bits are float32, those that the optimizer has masters of with the masters' values: so a file of them
+    can be used wherever float32 can, and rounding gives the parameters back.
+    """
+    masters: Any = {} if optimizer is None else optimizer.masters()
+    values = {name: masters.get(p, p.data) for name, p in model.named_parameters()}
+    return {name: mg.Tensor(x, dtype="float32" if x.dtype.itemsize == 2 else None) for name, x in values.items()}
 
 
 @dataclasses.dataclass

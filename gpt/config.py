@@ -89,7 +89,9 @@ class TrainConfig:
     eval_interval: int = option(250, "steps between estimates of the losses, each followed by a checkpoint")
     eval_iters: int = option(200, "batches that a loss is estimated on")
     seed: int = option(3, "seed of everything random")
-    processes: int = option(0, "processes that share the sequences of a batch, on the CPU; 0: one for each core")
+    processes: int = option(
+        0, "processes that share a batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"
+    )
     dtype: str = option("auto", "the precision; auto: bfloat16 on a GPU with the kernels for it, else float32", DTYPES)
 
     def __post_init__(self) -> None:

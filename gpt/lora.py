@@ -21,6 +21,7 @@ from minigrad import functional as F
 from minigrad import nn
 from minigrad.serialization import load_with_metadata
 
+from .checkpoint import exact_weights
 from .errors import CheckpointError, ConfigError
 from .model import GPT
 
@@ -50,6 +51,7 @@ class LoRALinear(nn.Module):
             raise ConfigError(f"the alpha of the adapters is {alpha}; wanted a number above 0")
         _exchange(linear, nn.Parameter, Frozen)
         self.linear, self.rank, self.alpha = linear, rank, alpha
+        self.first_row = mg.Tensor(linear.weight.data[0]).numpy().astype("<f4").tobytes()  # before any rounding
         dtype, device = linear.weight.dtype, linear.weight.device
         bound = 1 / math.sqrt(inputs)
         a, b = mg.random.uniform((rank, inputs), -bound, bound), [[0.0] * rank] * outputs
@@ -100,14 +102,26 @@ def merge(model: GPT) -> GPT:
     return model
 
 
-def save_adapters(model: GPT, path: str | os.PathLike[str]) -> None:
-    """Write the adapters alone to a safetensors file, and beside them what they were made for."""
+def convert(model: GPT, dtype: Any) -> GPT:
+    """Convert a model with adapters to a floating dtype: the adapters, as `to` does, and all that is frozen."""
+    frozen = {value for part in model.modules() for value in vars(part).values() if type(value) is Frozen}
+    for weight in frozen:
+        weight.data = mg.Tensor(weight.data, dtype=dtype).data
+    model.to(dtype=dtype)
+    return model
+
+
+def save_adapters(model: GPT, path: str | os.PathLike[str], optimizer: Any = None) -> None:
+    """Write the adapters alone to a safetensors file, and beside them what they were made for.
+
+    optimizer: if it trains them in 16 bits, its masters' values are written, see `checkpoint.exact_weights`.
+    """
     adapters = {name: adapter for name, _, _, adapter in _layers(model, LoRALinear)}
     if not adapters:
         raise ConfigError("this model has no adapters to save")
     one = next(iter(adapters.values()))
     about = {"rank": one.rank, "alpha": one.alpha, "layers": list(adapters), "base": _fingerprint(model)}
-    mg.save(model.state_dict(), path, metadata={"minigrad_lora": json.dumps(about)})
+    mg.save(exact_weights(model, optimizer), path, metadata={"minigrad_lora": json.dumps(about)})
 
 
 def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
@@ -140,10 +154,13 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
 
 
 def _fingerprint(model: GPT) -> str:
-    """What tells a model's frozen weights from others: a hash of the first row of each layer with an adapter."""
+    """What tells a model's frozen weights from others: a hash of the first row of each layer with an adapter.
+
+    Of the weights as the adapters were put on them: `convert` does not change it.
+    """
     digest = hashlib.sha256()
     for *_, adapter in _layers(model, LoRALinear):
-        digest.update(adapter.linear.weight.numpy()[0].astype("<f4").tobytes())
+        digest.update(adapter.first_row)
     return digest.hexdigest()
 
 

@@ -48,8 +48,19 @@ class DivergedError(GPTError):
     """The loss is no longer a finite number."""
 
 
-def choose_processes(config: TrainConfig, device: str) -> int:
-    """How many processes share a batch: on the CPU one for each of the engine's threads, but no more than sequences."""
+MOST_PROCESSES = (
+    8  # unless more are asked for: what their gradients take, in memory and to be added up, grows with them
+)
+LARGE = 50_000_000  # parameters from which on operations are long enough for threads, and gradients too large to copy
+
+
+def choose_processes(config: TrainConfig, model: GPT) -> int:
+    """How many processes share a batch.
+
+    If that is left open, on the CPU one for each of the engine's threads, but no more than sequences, and one for a
+    large model, whose operations share the threads well.
+    """
+    device = model.wte.weight.device
     if config.processes > 1 and (device != "cpu" or not can_share()):
         where = "on this system" if device == "cpu" else f"on {device}"
         raise ConfigError(f"processes is {config.processes}, but {where} a single one trains: take 1")
@@ -57,7 +68,9 @@ def choose_processes(config: TrainConfig, device: str) -> int:
         raise ConfigError(f"processes is {config.processes}, more than the {config.batch_size} sequences of a batch")
     if config.processes:
         return config.processes
-    return min(mg.get_num_threads(), config.batch_size) if device == "cpu" and can_share() else 1
+    if device != "cpu" or not can_share() or model.num_parameters() >= LARGE:
+        return 1
+    return min(mg.get_num_threads(), config.batch_size, MOST_PROCESSES)
 
 
 class Trainer:
@@ -74,7 +87,7 @@ class Trainer:
         graph: bool = True,
     ) -> None:
         self.device = model.wte.weight.device
-        dtype, processes = precision.choose(config.dtype, self.device), choose_processes(config, self.device)
+        dtype, processes = precision.choose(config.dtype, self.device), choose_processes(config, model)
         config = dataclasses.replace(config, dtype=dtype, processes=processes)
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one

@@ -1,6 +1,7 @@
 """The tests of what a GPU computes, as a class: test_standin.py runs it on the stand-in, test_cuda.py on a card.
 
-Everything is compared with the reference operations on NumPy, which other tests have checked.
+Both without the CUDA kernels; test_gpu_with_kernels.py runs it with them. Everything is compared with the reference
+operations on NumPy, which other tests have checked.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def new_model(device: str = DEVICE, **options: Any) -> GPT:
 
 
 def trainer_on_gpu(out: Any, **options: Any) -> Any:
-    """test_trainer's small run, on the GPU."""
-    trainer = new_trainer(out, **options)
+    """test_trainer's small run, on the GPU, where a single process trains."""
+    trainer = new_trainer(out, **{"processes": 1, **options})
     trainer.model.to(DEVICE)
     trainer.device = trainer.model.wte.weight.device
     return trainer
@@ -96,14 +97,23 @@ class OnGPU:
 
     tolerance: dict[str, float]  # for each dtype, how far from NumPy's result, beside the largest element of it
 
+    kernels_on: frozenset[str] = frozenset()  # the kinds of devices whose kernels are in use
+
+    def gpu(self, monkeypatch: Any) -> Any:
+        """The context in which there is a GPU."""
+        return contextlib.nullcontext()
+
     @pytest.fixture(autouse=True)
     def _references(self, monkeypatch: Any) -> Iterator[None]:
-        """The reference operations on either side, with the GPU's random numbers on either side."""
+        """The reference operations, but for `kernels_on`, and the GPU's random numbers on either side."""
         random = mg.random
-        monkeypatch.setattr(
-            random, "_random_16_bits", lambda n, device, _: random.Counter(device).words(-(-n // 2)).view("uint16")[:n]
-        )
-        with kernels.reference():
+        with self.gpu(monkeypatch):
+            monkeypatch.setattr(kernels, "_devices", set(self.kernels_on))
+            monkeypatch.setattr(
+                random,
+                "_random_16_bits",
+                lambda n, device, _: random.Counter(device).words(-(-n // 2)).view("uint16")[:n],
+            )
             yield
 
     def assert_close(self, ours: Any, theirs: np.ndarray | None) -> None:

@@ -1,6 +1,7 @@
 """The weights that attention averages with, and the program that draws them."""
 
 import importlib.util
+import itertools
 import math
 import os
 import sys
@@ -155,6 +156,23 @@ def attention_maps(*options):
     return run_program("attention_maps", *options)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draws tokens "␣000", "␣001", … and heads that look at all of them alike; returns matplotlib's figure."""
+    figures = []
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr(figure_class, "savefig", lambda self, *_, **__: figures.append(self))
+
+    def draw(n_tokens, n_head, layers):
+        p = np.tril(np.ones((1, n_tokens, n_tokens), np.float32)).repeat(n_head, axis=0) / n_tokens
+        load_program("attention_maps").draw(
+            dict.fromkeys(range(layers), p), [f"␣{i:03}" for i in range(n_tokens)], "png"
+        )
+        return figures[-1]
+
+    return draw
+
+
 @pictures
 @pytest.mark.parametrize(("suffix", "begin"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")])
 def test_a_picture_of_all_heads(folder, tmp_path, capsys, suffix, begin):
@@ -190,34 +208,38 @@ def test_a_picture_of_one_layer(folder, tmp_path, capsys):
 
 
 @pictures
-def test_labels_of_a_long_prompt_are_thinned(folder, tmp_path):
-    """64 tokens have room for about half as many labels, at equal distances."""
-    assert attention_maps("--model", folder, "--prompt", "obt" * 21 + "t", "--out", tmp_path / "long.svg") == 0
-    drawn = (tmp_path / "long.svg").read_text(encoding="utf-8")
-    labels = sum(drawn.count(f"<!-- {label} -->") for label in "obt")
-    program = load_program("attention_maps")
-    room = program.MOST / program.LABEL
-    assert 0.4 * room < labels / (2 + 3) <= room
+@pytest.mark.parametrize(
+    ("n_tokens", "named", "letters"), [(31, 31, 6), (40, 40, 4.7), (47, 47, 4), (48, 24, 6), (64, 32, 5.9)]
+)
+def test_all_tokens_are_named_that_can_be_read(drawn, n_tokens, named, letters):
+    """The names get smaller where there are many; below 4 points some are left out, and the picture says so."""
+    figure = drawn(n_tokens, n_head=4, layers=1)
+    shown = [text for text in figure.axes[0].get_yticklabels() if text.get_text()]
+    assert [text.get_text() for text in shown] == [f"␣{i:03}" for i in range(0, n_tokens, n_tokens // named)]
+    assert 4 <= shown[0].get_fontsize() == pytest.approx(letters, abs=0.1)
+    texts = [text.get_text() for text in figure.texts]
+    assert texts == ["this token", "looks at" + (" (one token in 2 is named)" if named < n_tokens else "")]
 
 
 @pictures
-def test_pictures_are_of_gpt2s_size_at_most(monkeypatch):
+@pytest.mark.parametrize("n_tokens", [5, 40, 47, 64])
+def test_names_do_not_overlap(drawn, n_tokens):
+    figure = drawn(n_tokens, n_head=4, layers=1)
+    panel = figure.axes[2]  # the lower left one
+    boxes = [[text.get_window_extent() for text in axis.get_ticklabels()] for axis in (panel.xaxis, panel.yaxis)]
+    assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes[0]))
+    assert all(a.y0 >= b.y1 for a, b in itertools.pairwise(boxes[1]))
+
+
+@pictures
+def test_pictures_are_of_gpt2s_size_at_most(drawn):
     """12 x 12 heads fit on a screen's width, and 300 tokens take no more room than 12."""
-    figure = pytest.importorskip("matplotlib.figure")
-    sizes, labels = [], []
-
-    def record(self, *_, **__):
-        sizes.append(self.get_size_inches().tolist())
-        labels.append(len([t for t in self.axes[0].get_yticklabels() if t.get_text()]))
-
-    monkeypatch.setattr(figure.Figure, "savefig", record)
-    for n_tokens in (12, 300):
-        p = np.tril(np.ones((1, n_tokens, n_tokens), np.float32)).repeat(12, axis=0) / n_tokens
-        load_program("attention_maps").draw(dict.fromkeys(range(2), p), ["␣word"] * n_tokens, "png")
-    assert sizes[0] == sizes[1]
-    assert 12 * 1.2 < sizes[0][0] < 20
-    assert labels[0] == 12
-    assert 8 <= labels[1] <= 14
+    few, many = (drawn(n_tokens, n_head=12, layers=2) for n_tokens in (12, 300))
+    assert few.get_size_inches().tolist() == many.get_size_inches().tolist()
+    assert 12 * 1.2 < few.get_size_inches()[0] < 20
+    few, many = (len([t for t in each.axes[0].get_yticklabels() if t.get_text()]) for each in (few, many))
+    assert few == 12
+    assert 12 <= many <= 1.4 * 72 / 4
 
 
 @pictures

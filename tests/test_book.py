@@ -126,8 +126,24 @@ def test_the_walk_of_the_tape_is_a_real_one(sections):
 def test_the_chapter_on_your_own_operation_runs_the_docstring(sections):
     said = " ".join(source_of(text_of(sections["Function"][1])).split())
     assert "y = Scale.apply(x, 3.0)" in said
-    assert "For x = [1, -2] it gives y = [3, -6] and, for dL/dy = 1, dL/dx = [3, 3]" in said
+    assert "Where x is [1, -2], y is [3, -6] and, for dL/dy = 1, dL/dx is [3, 3]" in said
     assert float(re.search(r"largest error is (\S+)\.", said)[1]) < 1e-7
+
+
+def test_every_derivative_in_the_text_is_typeset(pages):
+    """Code shows dL/dx as it is written, and so does a formula that could mean two things, which stays whole."""
+    for name, page in pages.items():
+        left = "".join(text_outside(page, {"math", "code", "plain", "diagram"}))
+        assert "dL/d" not in left, f"{name}: {left[left.index('dL/d') - 40 :][:80]}"
+
+
+def text_outside(element, kinds):
+    """The pieces of text that are in no element of these classes."""
+    if not kinds & set((element.get("class") or "").split()):
+        yield element.text or ""
+        for child in element:
+            yield from text_outside(child, kinds)
+            yield child.tail or ""
 
 
 # What it finds

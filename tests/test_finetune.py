@@ -5,6 +5,8 @@ import signal
 
 import numpy as np
 import pytest
+from cuda_emulator import needs_compiler
+from on_card import a_card
 from programs import load_program, run_program
 
 import minigrad as mg
@@ -152,6 +154,83 @@ def test_a_resumed_run_continues_exactly(finetune, tmp_path, monkeypatch, capsys
     assert whole.tensors.keys() == parts.tensors.keys()
     for name, value in whole.tensors.items():
         np.testing.assert_array_equal(value.numpy(), parts.tensors[name].numpy(), err_msg=name)
+
+
+# On a card, which is the stand-in for CuPy with the emulator of kernels; see on_card.py
+
+ON_CARD = ["--device", "cuda", "--max-iters", 6, "--learning-rate", 1e-2, "--warmup-iters", 2, "--eval-interval", 3]
+ON_CARD += ["--lr-decay-iters", 6, "--sample-tokens", 3]
+
+
+def numbers(state):
+    return {name: value.numpy() for name, value in state.items()}
+
+
+def last_of(run):
+    return numbers(checkpoint.load(run / checkpoint.LAST).part("model"))
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype == np.float32
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def has_more_digits_than_bfloat16(value):
+    return bool((np.ascontiguousarray(value).view(np.uint32) & 0xFFFF).any())
+
+
+@needs_compiler
+def test_a_whole_model_trained_in_bfloat16_is_written_with_all_its_digits(finetune, tmp_path, monkeypatch, capsys):
+    """With `--dtype auto`, as on any card that has bfloat16; the file is read on the CPU."""
+    with a_card(monkeypatch):
+        assert finetune("run", *ON_CARD, "--save-pretrained", tmp_path / "hf") == 0
+    assert "dtype bfloat16" in capsys.readouterr().out
+    best = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
+    assert best.run["iteration"] > 0
+    saved = numbers(load_model(tmp_path / "hf")[0].state_dict())
+    assert_equal(saved, numbers(best.part("model")))
+    assert all(map(has_more_digits_than_bfloat16, saved.values()))
+
+
+@needs_compiler
+def test_adapters_trained_in_bfloat16_are_merged_with_all_digits(finetune, base, tmp_path, monkeypatch):
+    """Theirs, and those of the model that they are for."""
+    with a_card(monkeypatch):
+        assert finetune("run", *ON_CARD, *LORA, "--dtype", "bfloat16", "--save-pretrained", tmp_path / "hf") == 0
+        assert finetune("parts", *ON_CARD, *LORA, "--max-iters", 3) == 0
+        assert finetune("parts", *ON_CARD, "--resume") == 0
+    best = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
+    assert best.run["iteration"] > 0
+    adapters = numbers(mg.load(tmp_path / "run" / lora.ADAPTERS))
+    assert_equal(adapters, numbers(best.part("model")))
+    assert all(map(has_more_digits_than_bfloat16, adapters.values()))
+
+    merged = lora.merge(load_model(base, tmp_path / "run" / lora.ADAPTERS)[0])
+    saved, _ = load_model(tmp_path / "hf")
+    assert_equal(numbers(saved.state_dict()), numbers(merged.state_dict()))
+    np.testing.assert_array_equal(saved.wte.weight.numpy(), load_model(base)[0].wte.weight.numpy())
+    assert_equal(last_of(tmp_path / "parts"), last_of(tmp_path / "run"))
+
+
+@needs_compiler
+def test_steps_are_a_graph_unless_they_are_not_to_be(finetune, tmp_path, monkeypatch):
+    """Replays launch nothing one by one, and compute the same bits."""
+    with a_card(monkeypatch) as launches:
+        assert finetune("graph", *ON_CARD) == 0
+        with_graph = len(launches)
+        assert finetune("plain", *ON_CARD, "--no-graph") == 0
+        assert len(launches) - with_graph > with_graph
+    assert_equal(last_of(tmp_path / "graph"), last_of(tmp_path / "plain"))
+
+
+def test_the_cpu_computes_in_float32(finetune):
+    assert "dtype is 'bfloat16', but the CPU computes in 'float32'" in finetune("run", "--dtype", "bfloat16")
+    assert "dtype is 'float16', but the CPU computes in 'float32'" in finetune("run", *LORA, "--dtype", "float16")
+
+
+# Where it starts from
 
 
 def test_from_a_run_of_ones_own(finetune, tmp_path):

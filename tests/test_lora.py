@@ -219,6 +219,44 @@ def test_files_that_hold_no_adapters_are_refused(saved, tmp_path):
         lora.save_adapters(new_model(), tmp_path / "y.safetensors")
 
 
+# 16 bits
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adapters_learn_in_16_bits_and_are_saved_with_the_digits_that_their_masters_have(dtype, tmp_path):
+    """They are for the weights as these were before rounding."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    model = lora.convert(lora.add_adapters(new_model(), rank=2, layers=ALL), dtype)
+    held = {value.dtype.name for module in model.modules() for value in vars(module).values() if is_tensor(value)}
+    assert held == {dtype}
+    assert model.lm_head.weight is model.wte.weight
+    optimizer = model.configure_optimizer(lr=1e-2, weight_decay=0.0)
+    first = loss(model).item()
+    for _ in range(10):
+        loss(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss(model).item() < first
+
+    lora.save_adapters(model, tmp_path / "adapters.safetensors", optimizer)
+    loaded = lora.load_adapters(new_model(), tmp_path / "adapters.safetensors")
+    masters = optimizer.masters()
+    for (name, exact), rounded in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert exact.dtype == np.float32
+        np.testing.assert_array_equal(exact.numpy(), masters[rounded], err_msg=name)
+        assert (exact.numpy() != rounded.numpy().astype(np.float32)).any(), "nothing was rounded"
+
+    lora.save_adapters(model, tmp_path / "rounded.safetensors")
+    for value, rounded in zip(mg.load(tmp_path / "rounded.safetensors").values(), model.parameters(), strict=True):
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value.numpy(), rounded.numpy().astype(np.float32))
+
+
+def is_tensor(value):
+    return isinstance(value, mg.Tensor)
+
+
 # Mistakes
 
 

@@ -149,7 +149,8 @@ def test_rotary_positions_and_other_options_of_the_model(seen_logits):
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5), seed=seeds)
 @settings(max_examples=20)
 def test_any_lengths(lengths, seed):
-    model, rng = new_model(), np.random.default_rng(seed)
+    """In float64: in float32 one token in 100,000 is chosen by less than what rounding makes of another batch."""
+    model, rng = new_model().to(dtype="float64"), np.random.default_rng(seed)
     prompts = [rng.integers(0, VOCAB, length) for length in lengths]
     for prompt, row in zip(prompts, model.generate(prompts, 6, temperature=0), strict=True):
         np.testing.assert_array_equal(row, model.generate(prompt[None], 6, temperature=0)[0])

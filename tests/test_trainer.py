@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,22 +118,34 @@ def test_processes_that_share_the_batches_learn_what_one_learns(tmp_path):
     assert several.parallel.workers == []  # they end with the training
 
 
-def test_how_many_processes_share_a_batch(tmp_path, monkeypatch):
-    """As many as threads, but no more than sequences; one where a process cannot be copied."""
+class Model:
+    """What decides how many processes train it."""
+
+    def __init__(self, size=1000, device="cpu"):
+        self.wte = SimpleNamespace(weight=SimpleNamespace(device=device))
+        self.num_parameters = lambda: size
+
+
+def test_how_many_processes_share_a_batch(monkeypatch):
+    """As many as threads, but no more than sequences or 8; one for a large model and where no process can be copied."""
     monkeypatch.setattr(trainer_module, "can_share", lambda: True)
-    monkeypatch.setattr(mg, "get_num_threads", lambda: 8)
-    assert choose_processes(TrainConfig(batch_size=12), "cpu") == 8
-    assert choose_processes(TrainConfig(batch_size=3), "cpu") == 3
-    assert choose_processes(TrainConfig(batch_size=12, processes=2), "cpu") == 2
-    assert choose_processes(TrainConfig(batch_size=12), "cuda") == 1
+    monkeypatch.setattr(mg, "get_num_threads", lambda: 6)
+    assert choose_processes(TrainConfig(batch_size=12), Model()) == 6
+    assert choose_processes(TrainConfig(batch_size=3), Model()) == 3
+    assert choose_processes(TrainConfig(batch_size=12, processes=2), Model()) == 2
+    assert choose_processes(TrainConfig(batch_size=12), Model(size=124_000_000)) == 1
+    assert choose_processes(TrainConfig(batch_size=12, processes=2), Model(size=124_000_000)) == 2
+    assert choose_processes(TrainConfig(batch_size=12), Model(device="cuda")) == 1
+    monkeypatch.setattr(mg, "get_num_threads", lambda: 64)
+    assert choose_processes(TrainConfig(batch_size=12), Model()) == 8
     with pytest.raises(ConfigError, match="processes is 2, but on cuda:1 a single one trains: take 1"):
-        choose_processes(TrainConfig(processes=2), "cuda:1")
+        choose_processes(TrainConfig(processes=2), Model(device="cuda:1"))
     with pytest.raises(ConfigError, match="processes is 5, more than the 4 sequences of a batch"):
-        choose_processes(TrainConfig(processes=5, batch_size=4), "cpu")
+        choose_processes(TrainConfig(processes=5, batch_size=4), Model())
     monkeypatch.setattr(trainer_module, "can_share", lambda: False)
-    assert choose_processes(TrainConfig(), "cpu") == 1
+    assert choose_processes(TrainConfig(), Model()) == 1
     with pytest.raises(ConfigError, match="processes is 2, but on this system a single one trains"):
-        choose_processes(TrainConfig(processes=2), "cpu")
+        choose_processes(TrainConfig(processes=2), Model())
 
 
 def read_metrics(folder):

@@ -14,6 +14,7 @@ from programs import load_program, run_program
 
 import minigrad as mg
 from gpt import CheckpointError, DataError, TokenError
+from gpt.checkpoint import LAST
 from gpt.pairs import (
     FIRST_DAY,
     LAST_DAY,
@@ -316,7 +317,7 @@ def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
     assert re.search(r"^pictures +none: matplotlib is not installed", capsys.readouterr().out, re.M)
-    assert [path.name for path in tmp_path.iterdir()] == [MODEL]
+    assert {path.name for path in tmp_path.iterdir()} == {MODEL, LAST}
 
 
 def test_a_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path, capsys):
@@ -378,6 +379,64 @@ def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch)
     interrupted(after=3)
     assert "interrupted after the estimate at step 2; what follows is of the best so far" in capsys.readouterr().out
     assert len(Translator.load(tmp_path).translate(["3 May 1998"])) == 1
+
+
+RUN = [*TINY, "--dropout", 0.1, "--average", 3]  # 190 pairs in batches of 16: an epoch is 12 steps
+
+
+def tensors_of(path):
+    tensors, metadata = load_with_metadata(path)
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, metadata
+
+
+@pytest.mark.parametrize("stop", [4, 16])
+def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
+    """From its last estimate, in the first epoch or the second: the same files, bit for bit, and the same curves."""
+    options = [*RUN, "--steps", 20, "--eval-interval", 4]
+    assert run_program("translate", *options, "--out", tmp_path / "whole") == 0
+    program = load_program("translate")
+    step = program.Training.step
+
+    def interrupted(training, number, batch):
+        if number == stop + 2:
+            raise KeyboardInterrupt
+        return step(training, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program.Training, "step", interrupted)
+        patch.setattr("sys.argv", list(map(str, ["translate.py", *options, "--out", tmp_path / "parts"])))
+        program.main()
+    assert "--resume" in re.search(r"^go on with  python (.*)$", capsys.readouterr().out, re.M)[1]
+    mg.manual_seed(999)
+    assert run_program("translate", "--resume", "--out", tmp_path / "parts") == 0
+    assert f"parts, from step {stop}\n" in capsys.readouterr().out
+    for name in (MODEL, LAST):
+        assert tensors_of(tmp_path / "parts" / name) == tensors_of(tmp_path / "whole" / name)
+
+
+def test_a_run_goes_on_to_more_steps(tmp_path):
+    assert run_program("translate", *RUN, "--steps", 8, "--eval-interval", 4, "--out", tmp_path / "whole") == 0
+    assert run_program("translate", *RUN, "--steps", 4, "--eval-interval", 4, "--out", tmp_path / "parts") == 0
+    assert run_program("translate", "--resume", "--steps", 8, "--out", tmp_path / "parts") == 0
+    whole, parts = (tensors_of(tmp_path / run / LAST)[0] for run in ("whole", "parts"))
+    assert parts == whole
+
+
+def test_what_makes_a_run_another_one_is_refused(tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{i}\t{i}\n" for i in range(100, 130)), encoding="utf-8")
+    assert run_program("translate", *TINY, "--data", pairs, "--steps", 1, "--out", tmp_path) == 0
+    for options, message in (
+        (["--seed", 7], "--resume with seed 7, but the run has seed 1"),
+        (["--n-embd", 32], "--resume with n_embd 32, but the run has n_embd 16"),
+        (["--data", "other.tsv"], f"--resume with data other.tsv, but the run has data {pairs}"),
+        (["--out", "nowhere"], "nowhere/last.safetensors: there is no such file"),
+    ):
+        assert message in str(run_program("translate", "--out", tmp_path, "--resume", *options))
+    pairs.write_text("".join(f"{i}\t{i + 1}\n" for i in range(100, 129)), encoding="utf-8")
+    assert "was trained on other pairs" in str(run_program("translate", "--out", tmp_path, "--resume"))
+    mg.save({"x": np.zeros(2)}, tmp_path / LAST)
+    assert "but no run of examples/translate.py" in str(run_program("translate", "--out", tmp_path, "--resume"))
 
 
 def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):

@@ -220,6 +220,14 @@ def test_names_that_are_none(names, got):
         viz.draw(y, names=names)
 
 
+@pytest.mark.parametrize("names", [["x"], [], ("x", "y"), "x"], ids=repr)
+def test_names_without_tensors(names):
+    y = mg.Tensor(2.0, requires_grad=True) * 3
+    wanted = f'viz.draw: wanted names as a mapping, {{"x": x}}; got {type(names).__name__}'
+    with pytest.raises(TypeError, match=re.escape(wanted)):
+        viz.draw(y, names=names)
+
+
 def test_modules_that_are_gone_leave_their_class():
     loss = nn.Sequential(nn.Linear(2, 2))(np.ones((1, 2), np.float32)).sum()
     assert clusters(viz.draw(loss))["Linear"] == [("Sequential", "Linear")]

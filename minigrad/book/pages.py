@@ -380,8 +380,8 @@ class Book:
         y = run(x)
         y.backward(np.ones_like(y.data))
         proof = (
-            f"This code ran while this page was made. For x = `{array(x.data)}` it gives y = `{array(y.data)}` and, "
-            f"for dL/dy = 1, dL/dx = `{array(x.grad)}`."
+            f"This code ran while this page was made. Where x is `{array(x.data)}`, y is `{array(y.data)}` and, for "
+            f"dL/dy = 1, dL/dx is `{array(x.grad)}`."
         )
         if self.checks is not None:
             proof += f" `gradcheck` agrees: its largest error is {largest_error(run, [x]):.1e}."

@@ -108,6 +108,8 @@ def draw(
         raise ValueError(f"viz.draw: wanted a limit of at least 4, got {limit}")
     if depth is not None and depth < 0:
         raise ValueError(f"viz.draw: wanted a depth of at least 0, got {depth}")
+    if names is not None and not isinstance(names, Mapping):
+        raise TypeError(f'viz.draw: wanted names as a mapping, {{"x": x}}; got {type(names).__name__}')
     for name, named in (names or {}).items():
         if not isinstance(name, str) or not isinstance(named, Variable):
             raise TypeError(f"viz.draw: wanted names, texts with a tensor each; got {name!r}: {type(named).__name__}")
