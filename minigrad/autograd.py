@@ -70,8 +70,12 @@ class Scope:
 
 class _Mode(threading.local):
     no_grad = 0  # how many no_grad contexts this thread is inside
+    outer: list[int]  # the same outside of each enable_grad context that it is inside
     anomaly = 0  # how many detect_anomaly contexts
     scope: Scope | None = None  # the innermost module whose forward is running
+
+    def __init__(self) -> None:
+        self.outer = []
 
 
 _mode = _Mode()
@@ -90,15 +94,12 @@ class no_grad(contextlib.ContextDecorator):
 class enable_grad(contextlib.ContextDecorator):
     """Inside this context (or a function decorated with it) operations are recorded, even if it is inside `no_grad`."""
 
-    def __init__(self) -> None:
-        self.outer: list[int] = []
-
     def __enter__(self) -> None:
-        self.outer.append(_mode.no_grad)
+        _mode.outer.append(_mode.no_grad)
         _mode.no_grad = 0
 
     def __exit__(self, *exception: object) -> None:
-        _mode.no_grad = self.outer.pop()
+        _mode.no_grad = _mode.outer.pop()
 
 
 class detect_anomaly(contextlib.ContextDecorator):
@@ -139,8 +140,8 @@ _written_at: dict[int, int] = {}
 
 def owner_of(array: Array) -> Array:
     """The array whose memory `array` is a view of, which may be itself."""
-    while is_array(array.base):
-        array = array.base
+    while (base := array.base) is not None and is_array(base):
+        array = base
     return array
 
 
@@ -206,7 +207,7 @@ class Context:
     @property
     def saved(self) -> tuple[Array, ...]:
         """The arrays given to `save`, checked to be unchanged since."""
-        for array in self._saved:
+        for array in self._saved if _clock > self._saved_at else ():
             if is_array(array) and _written_at.get(id(owner_of(array)), 0) > self._saved_at:
                 raise AutogradError(
                     f"{self.function.__name__}: an array of shape {array.shape} that it saved for backward has been "
@@ -265,15 +266,13 @@ class Function:
     def apply(cls, *args: Any) -> Any:
         """Run `forward` on the arguments, with tensors replaced by their arrays, and record the call on the tape."""
         arrays, tensor_arguments, needs_grad = list(args), [], [False] * len(args)
-        recording, on_gpu = not _mode.no_grad, False
+        recording = not _mode.no_grad
         for i, argument in enumerate(args):
             if isinstance(argument, Variable):
-                array = arrays[i] = argument.data
+                arrays[i] = argument.data
                 tensor_arguments.append(i)
                 needs_grad[i] = recording and argument.requires_grad
-                on_gpu = on_gpu or type(array) is not np.ndarray
-            elif type(argument) is not np.ndarray and is_array(argument):
-                on_gpu = True
+        on_gpu = get_array_module(*arrays) is not np
         if on_gpu:
             check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
 

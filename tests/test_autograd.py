@@ -277,7 +277,7 @@ def test_a_loss_that_is_kept_keeps_no_activations_after_backward():
 
 def test_the_tape_has_no_reference_cycles():
     """With the garbage collector off, reference counts alone free a graph that was never walked."""
-    F.linear(np.ones((1, 1)), np.ones((1, 1)))  # starts the pool of threads, which is not the tape's business
+    F.cross_entropy(np.ones((1, 2)), np.zeros(1, int))  # starts the pool of threads, which is not the tape's business
     gc.collect()
     gc.disable()
     try:
@@ -356,6 +356,31 @@ def test_no_grad_ends_with_an_exception():
     with pytest.raises(KeyError), mg.no_grad():
         raise KeyError
     assert (x * 2).requires_grad
+
+
+def test_enable_grad_records_inside_no_grad_and_nests():
+    x = leaf(1.0)
+    recording = mg.enable_grad()
+    with mg.no_grad(), mg.no_grad():
+        with recording:
+            assert (x * 2).requires_grad
+            with mg.no_grad():
+                assert not (x * 2).requires_grad
+                with recording:
+                    assert (x * 2).requires_grad
+                assert not (x * 2).requires_grad
+            assert (x * 2).requires_grad
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad
+
+
+def test_enable_grad_decorates():
+    @mg.enable_grad()
+    def double(x):
+        return x * 2
+
+    with mg.no_grad():
+        assert double(leaf(1.0)).requires_grad
 
 
 def test_backward_works_inside_no_grad():

@@ -129,6 +129,43 @@ def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, d
                 np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
 
 
+@given(layout=layouts, sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=seeds)
+def test_split(layout, sizes, seed):
+    x = normal(layout.base_shape((3, sum(sizes))), seed)
+    fn = lambda x: F.concatenate(F.split(layout.view(x), sizes, axis=1)[::-1], axis=1)  # noqa: E731
+    assert_equals_reference(fn, x, kernel=cpu.Split)
+
+
+def test_split_copies_no_gradients_that_already_lie_end_to_end():
+    node = F.split(mg.Tensor(normal((2, 3, 12)), requires_grad=True), 4, axis=2)[0].origin[0]
+    whole = normal((2, 3, 12), 1)
+    q, k, v = np.split(whole, 3, axis=2)
+    one_of_another = (q, k.copy(), v)
+    for gradients, copied in (((q, k, v), False), ((k, q, v), True), ((q, q, v), True), (one_of_another, True)):
+        dx = cpu.Split.backward(node, *gradients)
+        np.testing.assert_array_equal(dx, np.concatenate(gradients, axis=2))
+        assert np.shares_memory(dx, whole) != copied
+    from_a_buffer = np.frombuffer(bytes(8 * 24)).reshape(2, 3, 4)
+    np.testing.assert_array_equal(cpu.Split.backward(node, from_a_buffer, k, v)[..., 4:], whole[..., 4:])
+    rows = whole.reshape(12, 6)[:4].reshape(2, 3, 4), whole.reshape(12, 6)[4:8].reshape(2, 3, 4)
+    last = whole.reshape(12, 6)[8:].reshape(2, 3, 4)
+    np.testing.assert_array_equal(cpu.Split.backward(node, *rows, last), np.concatenate([*rows, last], axis=2))
+
+
+def test_queries_keys_and_values_of_one_array_get_its_gradient_without_a_copy():
+    def attend(x):
+        q, k, v = (part.reshape(2, 5, 2, 3).transpose(0, 2, 1, 3) for part in F.split(x, 6, axis=2))
+        y = F.scaled_dot_product_attention(q, k, v, causal=True)
+        return y.transpose(0, 2, 1, 3).reshape(2, 5, 6)
+
+    assert_equals_reference(attend, normal((2, 5, 18)), kernel=cpu.Split)
+    q = normal((2, 2, 5, 3))
+    y = F.scaled_dot_product_attention(*[mg.Tensor(q, requires_grad=True) for _ in range(3)], causal=True)
+    dq, dk, dv, *_ = cpu.Attention.backward(y.origin[0], normal(y.shape, 1))
+    heads = [g.transpose(0, 2, 1, 3).reshape(2, 5, 6) for g in (dq, dk, dv)]
+    assert all(g.base is dq.base for g in heads)
+
+
 ROW_BY_ROW = {
     "gelu": F.gelu,
     "gelu, exact": lambda x: F.gelu(x, approximate="none"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import device_of, get_array_module, to_device
+from ..kernels import accelerated, cpu
 from .precision import add_up
 
 
@@ -80,6 +81,7 @@ class Concatenate(Function):
         return tuple(stretches(g, ctx.sizes, ctx.axis))
 
 
+@accelerated(cpu=cpu.Split)
 class Split(Function):
     """x cut along `axis` into stretches of the given sizes. Backward: the gradients laid end to end again."""
 

@@ -223,6 +223,8 @@ class AdamW(Optimizer):
         super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
+        if get_array_module(members[0][0].data) is np:
+            return False
         arrays = [[p.data, p.grad, state["m"], state["v"], state.get(MASTER)] for p, _, state in members]
         numbers = [i for _, i, _ in members]
         together = len({self.steps[i] for i in numbers}) == 1
@@ -248,7 +250,8 @@ class AdamW(Optimizer):
         change += group["eps"] * math.sqrt(c2)
         xp.divide(m, change, out=change)
         change *= group["lr"] * math.sqrt(c2) / c1
-        w *= 1 - group["lr"] * group["weight_decay"]
+        if group["weight_decay"]:
+            w *= 1 - group["lr"] * group["weight_decay"]
         w -= change
 
 
@@ -267,12 +270,12 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float 
     if loss_scale != 1:
         widen_gradients(with_grad)
     grads: list[Array] = [p.grad for p in with_grad]
-    if fused.usable([p.data for p in with_grad], grads):
+    xp = get_array_module(grads[0])
+    on_gpu = xp is not np
+    if on_gpu and fused.usable([p.data for p in with_grad], grads):
         for g in grads:
             mark_written(g)
         return fused.clip_grad_norm([p.data for p in with_grad], grads, max_norm, loss_scale)
-    xp = get_array_module(grads[0])
-    on_gpu = xp is not np
     in_pieces_too = kernels.in_use() and not on_gpu
     wide = [g.astype("float32") if g.dtype.itemsize == 2 else g for g in grads]  # whose squares do not overflow
     norm = xp.sqrt(squared_norm(wide) if in_pieces_too else sum(xp.vdot(g, g) for g in wide)) / loss_scale

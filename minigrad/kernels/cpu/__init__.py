@@ -15,6 +15,7 @@ from .losses import CrossEntropy
 from .normalization import LayerNorm
 from .pieces import RowByRow, in_pieces, in_whole, squared_norm
 from .products import Linear, MatMul
+from .shape import Split
 from .threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Linear",
     "MatMul",
     "RowByRow",
+    "Split",
     "get_num_threads",
     "in_pieces",
     "in_whole",

@@ -5,10 +5,9 @@ Three things make it fast:
   - Softmax subtracts each row's largest score m so that nothing overflows. While all scores are within +-60 nothing
     can, not even a sum of e^60 in float32, and e^-60 is far from underflow: then m is left out. To check that for a
     whole tile takes a tenth of the time that m takes.
-  - The weights stay as e = exp(s), or exp(s - m), with their sums aside: dividing y, with D columns, by the sums is
-    less work than dividing the weights. In the backward, with h = g / sum, so that P g = e h,
-        dv = e^T h        dP / sum = h v^T        and the sum over keys of dP P is g y (a row of both), as y = P v
-        dS = e (h v^T - h y)
+  - In the backward, the sum over keys of dP P is g y (a row of both), as y = P v: a sum over D in place of T.
+
+A product with the transpose of a small matrix takes OpenBLAS longer than to lay the transpose out and multiply by that.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .threads import parts_for, stretch
 
 SAFE = 60.0
 TILE = 64  # queries in a tile
-GROUP = 384 * 1024  # elements of a tile over all the heads that are worked on at once
+GROUP = 192 * 1024  # elements of a tile over all the heads that are worked on at once
 
 
 class Attention:
@@ -70,7 +69,7 @@ class Attention:
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         q, k, v, y = ctx.saved
-        dq, dk, dv = (like_heads_of_tokens(x.shape, x.dtype) for x in (q, k, v))
+        dq, dk, dv = like_parts_of_one(q, k, v)
 
         def work(number: int, group: Any) -> None:
             arrays = [array[group] for array in (g, q, k, v, y, dq, dk, dv)]
@@ -84,6 +83,14 @@ def like_heads_of_tokens(shape: tuple[int, ...], dtype: Any) -> Any:
     """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that putting the heads together is free."""
     B, H, T, D = shape
     return np.empty((B, T, H, D), dtype).transpose(0, 2, 1, 3)
+
+
+def like_parts_of_one(q: Any, k: Any, v: Any) -> Any:
+    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D): see shape.py."""
+    if not q.shape == k.shape == v.shape:
+        return [like_heads_of_tokens(x.shape, x.dtype) for x in (q, k, v)]
+    B, H, T, D = q.shape
+    return np.empty((B, T, 3, H, D), q.dtype).transpose(2, 0, 3, 1, 4)
 
 
 def groups(q: Any, k: Any, parts: int) -> list[tuple[slice, slice]]:
@@ -107,28 +114,30 @@ def tile_bounds(T: int, U: int, causal: bool) -> list[tuple[int, int, int]]:
 
 
 def forward_group(q: Any, k: Any, v: Any, y: Any, causal: bool, drop: Masks | None) -> list[Any]:
-    """Fill y, (b, h, T, D), and return for each tile e (b, h, t, u) and 1 / sums (b, h, t, 1)."""
+    """Fill y, (b, h, T, D), and return the weights P (b, h, t, u) of each tile."""
     T, U = q.shape[2], k.shape[2]
-    scaled = q * q.dtype.type(1 / math.sqrt(q.shape[3]))
+    scaled = np.multiply(k.swapaxes(2, 3), q.dtype.type(1 / math.sqrt(q.shape[3])), order="C")  # (b, h, D, U)
     tiles = []
     for start, stop, keys in tile_bounds(T, U, causal):
-        e = scaled[:, :, start:stop] @ k[:, :, :keys].swapaxes(2, 3)
-        e, inverse = exponentials(e, causal)
+        p = q[:, :, start:stop] @ scaled[..., :keys]
+        softmax_in_place(p, causal)
         own = y[:, :, start:stop]
-        dropped = e if drop is None else e * drop.draw(e.shape)
-        np.matmul(dropped, v[:, :, :keys], out=own)
-        own *= inverse if drop is None else inverse * q.dtype.type(drop.scale)
-        tiles.append((e, inverse))
+        if drop is None:
+            np.matmul(p, v[:, :, :keys], out=own)
+        else:
+            np.matmul(p * drop.draw(p.shape), v[:, :, :keys], out=own)
+            own *= q.dtype.type(drop.scale)
+        tiles.append(p)
     return tiles
 
 
-def exponentials(s: Any, causal: bool) -> tuple[Any, Any]:
-    """In place of scores s (b, h, t, u), e = exp(s) or exp(s - m), 0 for the future; and 1 / its sums (b, h, t, 1)."""
+def softmax_in_place(s: Any, causal: bool) -> None:
+    """Turn scores s (b, h, t, u) into weights, 0 for the future: exp(s) or exp(s - m), divided by its sums."""
     t, u = s.shape[2:]
-    past = np.tri(t, dtype=bool)
+    past = np.tri(t, dtype=s.dtype)
     if not (s.max() < SAFE and s.min() > -SAFE):
         if causal:
-            np.copyto(s[..., u - t :], -np.inf, where=~past)
+            np.copyto(s[..., u - t :], -np.inf, where=past == 0)
         m = s.max(axis=-1, keepdims=True)
         s -= np.where(np.isfinite(m), m, 0)
     np.exp(s, out=s)
@@ -136,7 +145,7 @@ def exponentials(s: Any, causal: bool) -> tuple[Any, Any]:
         s[..., u - t :] *= past
     sums = s @ np.ones((u, 1), s.dtype)  # (b, h, t, 1)
     sums[sums == 0] = 1  # where a query may look nowhere: as in ops/softmax.py
-    return s, 1 / sums
+    s *= 1 / sums
 
 
 def backward_group(
@@ -144,24 +153,25 @@ def backward_group(
 ) -> None:
     """Fill dq, dk and dv, all (b, h, …, D). The last tile comes first: it has all the keys and so starts dk and dv."""
     scale = q.dtype.type(1 / math.sqrt(q.shape[3]))
+    v = np.ascontiguousarray(v.swapaxes(2, 3))  # (b, h, D, U)
     stop = T = q.shape[2]
     for number in reversed(range(len(tiles))):
-        e, inverse = tiles[number]
-        start, keys = stop - e.shape[2], e.shape[3]
+        p = tiles[number]
+        start, keys = stop - p.shape[2], p.shape[3]
         own = slice(start, stop)
-        h = g[:, :, own] * inverse  # (b, h, t, D)
-        shift = np.vecdot(h, y[:, :, own])[..., None]  # (b, h, t, 1)
+        dy = g[:, :, own]  # (b, h, t, D)
+        shift = np.vecdot(dy, y[:, :, own])[..., None]  # (b, h, t, 1)
         if drop is not None:
-            h *= q.dtype.type(drop.scale)
-        ds = h @ v[:, :, :keys].swapaxes(2, 3)  # (b, h, t, keys)
+            dy = dy * q.dtype.type(drop.scale)
+        ds = dy @ v[..., :keys]  # (b, h, t, keys)
         if drop is None:
-            weights = e
+            weights = p
         else:
             ds *= drop.drawn[number]
-            weights = e * drop.drawn[number]
-        add_product(weights, h, dv[:, :, :keys], first=stop == T)
+            weights = p * drop.drawn[number]
+        add_product(weights, dy, dv[:, :, :keys], first=stop == T)
         ds -= shift
-        ds *= e
+        ds *= p
         np.matmul(ds, k[:, :, :keys], out=dq[:, :, own])
         add_product(ds, q[:, :, own], dk[:, :, :keys], first=stop == T)
         stop = start

@@ -82,7 +82,7 @@ def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
     """
     cut = []
     for function, arrays in jobs:
-        if all(array.flags.c_contiguous for array in arrays):
+        if arrays[0].size > 2 * ALONE and all(array.flags.c_contiguous for array in arrays):
             flat = [array.reshape(-1) for array in arrays]
             cut += [(function, [a[i : i + 2 * ALONE] for a in flat]) for i in range(0, flat[0].size, 2 * ALONE)]
         else:

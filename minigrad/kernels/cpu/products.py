@@ -15,12 +15,12 @@ LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of 
 SMALL = 2e6  # and below which the reference, with fewer calls, is as fast
 LATE = 4e6  # and that a thread has done by the time another has begun, woken up, and reported that it is done
 FEW = 20  # for fewer rows than this the time goes into fetching the weights, not into multiplying
+FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
-def same_floats(*arrays: Any) -> bool:
-    """True for arrays that are all float32 or all float64; None does not count."""
-    dtypes = {array.dtype for array in arrays if array is not None}
-    return len(dtypes) == 1 and dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}
+def same_floats(first: Any, *others: Any) -> bool:
+    """True for arrays that are all float32 or all float64; None, where it is not the first, does not count."""
+    return first.dtype in FLOATS and all(array is None or array.dtype == first.dtype for array in others)
 
 
 class Linear:
@@ -73,7 +73,7 @@ class Linear:
         dweight = np.empty((outputs, inputs), x.dtype) if wants_weight else None
         dbias = np.empty(outputs, x.dtype) if wants_bias else None
 
-        ones = np.ones(n, x.dtype)
+        ones = np.ones(n, x.dtype) if wants_bias else None
         tasks = []
         for i in range(ctx.parts):
             calls = []
