@@ -91,6 +91,7 @@ class Trainer:
         config = dataclasses.replace(config, dtype=dtype, processes=processes)
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
+        exact: dict[mg.Tensor, Any] = {p: p.data for p in model.parameters()}  # before they are rounded
         if config.dtype in ("bfloat16", "float16"):
             model.to(dtype=config.dtype)
         self.scaler = optim.LossScaler() if config.dtype == "float16" else None
@@ -101,6 +102,7 @@ class Trainer:
             optimizer=config.optimizer,
             muon_lr=config.muon_learning_rate,
         )
+        self.optimizer.start_masters(exact)
         top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
         self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.groups]
         self.graph: Captured | None = None  # of a step; with float16 the host decides about every step

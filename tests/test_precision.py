@@ -34,6 +34,24 @@ def test_the_master_learns_as_a_float32_parameter_does(make):
     assert half.dtype == np.float16
 
 
+@pytest.mark.parametrize("make", [*OPTIMIZERS, lambda params: optim.CombinedOptimizer(optim.SGD(params, lr=1e-4))])
+def test_masters_can_begin_with_the_digits_that_rounding_took(make):
+    """Then the parameter learns as the float32 one that it was rounded from."""
+    exact = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    half, single = mg.Tensor(exact.astype(np.float16), requires_grad=True), mg.Tensor(exact.copy(), requires_grad=True)
+    optimizers = make([half]), make([single])
+    for parameter, optimizer in zip((half, single), optimizers, strict=True):
+        optimizer.start_masters({parameter: exact})
+    assert not optimizers[1].masters()  # it has all its digits
+    np.testing.assert_array_equal(optimizers[0].masters()[half], exact)
+    for t in range(3):
+        half.grad, single.grad = gradients(t), gradients(t).astype(np.float32)
+        for optimizer in optimizers:
+            optimizer.step()
+    np.testing.assert_array_equal(optimizers[0].masters()[half], single.data)
+    assert not np.shares_memory(optimizers[0].masters()[half], exact)
+
+
 def test_steps_too_small_for_16_bits_add_up():
     """A step of 1e-4 from 1 is lost in float16, whose next number below is 0.9995; a thousand of them are not."""
     weight = mg.Tensor(np.ones((1, 1), np.float16), requires_grad=True)

@@ -229,6 +229,17 @@ def test_checkpoints_hold_the_masters_and_work_on_the_cpu(card, tmp_path, dtype)
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_run_begins_with_all_digits_of_its_weights(card, tmp_path, dtype):
+    """What the first checkpoint holds is what a float32 run begins with."""
+    half, single = (new_trainer(tmp_path / each, dtype=each, max_iters=0) for each in (dtype, "float32"))
+    half.train()
+    saved = checkpoint.load(tmp_path / dtype / checkpoint.LAST).part("model")
+    for name, value in single.model.state_dict().items():
+        np.testing.assert_array_equal(saved[name].numpy(), value.numpy(), err_msg=name)
+
+
+@needs_compiler
 def test_a_run_can_go_on_in_another_precision(card, tmp_path):
     new_trainer(tmp_path, dtype="bfloat16", max_iters=3).train()
     saved = checkpoint.load(tmp_path / checkpoint.LAST)

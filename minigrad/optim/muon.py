@@ -113,6 +113,11 @@ class CombinedOptimizer:
         for one in self.optimizers:
             one.step()
 
+    def start_masters(self, exact: Mapping[Tensor, Array]) -> None:
+        """Let 16-bit parameters begin with these masters; see `Optimizer.start_masters`."""
+        for one in self.optimizers:
+            one.start_masters(exact)
+
     def masters(self) -> dict[Tensor, Array]:
         """The float32 arrays that 16-bit parameters are the rounded values of, by parameter."""
         return {p: master for one in self.optimizers for p, master in one.masters().items()}

@@ -136,8 +136,17 @@ class Optimizer:
         """
         raise TypeError(f"{type(self).__name__} must define update(…)")
 
+    def start_masters(self, exact: Mapping[Tensor, Array]) -> None:
+        """Let 16-bit parameters begin with these masters: float32 arrays that they are the rounded values of.
+
+        Without it the masters are made in the first step, from the rounded values.
+        """
+        for p, state in zip(self.params, self.state, strict=True):
+            if p in exact and p.dtype.itemsize == 2:
+                state[MASTER] = exact[p].astype("float32")
+
     def masters(self) -> dict[Tensor, Array]:
-        """The float32 arrays that 16-bit parameters are the rounded values of, by parameter; none before a step."""
+        """The float32 arrays that 16-bit parameters are the rounded values of, by parameter, where there are any."""
         return {p: state[MASTER] for p, state in zip(self.params, self.state, strict=True) if MASTER in state}
 
     def state_dict(self) -> dict[str, Tensor]:
