@@ -32,6 +32,9 @@ def tiny_pieces(request, monkeypatch):
     monkeypatch.setattr(products, "LEAST", 8)
     monkeypatch.setattr(products, "SMALL", -1)
     monkeypatch.setattr(products, "FEW", 1)
+    monkeypatch.setattr(
+        products, "library", lambda: "numpy"
+    )  # or MKL's threads, and not the pool's, would share products
     monkeypatch.setattr(normalization, "SMALL", 0)
     monkeypatch.setattr(attention, "LEAST", 8)
     monkeypatch.setattr(attention, "TILE", 3)
@@ -115,6 +118,48 @@ def library(request, monkeypatch):
         pytest.skip("the package mkl is not installed, or MINIGRAD_BLAS leaves it alone")
     else:
         monkeypatch.setattr(blas, "ROWS", 1)
+
+
+@pytest.fixture
+def shared_by_the_library(library, monkeypatch):
+    """Products of any size are shared by threads of the library that computes them."""
+    monkeypatch.setattr(products, "FEW", 1_000_000)
+
+
+@pytest.mark.usefixtures("shared_by_the_library")
+@given(rows=st.integers(0, 20), inputs=st.integers(1, 9), outputs=st.integers(1, 20), bias=st.booleans(), seed=seeds)
+def test_linear_on_the_librarys_own_threads(rows, inputs, outputs, bias, seed):
+    arrays = [normal((rows, inputs), seed), normal((outputs, inputs), seed + 1), normal((outputs,), seed + 2)]
+    assert_equals_reference(F.linear, *arrays[: 3 if bias else 2], kernel=cpu.Linear if rows else None)
+
+
+@pytest.mark.usefixtures("shared_by_the_library")
+def test_the_librarys_threads_give_the_same_bits_in_every_run():
+    x, weight = normal((150, 200)).astype(np.float32), normal((300, 200), 1).astype(np.float32)
+
+    def run():
+        y, gradients = forward_and_backward(F.linear, [x.copy(), weight.copy(), weight[:, 0].copy()])
+        return [*y, *gradients]
+
+    first = run()
+    for _ in range(5):
+        for a, b in zip(first, run(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("shared_by_the_library")
+def test_afterwards_libraries_are_held_to_one_thread_again():
+    threads.in_parallel(lambda i, parts: None, mg.get_num_threads())
+    inside = []
+
+    def fail():
+        inside.extend(library.num_threads for library in threads.Pool.libraries)
+        raise RuntimeError("a product failed")
+
+    with pytest.raises(RuntimeError, match="a product failed"):
+        threads.with_library_threads(fail)
+    assert set(inside) == {mg.get_num_threads()}
+    assert {library.num_threads for library in threads.Pool.libraries} == {1}
 
 
 @pytest.mark.usefixtures("library")

@@ -1,7 +1,9 @@
-"""One matrix product on one thread: NumPy's, or Intel's MKL where it is installed (pip install "minigrad[mkl]").
+"""One matrix product: NumPy's, or Intel's MKL where it is installed (pip install "minigrad[mkl]").
 
 NumPy's wheels carry OpenBLAS, which on many Intel processors reaches two thirds of MKL's speed in float32, and matrix
 products are most of a training step. MINIGRAD_BLAS=numpy leaves MKL alone.
+
+On how many threads a library multiplies, threads.py decides.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import numpy as np
 ROWS = 16  # for fewer, two of MKL's products at a time took as long as one after the other; OpenBLAS's do not
 KEPT = 500  # np.matmul keeps the interpreter's lock for results of so few elements, np.dot never does
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of cblas.h
-_SEQUENTIAL = 1  # of mkl_service.h: the threads are ours
+_INTEL_THREADS = 0  # of mkl_service.h: those of intel-openmp, which `mkl` needs to be installed with
+_WAIT = "10"  # milliseconds for which MKL's threads keep a core after a product, in case another follows; else 200
 
 
 def _load_mkl() -> dict[np.dtype[Any], Any]:
@@ -31,7 +34,8 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
         mkl = ctypes.CDLL(os.path.realpath(library))
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
         return {}
-    mkl.MKL_Set_Threading_Layer(_SEQUENTIAL)
+    os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # is read when the threads start
+    mkl.MKL_Set_Threading_Layer(_INTEL_THREADS)
     whole, address = ctypes.c_int, ctypes.c_void_p
     found = {}
     for name, scalar in (("float32", ctypes.c_float), ("float64", ctypes.c_double)):

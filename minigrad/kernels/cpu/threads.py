@@ -3,8 +3,9 @@
 The work is always cut in the same way for the same number of threads, whoever computes a part, so a result is the same
 bit for bit in every run.
 
-Once the pool is in use, NumPy's own matrix library multiplies on one thread, here and wherever else the process uses
-it. Its threads would wait in a busy loop after every product, for milliseconds, on the cores that the pool needs next.
+Once the pool is in use, matrix libraries multiply on one thread, here and wherever else the process uses them. Their
+own threads wait in a busy loop after every product, for milliseconds, on the cores that the pool may need next. Where
+that pays, since such a thread takes up the next product at once, `with_library_threads` allows them for one product.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 
 def _cores() -> int:
@@ -29,7 +30,7 @@ def _cores() -> int:
 class Pool:
     """`size` - 1 threads that wait for work; whoever hands out work is the remaining one."""
 
-    blas_is_held = False  # to one thread: for the whole process, once any pool is in use
+    libraries: tuple[Any, ...] = ()  # for matrix products; they are held to one thread once any pool is in use
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -38,13 +39,17 @@ class Pool:
         self.started = False
 
     def start(self) -> None:
-        if not Pool.blas_is_held:
-            threadpool_limits(1, user_api="blas")
-            Pool.blas_is_held = True
+        if not Pool.libraries:
+            Pool.libraries = tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
+            self.limit_libraries(1)
         for _ in range(1, self.size):
             self.inboxes.append(queue.SimpleQueue())
             threading.Thread(target=self.serve, args=(self.inboxes[-1],), daemon=True, name="minigrad").start()
         self.started = True
+
+    def limit_libraries(self, threads: int) -> None:
+        for library in Pool.libraries:
+            library.set_num_threads(threads)
 
     def run(self, tasks: Sequence[Callable[[], Any]]) -> None:
         """Call all tasks, each in a thread of its own; the first in the thread that asks."""
@@ -155,6 +160,25 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
     else:
         for task in tasks:
             task()
+
+
+def with_library_threads(product: Callable[[], Any]) -> None:
+    """A matrix product on as many of its library's own threads as the pool has.
+
+    They take up a task within a microsecond. A thread of the pool takes a tenth of a millisecond to wake up, to wait
+    for the interpreter and to report: as long as a product of one row with a whole matrix of weights takes.
+    """
+    if _pool.size > 1 and _pool.busy.acquire(blocking=False):
+        try:
+            if not _pool.started:
+                _pool.start()
+            _pool.limit_libraries(_pool.size)
+            product()
+        finally:
+            _pool.limit_libraries(1)
+            _pool.busy.release()
+    else:
+        product()
 
 
 def one_after_the_other(calls: Sequence[Callable[[], Any]]) -> None:
