@@ -133,6 +133,7 @@ def main() -> None:
         model, tokenizer = load_model(config.model, device=args.device, dropout=dropout)
     n_weights = model.num_parameters()
     if config.lora_rank and saved is None:
+        keep_the_model(Path(config.model), args.out)
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_layers.split(","))
     elif config.lora_rank:
         lora.load_adapters(model, args.out / lora.ADAPTERS)  # the best so far; they know what weights they are for
@@ -177,6 +178,12 @@ def new_config(given: dict[str, Any]) -> FinetuneConfig:
     options.setdefault("warmup_iters", options["max_iters"] // 10)
     options.setdefault("min_lr", options["learning_rate"] / 10)
     return FinetuneConfig(**options)
+
+
+def keep_the_model(model: Path, out: Path) -> None:
+    """Refuse a run in the folder of the model that its adapters need: a new run moves the files there aside."""
+    if model.exists() and out.resolve() in (model.resolve(), *model.resolve().parents):
+        raise ConfigError(f"--out {out} is where --model {model} lies, which the adapters need; wanted another folder")
 
 
 def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout: float | None) -> FinetuneConfig:

@@ -241,6 +241,15 @@ def test_from_a_run_of_ones_own(finetune, tmp_path):
     assert checkpoint.load(tmp_path / "third" / checkpoint.LAST).config.dropout == 0.3
 
 
+def test_adapters_do_not_go_where_the_model_lies(finetune, tmp_path):
+    """A new run moves the files in its folder aside, and adapters are of no use without their model."""
+    finetune("first", "--max-iters", 1, "--sample-tokens", 0)
+    for model in (tmp_path / "first", tmp_path / "first" / checkpoint.BEST):
+        message = finetune("first", *LORA, model=model)
+        assert re.search("--out .*first is where --model .*first.* lies, .*; wanted another folder$", message)
+    assert (tmp_path / "first" / checkpoint.BEST).exists()
+
+
 def test_byte_pairs(finetune, tmp_path, capsys):
     """A model whose tokens are not characters, and a run that remembers its tokenizer."""
     tokenizer = BPETokenizer.train(TEXT, vocab_size=270)

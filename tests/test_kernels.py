@@ -508,13 +508,28 @@ def test_set_num_threads_refuses_what_is_no_number_of_threads(n):
 
 
 def test_a_forked_child_has_threads_of_its_own():
+    check_in_a_forked_child(
+        "from minigrad.kernels.cpu import threads; done = []",
+        "threads.in_parallel(lambda i, parts: done.append(i), 3)",
+        "sorted(done) == [0, 0, 1, 1, 2, 2]",
+    )
+
+
+def test_a_forked_child_has_a_librarys_threads_of_its_own():
+    """Products of few rows are left to NumPy's library, those of many to MKL, if it is there."""
+    check_in_a_forked_child(
+        "weight = mg.Tensor(np.ones((2000, 1000), np.float32)); sums = []",
+        "sums += [F.linear(np.ones((n, 1000), np.float32), weight).sum().item() for n in (1, 100)]",
+        "sums == [2e6, 2e8, 2e6, 2e8]",
+    )
+
+
+def check_in_a_forked_child(before, work, check):
+    """A process does the work, and again in a forked child; in both the check has to hold."""
     code = (
-        "import os, numpy as np, minigrad as mg; from minigrad.kernels.cpu import threads;"
-        "mg.set_num_threads(3); done = [];"
-        "threads.in_parallel(lambda i, parts: done.append(i), 3);"
-        "pid = os.fork();"
-        "threads.in_parallel(lambda i, parts: done.append(i), 3);"
-        "ok = sorted(done) == [0, 0, 1, 1, 2, 2];"
+        "import os, numpy as np, minigrad as mg; from minigrad import functional as F; mg.set_num_threads(3);"
+        f"{before};{work};"
+        f"pid = os.fork();{work};ok = {check};"
         "os._exit(0 if ok else 1) if pid == 0 else None;"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or not ok)"
     )

@@ -152,11 +152,12 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
     that handed it out leaves the interpreter. If the pool is at work for somebody else, or if a task itself calls
     this, the tasks run one after the other.
     """
-    if _pool.busy.acquire(blocking=False):
+    pool = _pool
+    if pool.busy.acquire(blocking=False):
         try:
-            _pool.run(tasks)
+            pool.run(tasks)
         finally:
-            _pool.busy.release()
+            pool.busy.release()
     else:
         for task in tasks:
             task()
@@ -168,15 +169,16 @@ def with_library_threads(product: Callable[[], Any]) -> None:
     They take up a task within a microsecond. A thread of the pool takes a tenth of a millisecond to wake up, to wait
     for the interpreter and to report: as long as a product of one row with a whole matrix of weights takes.
     """
-    if _pool.size > 1 and _pool.busy.acquire(blocking=False):
+    pool = _pool
+    if pool.size > 1 and pool.busy.acquire(blocking=False):
         try:
-            if not _pool.started:
-                _pool.start()
-            _pool.limit_libraries(_pool.size)
+            if not pool.started:
+                pool.start()
+            pool.limit_libraries(pool.size)
             product()
         finally:
-            _pool.limit_libraries(1)
-            _pool.busy.release()
+            pool.limit_libraries(1)
+            pool.busy.release()
     else:
         product()
 
