@@ -181,7 +181,8 @@ def torch_model(shape: Model, checkpoint: bool) -> Any:
 
 
 def minigrad_step(row: Row, model: Any, processes: int | None) -> Job:
-    import minigrad as mg
+    from gpt.config import TrainConfig
+    from gpt.trainer import choose_processes
     from minigrad import optim
     from minigrad.distributed import DataParallel
 
@@ -189,7 +190,7 @@ def minigrad_step(row: Row, model: Any, processes: int | None) -> Job:
     blocks = random_ids(row, row.model.block_size + 1)
     ids, targets = np.ascontiguousarray(blocks[:, :-1]), np.ascontiguousarray(blocks[:, 1:])
     model.train()
-    processes = processes or min(mg.get_num_threads(), row.batch)
+    processes = processes or choose_processes(TrainConfig(batch_size=row.batch), model)
     mean_loss = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
 
     def step() -> float:

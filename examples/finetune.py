@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import minigrad as mg
 from gpt import ConfigError, checkpoint, lora, precision
-from gpt.config import TrainConfig, option
+from gpt.config import TrainConfig, add_graph_option, option
 from gpt.data import Dataset, load_text
 from gpt.errors import run_program
 from gpt.loading import load_model, save_pretrained
@@ -98,13 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", default="out-finetune", type=Path, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
-    parser.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU: capture a training step as a CUDA graph and replay it, to the same bits; not for float16, nor "
-        "without the CUDA kernels (default: yes)",
-    )
+    add_graph_option(parser)
     parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model there at the end")
     types = {"int": int, "float": float, "str": str}
     for field in OPTIONS:

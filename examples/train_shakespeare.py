@@ -19,7 +19,7 @@ from typing import Any
 
 import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig, checkpoint
-from gpt.config import PRESETS, TrainConfig
+from gpt.config import PRESETS, TrainConfig, add_graph_option
 from gpt.data import Dataset, load_data
 from gpt.errors import DataError, TokenError, run_program
 from gpt.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
@@ -41,13 +41,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="a text file, or a folder of token files (default: Tiny Shakespeare, downloaded once)",
     )
-    parser.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU: capture a training step as a CUDA graph and replay it, to the same bits; not for float16, nor "
-        "without the CUDA kernels (default: yes)",
-    )
+    add_graph_option(parser)
     parser.add_argument("--out", metavar="DIR", default="out", type=Path, help="folder of the run (default: out)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument(

@@ -35,7 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad as mg
-from gpt.checkpoint import LAST
+from gpt.checkpoint import LAST, part
 from gpt.config import _check_choices, _check_whole, option
 from gpt.errors import CheckpointError, ConfigError, GPTError, run_program
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
@@ -117,7 +117,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.resume:
         return args
-    before = read_run(args.out)["options"]
+    before = read_run(args.out)[0]["options"]
     parser.set_defaults(**before)
     args = parser.parse_args()  # now what is not given is as it was
     for name, value in before.items():
@@ -286,18 +286,17 @@ class Training:
         run = {"done": done, "losses": self.losses, "estimates": self.estimates, "best": self.best}
         run["data_id"] = self.data_id
         about = {"options": self.options, "run": run, "random": mg.random.get_state()}
-        tensors = {f"{part}.{name}": x for part, of in self.parts().items() for name, x in of.state_dict().items()}
+        tensors = {f"{name}.{key}": x for name, of in self.parts().items() for key, x in of.state_dict().items()}
         mg.save(tensors, self.out / LAST, {ABOUT: json.dumps(about)})
 
     def resume(self) -> None:
         """Go back to what `save` wrote."""
-        about, tensors = read_run(self.out), mg.load(self.out / LAST)
+        about, tensors = read_run(self.out)
         run = about["run"]
         if run["data_id"] != self.data_id:
             raise ConfigError(f"{self.out / LAST} was trained on other pairs; resume with the same --data")
-        for part, of in self.parts().items():
-            own = [name for name in tensors if name.startswith(f"{part}.")]
-            of.load_state_dict({name.removeprefix(f"{part}."): tensors[name] for name in own})
+        for name, of in self.parts().items():
+            of.load_state_dict(part(tensors, name))
         self.done, self.best = run["done"], tuple(run["best"])
         self.losses, self.estimates = ([tuple(row) for row in run[name]] for name in ("losses", "estimates"))
         mg.random.set_state(about["random"])
@@ -320,10 +319,11 @@ class Training:
         return save_figure(figure, self.out / "loss.png")
 
 
-def read_run(out: Path) -> dict[str, Any]:
-    """What `Training.save` wrote beside the arrays."""
+def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:
+    """What `Training.save` wrote: what is no array, and the arrays."""
     try:
-        return json.loads(load_with_metadata(out / LAST)[1][ABOUT])
+        tensors, metadata = load_with_metadata(out / LAST)
+        return json.loads(metadata[ABOUT]), tensors
     except KeyError as error:
         raise CheckpointError(f"{out / LAST}: a safetensors file, but no run of examples/translate.py") from error
     except (OSError, ValueError) as error:

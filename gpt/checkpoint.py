@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, mg.Tensor]:
         """The tensors of "model" or "optimizer", by name."""
-        start = f"{prefix}."
-        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+        return part(self.tensors, prefix)
 
     def model(self, device: str = "cpu") -> GPT:
         """The model, with its weights, in evaluation mode."""
@@ -67,6 +67,12 @@ class Checkpoint:
         model.to(device)
         model.eval()
         return model
+
+
+def part(tensors: Mapping[str, mg.Tensor], prefix: str) -> dict[str, mg.Tensor]:
+    """Those of a file's tensors that are called "prefix.…", by what follows."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:

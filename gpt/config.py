@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,6 +13,17 @@ from .errors import ConfigError
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field whose help text, and choices if it has any, the command line shows."""
     return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def add_graph_option(parser: argparse.ArgumentParser) -> None:
+    """--graph and --no-graph: the argument `graph` of `Trainer`, which is no part of a run."""
+    parser.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU: capture a training step as a CUDA graph and replay it, to the same bits; not for float16, nor "
+        "without the CUDA kernels (default: yes)",
+    )
 
 
 def _check_choices(options: Any) -> None:

@@ -48,9 +48,7 @@ class DivergedError(GPTError):
     """The loss is no longer a finite number."""
 
 
-MOST_PROCESSES = (
-    8  # unless more are asked for: what their gradients take, in memory and to be added up, grows with them
-)
+MOST_PROCESSES = 8  # unless more are asked for: each has gradients, which take memory and have to be added up
 LARGE = 50_000_000  # parameters from which on operations are long enough for threads, and gradients too large to copy
 
 

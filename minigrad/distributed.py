@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import multiprocessing
+import operator
 import os
 import signal
 import sys
@@ -226,7 +227,7 @@ class Worker:
             if p.grad is None:
                 p.grad = self.gradients[i].copy()
             else:
-                jobs.append((add_to, [p.grad, self.gradients[i]]))
+                jobs.append((operator.iadd, [p.grad, self.gradients[i]]))
                 mark_written(p.grad)
         in_pieces(jobs)
 
@@ -300,7 +301,3 @@ def shared_arrays(params: list[Parameter]) -> list[Any]:
         arrays.append(np.frombuffer(memory, p.dtype, p.size, offset).reshape(p.shape))
         offset += size
     return arrays
-
-
-def add_to(total: Any, more: Any) -> None:
-    total += more

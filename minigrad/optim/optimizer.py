@@ -232,13 +232,12 @@ class AdamW(Optimizer):
         super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
-        if get_array_module(members[0][0].data) is np:
+        if not fused.usable([p.data for p, _, _ in members], [p.grad for p, _, _ in members]):
+            return False
+        numbers = [i for _, i, _ in members]
+        if len({self.steps[i] for i in numbers}) != 1:
             return False
         arrays = [[p.data, p.grad, state["m"], state["v"], state.get(MASTER)] for p, _, state in members]
-        numbers = [i for _, i, _ in members]
-        together = len({self.steps[i] for i in numbers}) == 1
-        if not together or not fused.usable([row[0] for row in arrays], [row[1] for row in arrays]):
-            return False
         settings = group["betas"], group["eps"], group["weight_decay"]
         fused.adamw(arrays, lambda: group["lr"], *settings, lambda: self.steps[numbers[0]])
         return True
@@ -279,12 +278,12 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float 
     if loss_scale != 1:
         widen_gradients(with_grad)
     grads: list[Array] = [p.grad for p in with_grad]
-    xp = get_array_module(grads[0])
-    on_gpu = xp is not np
-    if on_gpu and fused.usable([p.data for p in with_grad], grads):
+    if fused.usable([p.data for p in with_grad], grads):
         for g in grads:
             mark_written(g)
         return fused.clip_grad_norm([p.data for p in with_grad], grads, max_norm, loss_scale)
+    xp = get_array_module(grads[0])
+    on_gpu = xp is not np
     in_pieces_too = kernels.in_use() and not on_gpu
     wide = [g.astype("float32") if g.dtype.itemsize == 2 else g for g in grads]  # whose squares do not overflow
     norm = xp.sqrt(squared_norm(wide) if in_pieces_too else sum(xp.vdot(g, g) for g in wide)) / loss_scale

@@ -19,12 +19,12 @@ THREADS = 256
 
 def usable(parameters: Sequence[Any], gradients: Sequence[Any]) -> bool:
     """Can the kernels here change these arrays? They want a GPU, parameters of one dtype, and contiguous arrays."""
+    if get_array_module(parameters[0]) is np or not kernels.in_use("cuda"):
+        return False
     dtype, *others = {str(w.dtype) for w in parameters}
     return (
-        kernels.in_use("cuda")
-        and not others
+        not others
         and dtype in SCALARS
-        and get_array_module(parameters[0]) is not np
         and all(array.flags.c_contiguous for array in (*parameters, *gradients))
         and {str(g.dtype) for g in gradients} <= {dtype, "float32"}
     )
