@@ -30,6 +30,7 @@ def a_card(monkeypatch: Any) -> Iterator[list[str]]:
     """Inside this context there is a GPU with its kernels in use. What it gives is the list of all launches so far."""
     standin.install(monkeypatch)
     monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
+    monkeypatch.setattr(kernels, "_switched_off", False)
     launches: list[str] = []
     with emulated(), twin_of_cublaslt():
         emulate, multiply = launch.emulate, Twin.cublasLtMatmul

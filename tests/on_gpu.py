@@ -109,6 +109,7 @@ class OnGPU:
         random = mg.random
         with self.gpu(monkeypatch):
             monkeypatch.setattr(kernels, "_devices", set(self.kernels_on))
+            monkeypatch.setattr(kernels, "_switched_off", False)
             monkeypatch.setattr(
                 random,
                 "_random_16_bits",
@@ -144,6 +145,23 @@ class OnGPU:
     @pytest.mark.parametrize("name", [name for name in CALLS if name != "to"])
     def test_functions(self, name: str, dtype: str) -> None:
         self.compare(name, CALLS[name].fn, CALLS[name].inputs, dtype)
+
+    @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.operation not in ("Astype", "ToDevice")])
+    def test_bfloat16_stays_bfloat16(self, name: str) -> None:
+        pytest.importorskip("ml_dtypes")
+        case = CASES[name]
+        arrays = [np.asarray(x) for x in case.inputs]
+        tensors = [
+            mg.Tensor(x, requires_grad=True, dtype="bfloat16", device=DEVICE)
+            if x.dtype.kind == "f"
+            else mg.Tensor(x, device=DEVICE)
+            for x in arrays
+        ]
+        result = on_gpu(case.fn)(*tensors)
+        for y in result if isinstance(result, tuple) else (result,):
+            assert str(y.dtype) == ("float32" if case.operation == "CrossEntropy" else "bfloat16")
+            y.backward(mg.Tensor(np.ones(y.shape), dtype=y.dtype, device=DEVICE), retain_graph=True)
+        assert all(str(x.grad.dtype) == "bfloat16" for x in tensors if x.requires_grad)
 
     def test_astype(self) -> None:
         """The case for finite differences wants a long double, which CuPy does not have."""

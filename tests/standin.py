@@ -94,6 +94,8 @@ def _in_stream(function: Callable[..., Any], writes_to: Callable[..., Any] | Non
 
     What writes to an array that is there (`writes_to` says to which) is put on the tape and not run. What makes a new
     array runs, on whatever the memory holds, since its shape is asked for; a replay runs it again into that array.
+    The pool of a capture gives memory that is free again to the next who asks, so in a replay a new array of `empty`
+    holds what earlier work has left there.
     """
 
     @functools.wraps(function)
@@ -111,10 +113,13 @@ def _in_stream(function: Callable[..., Any], writes_to: Callable[..., Any] | Non
         finally:
             _tape = tape
         if isinstance(result, ndarray) and result.base is None and not any(result is x for x in args):
+            makes_empty, from_pool_of_capture = function.__name__.startswith("empty"), _pools[-1] is _pool_of_capture
 
             def again() -> None:
-                if not function.__name__.startswith("empty"):
+                if not makes_empty:
                     result._host[...] = function(*args, **kwargs)._host
+                elif from_pool_of_capture:
+                    result._host.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN, or -1
 
             tape.append(again)  # it also keeps the memory of the result, as the pool of a capture does
         return result
@@ -159,11 +164,11 @@ class Stream:
         self.waits_for.append(event.stream)
 
     def begin_capture(self, mode: Any = None) -> None:
-        global _capturing, _tape
+        global _capturing, _tape, _pool_of_capture
         if self.null:
             raise RuntimeError("cannot capture on the default (legacy) stream")
         assert Stream.current[-1] is self, "what is to be captured would go to another stream"
-        _capturing, _tape = self, []
+        _capturing, _tape, _pool_of_capture = self, [], _pools[-1]
 
     def end_capture(self) -> Graph:
         global _capturing, _tape
@@ -179,13 +184,24 @@ Stream.current.append(Stream(null=True))
 class MemoryPool:
     """As cupy.cuda.MemoryPool, in name: memory here is NumPy's, and a graph's tape keeps what the graph needs."""
 
+    def __init__(self, allocator: Any = None) -> None:
+        self.allocator = allocator
+
     def malloc(self, size: int) -> Any:
         raise NotImplementedError
 
 
+_pools: list[MemoryPool | None] = [None]  # that memory comes from; None is the default pool
+_pool_of_capture: MemoryPool | None = None  # that was in use when the capture began
+
+
 @contextlib.contextmanager
 def using_allocator(allocator: Any) -> Iterator[None]:
-    yield
+    _pools.append(allocator.__self__)
+    try:
+        yield
+    finally:
+        _pools.pop()
 
 
 _allocate_pinned: Any = None
@@ -632,7 +648,8 @@ def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, bl
 def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     if x is None and y is None:
         return nonzero(condition)
-    return _array(np.where(_host(condition.astype("?", copy=False)), _host(x), _host(y)))
+    chosen = np.where(_host(condition.astype("?", copy=False)), _host(x), _host(y))
+    return _array(chosen.astype("f4") if str(chosen.dtype) == "bfloat16" else chosen)  # CuPy has no loop for it
 
 
 def nonzero(a: Any) -> Any:
@@ -733,6 +750,18 @@ class OutOfMemoryError(MemoryError):
         super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
 
 
+class CUDARuntimeError(RuntimeError):
+    """As cupy.cuda.runtime.CUDARuntimeError."""
+
+
+class Memory:
+    """As cupy.cuda.Memory, which asks CUDA for memory."""
+
+    def __init__(self, size: int) -> None:
+        if size > 8 * 2**30:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+
 cupy.cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
@@ -740,13 +769,18 @@ cupy.cuda = types.SimpleNamespace(
     MemoryPool=MemoryPool,
     using_allocator=using_allocator,
     set_pinned_memory_allocator=set_pinned_memory_allocator,
+    Memory=Memory,
+    MemoryPointer=lambda memory, offset: memory,
     get_current_stream=lambda: Stream.current[-1],
     is_available=lambda: True,
     get_cublas_handle=lambda: 1,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (12, 9)),
     runtime=types.SimpleNamespace(
-        driverGetVersion=lambda: 12080, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: GPUS
+        driverGetVersion=lambda: 12080,
+        runtimeGetVersion=lambda: 12090,
+        getDeviceCount=lambda: GPUS,
+        CUDARuntimeError=CUDARuntimeError,
     ),
 )
 cupy.get_default_pinned_memory_pool = lambda: types.SimpleNamespace(malloc=lambda size: None)

@@ -180,6 +180,24 @@ def test_a_parameter_whose_first_gradient_comes_late_is_not_captured(launches, t
     assert optimizer.steps == [5, 2]
 
 
+def test_a_capture_that_runs_out_of_memory_leaves_the_pool_as_it_is(launches):
+    """The pool would give back what is free in it, and with it memory that kernels captured so far write to."""
+    said, pools = [], []
+
+    def step(x):
+        if standin._capturing is not None:
+            pools[0].allocator(2**40)
+        return x * 2
+
+    captured = graph.Captured(step, say=said.append)
+    for i in range(6):
+        assert float(captured(standin.cupy.full(3, i, "float32"))[0]) == 2 * i
+        pools.append(captured.pool)
+    assert "there is no memory for 1099511627776 bytes more" in said[0]
+    with pytest.raises(standin.CUDARuntimeError):
+        captured.pool.allocator(2**40)
+
+
 def test_what_is_returned_lies_in_the_same_arrays(launches):
     captured = graph.Captured(lambda x: x * 2)
     results = [captured(standin.cupy.full(3, i, "float32")) for i in range(6)]

@@ -1,10 +1,9 @@
 """Training on a card: steps that CUDA captures, and every precision. test_cuda_graph.py has more, on a stand-in."""
 
-import importlib
-
 import numpy as np
 import pytest
 from on_card import new_trainer
+from on_gpu import no_waiting
 from test_cuda_graph import losses, result
 
 import minigrad as mg
@@ -19,6 +18,7 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 128}
 @pytest.fixture(autouse=True)
 def _kernels_in_use(monkeypatch):
     monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
+    monkeypatch.setattr(kernels, "_switched_off", False)
 
 
 def trainer_in(out, dtype, **options):
@@ -72,6 +72,6 @@ def test_a_step_does_not_wait(tmp_path):
     """CUDA itself says so: what waits cannot be captured. That leaves what is done before a replay."""
     trainer = trainer_in(tmp_path, "float32")
     losses(trainer, 5)
-    with importlib.import_module("cupyx").allow_synchronize(False):
+    with no_waiting():
         trainer.step(1e-3)
     assert mg.random.draws() > 0

@@ -153,6 +153,67 @@ def test_the_gradient_of_logits_that_nobody_else_holds_is_written_over_them():
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_nan_among_the_logits_is_never_lost(dtype):
+    x = numbers(dtype, 3, 4096)
+    x[0, 8:16] = np.nan  # all that a thread reads at once, where the maximum does not show it
+    x[1] = np.nan
+    with emulated():
+        losses, gradient = run(cuda.CrossEntropy, np.float32(1), x, np.array([0, 5, 7]), -100, "none")
+    assert list(np.isnan(losses)) == [True, True, False]
+    assert list(np.isnan(gradient).all(axis=1)) == [True, True, False]
+
+
+@needs_compiler
+def test_the_loss_of_a_target_that_is_no_column_is_nan():
+    x = numbers("float32", 4, 9)
+    with emulated():
+        losses, _ = run(cuda.CrossEntropy, np.float32(1), x, np.array([-1, 9, 8, -100]), -100, "none")
+    assert list(np.isnan(losses)) == [True, True, False, False]
+
+
+def further(x):
+    """The same array, from an address at which no wide access may start."""
+    memory = np.empty(x.size + 1, x.dtype)
+    memory[1:] = x.reshape(-1)
+    return memory[1:].reshape(x.shape)
+
+
+def spread(x):
+    """The same array, with gaps between its elements."""
+    return np.repeat(x, 2, axis=-1)[..., ::2]
+
+
+@needs_compiler
+@pytest.mark.parametrize("lie", [further, spread])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("kernel", "arguments"),
+    [
+        (cuda.GELU, ((4, 16),)),
+        (cuda.Dropout, ((4, 16), 0.5)),
+        (cuda.Softmax, ((4, 16), -1)),
+        (cuda.LayerNorm, ((4, 16), (16,), (16,), 1e-5)),
+        (cuda.CrossEntropy, ((4, 16), np.array([0, 15, 3, 4]), -100, "none")),
+        (cuda.Embedding, (np.array([5, 2, 5]), (6, 16))),
+    ],
+)
+def test_arrays_may_lie_anywhere(kernel, arguments, dtype, lie):
+    values = [numbers(dtype, *a) if isinstance(a, tuple) else a for a in arguments]
+    elsewhere = [lie(a) if isinstance(a, np.ndarray) else a for a in values]
+    results = []
+    for given, place in ((values, np.array), (elsewhere, lie)):
+        assert kernel.fits(*given)
+        RNG.bit_generator.state = np.random.PCG64(1).state  # the same gradient twice
+        mg.manual_seed(3)
+        with emulated():
+            shape = (4,) if kernel is cuda.CrossEntropy else (3, 16) if kernel is cuda.Embedding else (4, 16)
+            results.append(run(kernel, place(numbers(dtype, *shape)), *given))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "vocabulary", "channels", "places"),
     [("float32", 65, 48, 1500), ("float16", 9, 33, 700), ("bfloat16", 300, 384, 40), ("bfloat16", 1, 1, 1)],
@@ -165,7 +226,7 @@ def test_embedding(dtype, vocabulary, channels, places):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (70, 129), (1000, 8), (3, 640)])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 129), (1000, 8), (3, 640), (0, 4), (5, 0)])
 def test_sum_of_rows(dtype, shape):
     x = numbers(dtype, *shape)
     wanted = x.astype(np.float64).sum(axis=0)
@@ -251,11 +312,14 @@ def test_adamw(dtype):
         (cuda.LayerNorm, (np.ones((0, 3), np.float32), None, None, 1e-5)),
         (cuda.LayerNorm, (np.ones((2, 5000), np.float32), None, None, 1e-5)),
         (cuda.Softmax, (np.ones((2, 3), np.float32), 0)),
+        (cuda.Softmax, (np.ones((), np.float32), -1)),
         (cuda.GELU, (np.ones(3),)),
+        (cuda.GELU, (np.ones((), np.float32),)),
         (cuda.CrossEntropy, (np.ones((2, 3), np.float32), np.array([0, 1]), -100, "mean", 0.1)),
         (cuda.CrossEntropy, (np.ones((2, 3), np.float32), np.array([0, 1, 2]), -100, "mean")),
         (cuda.Embedding, (np.zeros(0, int), np.ones((2, 3), np.float32))),
         (cuda.Dropout, (np.ones(3), 0.1)),
+        (cuda.Dropout, (np.ones((), np.float32), 0.1)),
     ],
 )
 def test_what_a_kernel_cannot_do_is_left_to_the_reference(kernel, arguments):

@@ -95,6 +95,7 @@ def _on_card(monkeypatch):
     for module in MODULES.values():
         monkeypatch.setattr(module, "emulated", on_card)
     monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
+    monkeypatch.setattr(kernels, "_switched_off", False)
 
 
 # Arrays of CuPy, as in training

@@ -38,6 +38,7 @@ def sigmoid(x):
 
 
 @accelerated(cpu=cpu.RowByRow)
+@computed_in_single
 class Sigmoid(Function):
     """y = 1 / (1 + e^-x).    dy/dx = e^-x / (1 + e^-x)^2 = y (1 - y)."""
 
@@ -85,6 +86,7 @@ class SquaredReLU(Function):
 
 
 @accelerated(cpu=cpu.RowByRow)
+@computed_in_single
 class SiLU(Function):
     """y = x s with s = sigmoid(x) (Elfwing et al., 2017).    dy/dx = s + x s (1 - s) = s (1 + x (1 - s))."""
 

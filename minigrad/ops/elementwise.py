@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
-from .precision import computed_in_single
+from .precision import choose, computed_in_single
 from .shape import sum_to
 
 
@@ -242,15 +242,14 @@ class Where(Function):
     def forward(ctx, mask, a, b):
         ctx.save(mask)
         ctx.shapes = shape_of(a), shape_of(b)
-        return get_array_module(mask).where(mask, a, b)
+        return choose(mask, a, b)
 
     @staticmethod
     def backward(ctx, g):
         (mask,) = ctx.saved
         a_shape, b_shape = ctx.shapes
-        xp = get_array_module(g)
-        zero = xp.zeros((), g.dtype)  # `where`, not a product with the mask: 0 times infinity would be NaN
-        return None, sum_to(xp.where(mask, g, zero), a_shape), sum_to(xp.where(mask, zero, g), b_shape)
+        zero = get_array_module(g).zeros((), g.dtype)  # no product with the mask: 0 times infinity would be NaN
+        return None, sum_to(choose(mask, g, zero), a_shape), sum_to(choose(mask, zero, g), b_shape)
 
 
 @computed_in_single

@@ -7,6 +7,7 @@ import numpy as np
 from ..autograd import Function
 from ..backend import get_array_module, is_array
 from .embedding import sum_rows
+from .precision import choose
 
 
 class GetItem(Function):
@@ -47,10 +48,9 @@ class MaskedFill(Function):
         xp = get_array_module(x)
         if np.broadcast_shapes(x.shape, mask.shape) != x.shape:
             raise ValueError(f"wanted a mask that broadcasts to the shape of x, {x.shape}")
-        return xp.where(mask, xp.asarray(value, x.dtype), x)
+        return choose(mask, xp.asarray(value, x.dtype), x)
 
     @staticmethod
     def backward(ctx, g):
         (mask,) = ctx.saved
-        xp = get_array_module(g)
-        return xp.where(mask, xp.zeros((), g.dtype), g), None, None
+        return choose(mask, get_array_module(g).zeros((), g.dtype), g), None, None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from ..backend import is_array
+from ..backend import get_array_module, is_array
 
 
 def is_half(x):
@@ -43,6 +43,13 @@ def computed_in_single(operation):
 
     operation.forward, operation.backward = staticmethod(forward_in_single), staticmethod(backward_in_single)
     return operation
+
+
+def choose(mask, a, b):
+    """a where the mask is true, else b, of their dtype: CuPy's `where` makes float32 of bfloat16."""
+    y = get_array_module(mask).where(mask, a, b)
+    dtypes = {x.dtype for x in (a, b) if is_array(x)}
+    return y.astype(dtypes.pop(), copy=False) if len(dtypes) == 1 and (is_half(a) or is_half(b)) else y
 
 
 def add_up(x, axis=None, keepdims=False):

@@ -102,9 +102,9 @@ def _run(order: int, kernel: launch.Kernel, grid: Any, threads: int, arguments: 
 def _guarded(array: np.ndarray) -> tuple[np.ndarray, ...]:
     """Memory with a copy of the array in it, this copy, of the same strides, and its bytes; the rest is GUARD_BYTE."""
     low, high = np.lib.array_utils.byte_bounds(array)
-    memory = np.full(high - low + 2 * GUARD + 16, GUARD_BYTE, np.uint8)
-    memory = memory[-memory.ctypes.data % 16 :]  # aligned, as an allocation on the card is
-    start = GUARD + array.ctypes.data - low
+    memory = np.full(high - low + 2 * GUARD + 32, GUARD_BYTE, np.uint8)
+    memory = memory[-memory.ctypes.data % 16 :]
+    start = GUARD + low % 16 + array.ctypes.data - low  # aligned as the array is
     copy = np.ndarray(array.shape, array.dtype, memory, start, array.strides)
     copy_bytes = np.ndarray((*array.shape, array.itemsize), np.uint8, memory, start, (*array.strides, 1))
     copy[...] = array

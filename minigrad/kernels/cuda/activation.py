@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import get_array_module
-from .launch import SCALARS, Kernel, width
+from .launch import SCALARS, Kernel, packed, width
 
 THREADS = 256
 
@@ -19,22 +19,22 @@ class GELU:
 
     @staticmethod
     def fits(x: Any) -> bool:
-        return str(x.dtype) in SCALARS
+        return str(x.dtype) in SCALARS and x.ndim > 0
 
     @staticmethod
     def forward(ctx: Any, x: Any) -> Any:
-        x = get_array_module(x).ascontiguousarray(x)
+        x = packed(x)
         ctx.save(x)
         return _elementwise("gelu_forward", x)
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         (x,) = ctx.saved
-        return _elementwise("gelu_backward", get_array_module(g).ascontiguousarray(g), x)
+        return _elementwise("gelu_backward", packed(g), x)
 
 
 def _elementwise(name: str, *arrays: Any) -> Any:
-    """A function of contiguous arrays of one shape, element by element: a new array."""
+    """A function of packed arrays of one shape, element by element: a new array."""
     result = get_array_module(arrays[0]).empty_like(arrays[0])
     w = width(result.dtype, result.size)
     blocks = -(-result.size // (THREADS * w))

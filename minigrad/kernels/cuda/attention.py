@@ -13,7 +13,7 @@ from ... import random
 from ...backend import get_array_module
 from . import philox
 from .batched_attention import BatchedAttention
-from .launch import ACCESS_BYTES, Kernel, compute_capability
+from .launch import ACCESS_BYTES, Kernel, address, compute_capability
 
 WARPS, WARP_ROWS = 4, 16  # as in flash_attention.cu
 THREADS = 32 * WARPS
@@ -141,11 +141,10 @@ def _tiles(head_size: int) -> dict[str, tuple[int, int]]:
 
 def _rows(x: Any) -> Any:
     """x where it lies, if kernels can read it 16 bytes at a time, else a copy that they can."""
-    address = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
     *strides, neighbour = x.strides
-    aligned = all(n % ACCESS_BYTES == 0 for n in (address, *strides))
+    aligned = all(n % ACCESS_BYTES == 0 for n in (address(x), *strides))
     readable = aligned and neighbour == x.itemsize and max(strides) // x.itemsize < 2**31
-    return x if readable else get_array_module(x).ascontiguousarray(x)
+    return x if readable else x.copy()
 
 
 def _with_strides(*arrays: Any) -> list[Any]:

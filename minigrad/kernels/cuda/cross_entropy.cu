@@ -13,6 +13,7 @@
 typedef Pack<scalar, WIDTH> Elements;
 
 // losses (N,) and lse (N,), both float32; a row of -inf throughout has lse 0 and a gradient of 0 from its first term.
+// The loss is NaN for a target that is no column: the host does not look at targets, which would make it wait.
 extern "C" __global__ void cross_entropy_forward(const scalar *x, const int *targets, int ignored, int vocabulary,
                                                  float *losses, float *lse) {
     const scalar *row = x + (long long)blockIdx.x * vocabulary;
@@ -21,18 +22,23 @@ extern "C" __global__ void cross_entropy_forward(const scalar *x, const int *tar
         const Elements own = load<WIDTH>(row + j);
         float here = highest;
         for (int i = 0; i < WIDTH; i++) here = fmaxf(here, to_float(own.values[i]));
-        if (here == -INFINITY) continue;
-        sum *= __expf(highest - here);
+        if (here > highest) sum *= __expf(highest - here);
         highest = here;
-        for (int i = 0; i < WIDTH; i++) sum += __expf(to_float(own.values[i]) - highest);
+        for (int i = 0; i < WIDTH; i++) {
+            const float value = to_float(own.values[i]);
+            if (value != -INFINITY) sum += __expf(value - highest);  // e^(-inf) = 0 also where nothing is higher
+        }
     }
     const float highest_of_all = block_max(highest);
-    sum = block_sum(highest == -INFINITY ? 0 : sum * __expf(highest - highest_of_all));
+    // Where nothing is higher than -inf the sum is 0, or NaN: the maximum does not show a NaN.
+    sum = block_sum(highest == -INFINITY ? sum : sum * __expf(highest - highest_of_all));
     if (threadIdx.x == 0) {
         const int target = targets[blockIdx.x];
         const float result = sum == 0 ? 0 : highest_of_all + logf(sum);
         lse[blockIdx.x] = result;
-        losses[blockIdx.x] = target == ignored ? 0 : result - to_float(row[target]);
+        const bool exists = target >= 0 && target < vocabulary;
+        const float wanted = exists ? to_float(row[target]) : __uint_as_float(0x7FC00000u);
+        losses[blockIdx.x] = target == ignored ? 0 : result - wanted;
     }
 }
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...backend import get_array_module
-from .launch import address
+from .launch import address, packed
 
 # Numbers from cublasLt.h and library_types.h
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -117,6 +117,7 @@ def product(a: Any, b: Any, bias: Any = None, out: Any = None, accumulate: bool 
             y[...] = 0 if bias is None else bias
         return y
     a, b = (x if matrix_of(x) else xp.ascontiguousarray(x) for x in (a, b))
+    bias = packed(bias)
     places = [address(x) for x in (b, a, y)]  # b comes first
     matrices: Any = [matrix_of(x) for x in (a, b, y)]
     what = Product(

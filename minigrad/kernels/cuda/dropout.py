@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import random
 from ...backend import get_array_module
-from .launch import SCALARS, Kernel
+from .launch import SCALARS, Kernel, packed
 
 THREADS = 256
 
@@ -20,7 +20,7 @@ class Dropout:
 
     @staticmethod
     def fits(x: Any, p: float) -> bool:
-        return str(x.dtype) in SCALARS
+        return str(x.dtype) in SCALARS and x.ndim > 0
 
     @staticmethod
     def forward(ctx: Any, x: Any, p: float) -> Any:
@@ -33,9 +33,8 @@ class Dropout:
 
     @staticmethod
     def apply(ctx: Any, x: Any) -> Any:
-        xp = get_array_module(x)
-        x = xp.ascontiguousarray(x)
-        y = xp.empty_like(x)
+        x = packed(x)
+        y = get_array_module(x).empty_like(x)
         dropped, scale = random.dropout_threshold(ctx.p)
         seed, draw = (np.uint64(number % 2**64) for number in ctx.draw)
         blocks = -(-x.size // (8 * THREADS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...backend import get_array_module
-from .launch import SCALARS, WARP, Kernel, multiprocessors, width
+from .launch import SCALARS, WARP, Kernel, multiprocessors, packed, width
 from .sums import add_strips
 
 THREADS = 256
@@ -40,10 +40,10 @@ class Embedding:
         xp = get_array_module(g)
         vocabulary, channels = ctx.shape
         blocks = -(-vocabulary // (THREADS // WARP))
-        number = max(1, min(8 * multiprocessors() // blocks, -(-ids.size // LEAST_STRIP)))
+        number = max(1, min(8 * multiprocessors() // max(blocks, 1), -(-ids.size // LEAST_STRIP)))
         strips = xp.empty((number, vocabulary * channels), "float32")
         kernel = Kernel(
             "embedding.cu", "embedding_backward", g.dtype, CHANNELS=channels, WIDTH=width(g.dtype, channels)
         )
-        kernel((blocks, number), THREADS, xp.ascontiguousarray(g), ids, ids.size, vocabulary, strips)
+        kernel((blocks, number), THREADS, packed(g), ids, ids.size, vocabulary, strips)
         return None, add_strips(strips, g.dtype).reshape(ctx.shape)

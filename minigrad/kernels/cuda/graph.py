@@ -36,6 +36,8 @@ class Recording:
         self.actions: list[Callable[[], None]] = []
         self.uploads: list[tuple[Any, Callable[[], np.ndarray]]] = []  # before every replay
         self.constants: list[tuple[Any, np.ndarray]] = []  # before the first
+        self.pool = importlib.import_module("cupy").cuda.MemoryPool()  # for both
+        self.kept: list[Any] = []  # their arrays
         self.inputs: tuple[Any, ...] = ()
         self.outputs: Any = None
         self.graph: Any = None
@@ -69,15 +71,20 @@ def each_step(action: Callable[[], None]) -> None:
 
 
 def upload(xp: Any, values: np.ndarray | Callable[[], np.ndarray]) -> Any:
-    """Host numbers as an array of xp. In a step that is captured, a function is asked again before every replay."""
+    """Host numbers as an array of xp. In a step that is captured, a function is asked again before every replay.
+
+    Such an array is filled before the graph begins, so it has memory to itself: the pool that the step's other arrays
+    come from would give it some that an earlier kernel of the same graph writes to.
+    """
+    host = values() if callable(values) else values
     if _recording is None:
-        return xp.asarray(values() if callable(values) else values)
+        return xp.asarray(host)
+    with xp.cuda.using_allocator(_recording.pool.malloc):
+        array = xp.empty(host.shape, host.dtype)
+    _recording.kept.append(array)
     if callable(values):
-        like = values()
-        array = xp.empty(like.shape, like.dtype)
         _recording.uploads.append((array, values))
     else:
-        array = xp.empty(values.shape, values.dtype)
         _recording.constants.append((array, values))
     return array
 
@@ -124,7 +131,7 @@ class Captured:
     def __call__(self, *inputs: Any) -> Any:
         cuda = importlib.import_module("cupy").cuda
         if self.stream is None:
-            self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+            self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool(_device_memory)
         caller = cuda.get_current_stream()
         self.stream.wait_event(caller.record())
         with self.stream:
@@ -197,3 +204,18 @@ def _capturing(recording: Recording, stream: Any) -> Iterator[None]:
 
 def _refuse_upload(size: int) -> Any:
     raise CaptureError(f"it brings {size} bytes from the host to the card, which a graph would not do again")
+
+
+def _device_memory(size: int) -> Any:
+    """New memory for the pool of a graph.
+
+    A pool that gets none gives back all that is free in it and asks again. In a capture that would be memory that the
+    graph uses, so there it is told by an error that it does not know.
+    """
+    cuda = importlib.import_module("cupy").cuda
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except cuda.runtime.CUDARuntimeError as error:
+        if _recording is None:
+            raise
+        raise CaptureError(f"there is no memory for {size} bytes more: {error}") from error

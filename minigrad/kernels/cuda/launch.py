@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ...backend import get_array_module
+
 FOLDER = Path(__file__).parent
 SCALARS = {"float32": "SCALAR_FLOAT32", "float16": "SCALAR_FLOAT16", "bfloat16": "SCALAR_BFLOAT16"}
 WARP = 32
@@ -92,6 +94,14 @@ def address(array: Any) -> int:
     if array is None:
         return 0
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def packed(x: Any) -> Any:
+    """x as most kernels read arrays: without gaps, from where a wide access can start. A copy, if x does not lie so."""
+    if x is None:
+        return None
+    x = get_array_module(x).ascontiguousarray(x)
+    return x if address(x) % ACCESS_BYTES == 0 else x.copy()
 
 
 def width(dtype: Any, *lengths: int) -> int:

@@ -8,11 +8,13 @@
 //   CHANNELS    C
 //   WIDTH       elements in an access; CHANNELS is a multiple of it
 //
+// What is unrolled lies in registers, however long a row is. The backward has four arrays of a row: too many for that.
 // Lane l has the columns l WIDTH, l WIDTH + 1, … of every stretch of 32 WIDTH columns.
 
 #define STRETCHES ((CHANNELS + 32 * WIDTH - 1) / (32 * WIDTH))
 #define EACH_STRETCH(s, column) \
     for (int s = 0, column = threadIdx.x % 32 * WIDTH; s < STRETCHES; s++, column += 32 * WIDTH) if (column < CHANNELS)
+#define EACH_STRETCH_UNROLLED(s, column) _Pragma("unroll") EACH_STRETCH(s, column)
 #define FOR_EACH_ELEMENT(i) _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
 
 typedef Pack<scalar, WIDTH> Elements;
@@ -28,7 +30,7 @@ extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *oth
         const long long start = (long long)row * CHANNELS;
         float own[STRETCHES][WIDTH];
         float total = 0;
-        EACH_STRETCH(s, column) {
+        EACH_STRETCH_UNROLLED(s, column) {
             Elements loaded = load<WIDTH>(x + start + column);
             if (other) {
                 const Elements added = load<WIDTH>(other + start + column);
@@ -44,12 +46,12 @@ extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *oth
         }
         const float mean = warp_sum(total) / CHANNELS;
         float squares = 0;
-        EACH_STRETCH(s, column) FOR_EACH_ELEMENT(i) {
+        EACH_STRETCH_UNROLLED(s, column) FOR_EACH_ELEMENT(i) {
             own[s][i] -= mean;
             squares += own[s][i] * own[s][i];
         }
         const float scale = 1 / sqrtf(warp_sum(squares) / CHANNELS + eps);
-        EACH_STRETCH(s, column) {
+        EACH_STRETCH_UNROLLED(s, column) {
             Elements result;
             FOR_EACH_ELEMENT(i) {
                 float value = own[s][i] * scale;

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ...backend import get_array_module, is_array
-from .launch import SCALARS, Kernel, width
+from .launch import SCALARS, Kernel, packed, width
 
 THREADS = 256
 
@@ -35,7 +35,7 @@ class CrossEntropy:
     def forward(ctx: Any, x: Any, targets: Any, ignore_index: int, reduction: str, label_smoothing: float = 0.0) -> Any:
         xp = get_array_module(x)
         targets = xp.ascontiguousarray(targets.reshape(-1), dtype="int32")
-        x, n, vocabulary = xp.ascontiguousarray(x), targets.size, x.shape[-1]
+        x, n, vocabulary = packed(x), targets.size, x.shape[-1]
         losses, lse, total = xp.empty(n, "float32"), xp.empty(n, "float32"), xp.empty(2, "float32")
         kernel = _kernel("cross_entropy_forward", x)
         kernel(n, THREADS, x, targets, ignore_index, vocabulary, losses, lse)

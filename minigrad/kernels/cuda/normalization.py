@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...backend import get_array_module
-from .launch import SCALARS, WARP, Kernel, multiprocessors, width
+from .launch import SCALARS, WARP, Kernel, multiprocessors, packed, width
 from .sums import add_strips
 
 THREADS = 128  # four warps, so four rows at a time, a block
@@ -30,7 +30,7 @@ class LayerNorm:
     @staticmethod
     def forward(ctx: Any, x: Any, gamma: Any, beta: Any, eps: float) -> Any:
         xp = get_array_module(x)
-        x = xp.ascontiguousarray(x)
+        x, gamma, beta = packed(x), packed(gamma), packed(beta)
         rows = x.size // x.shape[-1]
         y, mu, r = xp.empty_like(x), xp.empty(rows, "float32"), xp.empty(rows, "float32")
         blocks = -(-rows // (THREADS // WARP))
@@ -48,7 +48,7 @@ class LayerNorm:
         blocks = min(-(-rows // (THREADS // WARP)), 2 * multiprocessors())
         dx, dgamma, dbeta = xp.empty_like(x), *(xp.empty((blocks, channels), "float32") for _ in range(2))
         kernel = _kernel("layer_norm_backward", x)
-        kernel(blocks, THREADS, xp.ascontiguousarray(g), None, x, gamma, mu, r, rows, dx, dgamma, dbeta)
+        kernel(blocks, THREADS, packed(g), None, x, gamma, mu, r, rows, dx, dgamma, dbeta)
         return (
             dx,
             add_strips(dgamma, x.dtype) if wants_gamma else None,

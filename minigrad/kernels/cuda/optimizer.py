@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ... import kernels
-from ...backend import get_array_module
+from ...backend import check_same_device, device_of, get_array_module
 from . import graph
 from .launch import SCALARS, Kernel, address
 
@@ -18,13 +18,14 @@ THREADS = 256
 
 
 def usable(parameters: Sequence[Any], gradients: Sequence[Any]) -> bool:
-    """Can the kernels here change these arrays? They want a GPU, parameters of one dtype, and contiguous arrays."""
+    """Can the kernels here change these arrays? They want one GPU, parameters of one dtype, and contiguous arrays."""
     if get_array_module(parameters[0]) is np or not kernels.in_use("cuda"):
         return False
     dtype, *others = {str(w.dtype) for w in parameters}
     return (
         not others
         and dtype in SCALARS
+        and len({device_of(array) for array in (*parameters, *gradients)}) == 1
         and all(array.flags.c_contiguous for array in (*parameters, *gradients))
         and {str(g.dtype) for g in gradients} <= {dtype, "float32"}
     )
@@ -45,6 +46,7 @@ class Tensors:
         counts = [-(-size // CHUNK) for size in sizes]
         chunks = [np.stack([np.full(n, i), np.arange(n)], axis=1) for i, n in enumerate(counts)]
         some = next(array for array in rows[0] if array is not None)
+        check_same_device("the optimizer", [some])  # which makes its GPU the current one
         self.xp = get_array_module(some)
         self.dtype = next((row[0].dtype for row in rows if row[0] is not None), some.dtype)
         self.table = graph.upload(self.xp, np.array(table, np.int64))

@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ...backend import get_array_module
 from .cublaslt import TYPES, product
-from .launch import SCALARS
+from .launch import SCALARS, packed
 from .sums import sum_rows
 
 tf32 = False  # inside `rounding_to_tf32`
@@ -60,7 +59,7 @@ class Linear:
         outputs, inputs = weight.shape
         n = math.prod(x.shape[:-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows, g_rows = x.reshape(n, inputs), get_array_module(g).ascontiguousarray(g).reshape(n, outputs)
+        rows, g_rows = x.reshape(n, inputs), packed(g).reshape(n, outputs)
         dx = product(g_rows, weight, tf32=tf32).reshape(x.shape) if wants_x else None
         dweight = product(g_rows.T, rows, tf32=tf32) if wants_weight else None
         return dx, dweight, sum_rows(g_rows) if wants_bias else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...backend import get_array_module
-from .launch import SCALARS, Kernel
+from .launch import SCALARS, Kernel, packed
 
 THREADS = 256
 
@@ -17,23 +17,23 @@ class Softmax:
 
     @staticmethod
     def fits(x: Any, axis: int) -> bool:
-        return str(x.dtype) in SCALARS and x.size > 0 and axis in (-1, x.ndim - 1)
+        return str(x.dtype) in SCALARS and x.ndim > 0 and x.size > 0 and axis in (-1, x.ndim - 1)
 
     @staticmethod
     def forward(ctx: Any, x: Any, axis: int) -> Any:
-        y = _rows("softmax_forward", get_array_module(x).ascontiguousarray(x))
+        y = _rows("softmax_forward", packed(x))
         ctx.save(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         (y,) = ctx.saved
-        return _rows("softmax_backward", get_array_module(g).ascontiguousarray(g), y), None
+        return _rows("softmax_backward", packed(g), y), None
 
 
 def _rows(name: str, *arrays: Any) -> Any:
-    """A function of contiguous arrays of one shape, row by row: a new array."""
+    """A function of packed arrays of one shape, row by row: a new array."""
     result = get_array_module(arrays[0]).empty_like(arrays[0])
-    columns = result.shape[-1] if result.ndim else 1
+    columns = result.shape[-1]
     Kernel("softmax.cu", name, result.dtype)(result.size // columns, THREADS, *arrays, columns, result)
     return result

@@ -11,11 +11,11 @@ THREADS = 256
 
 
 def sum_rows(x: Any) -> Any:
-    """The sum over axis 0 of a contiguous matrix (N, C), added up in float32: (C,), of the dtype of x."""
+    """The sum over axis 0 of a packed matrix (N, C), added up in float32: (C,), of the dtype of x."""
     rows, columns = x.shape
     w = width(x.dtype, columns)
     blocks = -(-columns // (WARP * w))
-    number = max(1, min(4 * multiprocessors() // blocks, -(-rows // (THREADS // WARP))))
+    number = max(1, min(4 * multiprocessors() // max(blocks, 1), -(-rows // (THREADS // WARP))))
     strips = get_array_module(x).empty((number, columns), "float32")
     Kernel("sum_rows.cu", "sum_strips", x.dtype, WIDTH=w)((blocks, number), THREADS, x, rows, columns, strips)
     return add_strips(strips, x.dtype)
