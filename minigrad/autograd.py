@@ -285,12 +285,9 @@ class Function:
             kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
             raise kind(f"{cls.__name__}: {error}; got {', '.join(map(describe, args))}") from error
         results = result if isinstance(result, tuple) else (result,)
-        outputs, recorded = [], True in needs_grad
-        for y in results:
-            if type(y) is not np.ndarray:
-                y = as_array(y)
-            outputs.append(y)
-            recorded = recorded and y.dtype.kind in "fV"  # "V" is bfloat16
+        outputs = [y if type(y) is np.ndarray else as_array(y) for y in results]
+        differentiable = [y.dtype.kind in "fV" for y in outputs]  # "V" is bfloat16
+        recorded = True in needs_grad and True in differentiable
         if recorded:
             ctx.parents = parents = []
             for argument, needs in zip(args, needs_grad, strict=True):
@@ -303,7 +300,8 @@ class Function:
                 ctx.stack = traceback.format_stack()[:-1]
         if result is not results:
             return Variable._from_operation(outputs[0], (ctx, 0) if recorded else None)
-        return tuple(Variable._from_operation(y, (ctx, i) if recorded else None) for i, y in enumerate(outputs))
+        origins = [(ctx, i) if recorded and has_gradient else None for i, has_gradient in enumerate(differentiable)]
+        return tuple(Variable._from_operation(y, origin) for y, origin in zip(outputs, origins, strict=True))
 
 
 def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:

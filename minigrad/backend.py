@@ -123,7 +123,10 @@ def kind_of(dtype: np.dtype) -> str:
 
 
 def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Array:
-    """Anything array-like as an array. Python floats, alone or in lists, become float32; arrays keep their dtype."""
+    """Anything array-like as an array. Python floats, alone or in lists, become float32; arrays keep their dtype.
+
+    Those of another byte order than this machine's are converted.
+    """
     if isinstance(value, np.generic):
         value = np.asarray(value)
     elif not isinstance(value, np.ndarray) and not is_array(value):
@@ -133,6 +136,8 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
         if made.dtype.kind not in "biuf":
             raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")
         value = made
+    if not value.dtype.isnative:  # of another machine's byte order; gradients come in this one's
+        value = value.astype(value.dtype.newbyteorder("="))
     if dtype is None and device is None:
         return value
     if dtype is not None and value.dtype != as_dtype(dtype):

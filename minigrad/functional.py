@@ -8,7 +8,8 @@ array, a list or a number will do; it takes no gradient. Every result is a new t
 
 dtypes: Python numbers, NumPy scalars and 0-d arrays and tensors adopt the dtype of the tensor they meet, and so do
 integer tensors that meet floating ones (PyTorch's rules). Elementwise operations on float32 and float64 give float64,
-as in NumPy; matrix products and the layers' functions want one dtype and raise TypeError otherwise.
+as in NumPy, and so do an integer tensor and a Python float. Matrix products and the layers' functions want one dtype
+and raise TypeError otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .autograd import Variable
+from .autograd import Variable, describe
 from .backend import DType, as_array, as_dtype, check_device, device_of, is_array, kind_of, to_device
 from .ops import activation, attention, elementwise, indexing, loss, normalization, reduce
 from .ops import dropout as dropout_op
@@ -125,6 +126,8 @@ def _axes(operation: str, x: Any, axis: Axis) -> tuple[builtins.int, ...] | None
 
 
 def _axis(operation: str, x: Any, axis: builtins.int) -> builtins.int:
+    if not isinstance(axis, (builtins.int, np.integer)):
+        raise TypeError(f"{operation}: wanted one axis, got {axis!r}")
     axes = _axes(operation, x, axis)
     assert axes is not None
     return axes[0]
@@ -213,12 +216,17 @@ def where(mask: Any, x: Any, y: Any) -> Tensor:
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     """x, but at least `low` and at most `high`; the gradient is 0 outside."""
-    return elementwise.Clip.apply(_tensor(x), _number(low), _number(high))
+    low, high = _number(low), _number(high)
+    if not all(bound is None or isinstance(bound, (builtins.int, builtins.float)) for bound in (low, high)):
+        raise TypeError(f"clip: wanted numbers or None as bounds, got {describe(low)} and {describe(high)}")
+    return elementwise.Clip.apply(_tensor(x), low, high)
 
 
 def astype(x: Any, dtype: DType) -> Any:
     """x in another dtype; x itself if it has it. The gradient is converted back."""
     dtype = as_dtype(dtype)
+    if kind_of(dtype) not in "biuf":
+        raise TypeError(f"astype: a tensor holds real numbers or booleans, not {dtype}")
     if _dtype(x) == dtype:
         return x
     return shape_op.Astype.apply(x, dtype) if isinstance(x, Variable) else x.astype(dtype)

@@ -677,6 +677,33 @@ def test_integers_cannot_require_gradients():
             mg.Tensor(value, requires_grad=True)
 
 
+def test_an_output_of_integer_dtype_leaves_the_gradients_of_the_others_alone():
+    class LargestWithItsPlace(mg.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.place, ctx.shape = x.argmax(), x.shape
+            return x.max(), ctx.place
+
+        @staticmethod
+        def backward(ctx, g, _):
+            dx = np.zeros(ctx.shape)
+            dx[ctx.place] = g
+            return dx
+
+    x = leaf([1.0, 3.0, 2.0])
+    largest, place = LargestWithItsPlace.apply(x)
+    assert (largest.requires_grad, place.requires_grad, place.item()) == (True, False, 1)
+    largest.backward()
+    np.testing.assert_array_equal(x.grad, [0, 1, 0])
+
+
+def test_arrays_of_another_byte_order_are_converted():
+    x = mg.Tensor(np.array([1.0, 2.0], np.dtype("f4").newbyteorder()), requires_grad=True)
+    (x * x).sum().backward()
+    assert x.dtype.isnative
+    np.testing.assert_array_equal(x.grad, [2, 4])
+
+
 def test_results_of_integer_dtype_are_not_recorded():
     x = leaf([1.5, 2.5])
     assert not x.astype(np.int64).requires_grad

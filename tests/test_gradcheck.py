@@ -206,6 +206,22 @@ def test_the_program_exits_with_0():
     assert done.stdout.count("\n") == len(ALL_CASES) + 2
 
 
+def test_the_program_checks_what_is_asked_for(capsys):
+    assert program.main(["Softmax", "Add"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]} == {"Softmax", "Add"}
+    with pytest.raises(SystemExit):
+        program.main(["my_op.py"])
+    assert "the engine has no operation my_op.py; it has Absolute, Add" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inputs", [[], mg.Tensor([1, 2, 3]), [np.arange(3), np.array([True])]])
+def test_there_must_be_something_to_check(inputs):
+    """Whole numbers have no gradient: True would say that a backward is right which never ran."""
+    for check in (mg.gradcheck, gradcheck_directional):
+        with pytest.raises(ValueError, match="wanted inputs of which at least one is floating"):
+            check(lambda *xs: xs[0], inputs)
+
+
 @pytest.mark.parametrize("name", ["sign", "NaN", "wrong shape"])
 def test_the_program_exits_with_1_when_an_operation_is_wrong(name, monkeypatch, capsys):
     fn, inputs = WRONG.get(name) or (operation(add, lambda g: (g, g)), [matrix, row])

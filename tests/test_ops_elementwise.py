@@ -220,3 +220,30 @@ def test_astype_converts_the_gradient_back():
     assert x.grad.dtype == np.float32
     np.testing.assert_array_equal(x.grad, [1.5, 2.5])
     assert x.astype(np.float32) is x
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        F.relu,
+        lambda x: F.clip(x, 0.0),
+        lambda x: F.maximum(x, 0.0),
+        lambda x: -F.minimum(-x, 0.0),
+        lambda x: F.where(x.data > 0, x, 0.0),
+        lambda x: F.masked_fill(x, x.data < 0, 0.0),
+    ],
+    ids=["relu", "clip", "maximum", "minimum", "where", "masked_fill"],
+)
+def test_nothing_reaches_what_was_cut_off_not_even_an_infinite_gradient(cut):
+    """The slope of the root is infinite at 0. Times 0 that would be NaN."""
+    x = mg.Tensor([-1.0, 4.0], requires_grad=True)
+    with np.errstate(divide="ignore"):
+        F.sqrt(cut(x)).sum().backward()
+    np.testing.assert_array_equal(x.grad, [0, 0.25])
+
+
+def test_the_first_power_is_a_new_array():
+    x = mg.Tensor([1.0, 2.0])
+    y = x**1
+    y[0] = 5.0
+    np.testing.assert_array_equal(x.numpy(), [1, 2])

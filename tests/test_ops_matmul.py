@@ -1,5 +1,9 @@
 """matmul by all of NumPy's rules, and linear."""
 
+import importlib.util
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from checks import assert_equal_functions
@@ -9,6 +13,7 @@ from shapes import broadcastable, layouts, normal, seeds, shapes
 
 import minigrad as mg
 from minigrad import functional as F
+from minigrad.kernels.cpu import blas
 
 sides = st.integers(0, 3)
 
@@ -63,3 +68,21 @@ def test_linear_gradients_with_any_leading_axes(leading, i, o, x_layout, w_layou
 def test_linear_is_a_product_plus_a_bias(leading, i, o, seed):
     x, w, b = normal((*leading, i), seed), normal((o, i), seed + 1), normal((o,), seed + 2)
     assert_equal_functions(F.linear, lambda x, w, b: x @ w.T + b, x, w, b)
+
+
+@pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize("imports", ["torch, minigrad", "minigrad, torch"])
+def test_mkl_multiplies_right_beside_pytorch(imports):
+    """Whose OpenMP library MKL's would mix with its own: sums over many rows, shared by threads, came out wrong."""
+    code = f"""import {imports}
+import numpy as np
+minigrad.set_num_threads(2)
+x = np.random.default_rng(0).standard_normal((1024, 256), np.float32)
+w = minigrad.nn.Linear(256, 256, bias=False)
+for _ in range(50):
+    w.zero_grad()
+    w(x).backward(np.ones((1024, 256), np.float32))
+    np.testing.assert_allclose(w.weight.grad, np.broadcast_to(x.sum(axis=0), (256, 256)), atol=1e-2)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from shapes import broadcastable, layouts, nonzero, normal, seeds, shapes
 
 import minigrad as mg
 from minigrad import functional as F
+from minigrad import kernels
 from minigrad.ops.activation import erf
 
 # The compositions: nothing fused, nothing clever
@@ -155,6 +156,16 @@ def test_a_row_of_minus_infinity_has_a_softmax_of_zeros_and_no_gradient(dtype):
     np.testing.assert_array_equal(dx[0], [0, 0, 0])
     assert np.isfinite(dx).all()
     assert dx[1, 0] == 0
+
+
+@pytest.mark.parametrize("switch", [kernels.reference, lambda: kernels.replacing({})], ids=["reference", "kernels"])
+def test_infinite_logits_show_as_nan(switch):
+    """As in PyTorch: an overflow that made one logit infinite must not look like certainty."""
+    x = np.array([[np.inf, 1.0], [0.0, 1.0]])
+    with switch(), np.errstate(invalid="ignore"):
+        for y in (F.softmax(x), F.log_softmax(x), F.cross_entropy(x, np.array([1, 1]), reduction="none")):
+            assert np.isnan(y.numpy()[0]).all()
+            assert np.isfinite(y.numpy()[1]).all()
 
 
 def test_log_softmax_of_a_row_of_minus_infinity_has_a_finite_gradient():

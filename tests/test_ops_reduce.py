@@ -116,3 +116,14 @@ def test_logsumexp_of_a_row_of_minus_infinity_is_minus_infinity_with_no_gradient
 def test_methods_and_functions_are_the_same(name):
     x = mg.Tensor(normal((2, 3)))
     np.testing.assert_array_equal(getattr(x, name)(1, keepdims=True).data, getattr(F, name)(x, 1, keepdims=True).data)
+
+
+def test_logsumexp_of_whole_numbers_is_not_rounded():
+    assert F.logsumexp(np.array([1, 2, 3])).item() == pytest.approx(np.log(np.exp([1, 2, 3]).sum()))
+
+
+def test_nothing_reaches_what_is_not_the_largest_not_even_an_infinite_gradient():
+    x = mg.Tensor([0.0, -1.0], requires_grad=True)
+    with np.errstate(divide="ignore"):
+        F.sqrt(x.max()).backward()
+    np.testing.assert_array_equal(x.grad, [np.inf, 0])

@@ -132,3 +132,10 @@ def test_the_same_tensor_may_be_concatenated_with_itself():
     _, (dx,) = forward_and_backward(lambda x: F.concatenate([x, x, x]) * np.arange(6.0), [np.ones(2)], seed=3)
     upstream = np.random.default_rng(3).standard_normal(6) * np.arange(6.0)
     np.testing.assert_allclose(dx, upstream.reshape(3, 2).sum(0))
+
+
+def test_arrays_and_lists_may_stand_beside_tensors():
+    x = mg.Tensor(np.ones((2, 2), np.float32), requires_grad=True)
+    y = F.concatenate([np.zeros((1, 2), np.float32), x, [[3.0, 4.0]]])
+    y.backward(np.arange(8.0).reshape(4, 2))
+    np.testing.assert_array_equal(x.grad, [[2, 3], [4, 5]])

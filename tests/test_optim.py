@@ -160,9 +160,12 @@ def test_loaded_state_is_a_copy():
         ({"steps": [3], "0.m": np.zeros(3)}, r"0.m \(3,\) fits no parameter"),
         ({"steps": [3], "7.m": np.zeros(2)}, "7.m .* fits no parameter"),
         ({"steps": [3], "0.momentum": np.zeros(2)}, "0.momentum .* fits no parameter"),
-        ({"0.m": np.zeros(2)}, r"steps \(0,\), wanted \(1,\)"),
+        ({"0.m": np.zeros(2)}, r"steps \[\], wanted a number of steps for each of 1 parameters"),
+        ({"steps": [3]}, "parameter 0 has no m and no v after 3 steps"),
+        ({"steps": [3], "0.m": np.zeros(2)}, "parameter 0 has no v after 3 steps"),
+        ({"steps": [-3]}, r"steps \[-3\], wanted a number of steps"),
     ],
-    ids=["shape", "number", "another optimizer", "steps"],
+    ids=["shape", "number", "another optimizer", "steps", "no moments", "one moment", "negative"],
 )
 def test_state_of_something_else_is_refused_and_changes_nothing(state, message):
     (p,) = parameters((2,))
@@ -287,3 +290,21 @@ def test_optimizers_find_the_minimum(make):
         ((w - [1.0, 2.0]) ** 2).sum().backward()
         optimizer.step()
     np.testing.assert_allclose(w.data, [1, 2], atol=0.05)
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, lr=0.1, momentum=0.9), lambda p: optim.AdamW(p, lr=0.1)])
+def test_a_parameter_may_be_a_number(make):
+    p = nn.Parameter(np.array(1.0, np.float32))
+    p.grad = np.array(2.0, np.float32)
+    optimizer = make([p])
+    optimizer.step()
+    optimizer.step()
+    assert p.dtype == np.float32
+    assert p.item() < 1
+
+
+def test_clipping_takes_one_tensor():
+    (p,) = parameters((2,))
+    p.grad = np.array([3.0, 4.0])
+    assert optim.clip_grad_norm(p, 1.0) == 5
+    np.testing.assert_allclose(p.grad, [0.6, 0.8], rtol=1e-5)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import no_grad
+from ..autograd import describe, no_grad
 from ..tensor import Tensor
 
 
@@ -115,7 +115,7 @@ def gradcheck_directional(
 def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) -> tuple[list[Any], list[Any], Any]:
     """The inputs in float64, a random direction u for each output, and the number L as a function of the inputs.
 
-    Refuses a function that changes its inputs.
+    Refuses inputs none of which is floating, and a function that changes its inputs.
     """
     given: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     checked: list[Any] = []
@@ -130,6 +130,11 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
             copied: Any = np.empty_like(array, np.float64) if copy else array.astype(np.float64)
             copied[...] = array
             checked.append(Tensor(copied, requires_grad=True))
+    if not any(isinstance(x, Tensor) and x.requires_grad for x in checked):
+        raise ValueError(
+            f"gradcheck: wanted inputs of which at least one is floating, since only these have gradients; "
+            f"got {', '.join(map(describe, given)) or 'none'}"
+        )
     rng = np.random.default_rng(seed)
     before: list[Any] = [x.data.copy() if isinstance(x, Tensor) else None for x in checked]
     with no_grad():

@@ -1,19 +1,33 @@
-"""`python -m minigrad.gradcheck`: check every operation and print a table; exits with 1 if one fails."""
+"""`python -m minigrad.gradcheck`: check the engine's operations and print a table; exits with 1 if one fails."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from ..autograd import AutogradError
 from . import GradcheckError, largest_error
 from .cases import cases, operations
 
 
-def main() -> int:
-    failures = []
-    missing = {operation.__name__ for operation in operations()}
+def main(arguments: Sequence[str] = ()) -> int:
+    names = sorted({operation.__name__ for operation in operations()})
+    parser = argparse.ArgumentParser(
+        prog="python -m minigrad.gradcheck",
+        description="Checks the engine's operations; your own are checked by minigrad.gradcheck(fn, inputs).",
+        epilog=f"The operations: {', '.join(names)}",
+    )
+    parser.add_argument("operation", nargs="*", help="check these only (default: all)")
+    wanted = set(parser.parse_args(arguments).operation)
+    if unknown := wanted - set(names):
+        parser.error(f"the engine has no operation {', '.join(sorted(unknown))}; it has {', '.join(names)}")
+
+    failures, missing = [], set(wanted or names)
     print(f"{'operation':<14} {'case':<22} largest error (float64, against central differences)")
     for case in cases():
+        if wanted and case.operation not in wanted:
+            continue
         missing.discard(case.operation)
         try:
             result = f"{largest_error(case.fn, case.inputs):.1e}"
@@ -27,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import random
-from ..autograd import Function, call_in_scope, no_grad
+from ..autograd import Function, call_in_scope, enable_grad, no_grad
 from ..tensor import Tensor
 from .module import Module
 
@@ -22,7 +22,7 @@ class Checkpoint(Function):
     def forward(ctx, f, inputs, *arrays):
         ctx.f, ctx.inputs = f, inputs
         ctx.random = random.get_state()
-        ctx.save(*arrays[: len(inputs)])
+        ctx.save(*arrays)  # the parameters, too, so that a write to them is noticed
         with no_grad():
             return f(*inputs).data
 
@@ -32,7 +32,7 @@ class Checkpoint(Function):
             Tensor(array, requires_grad=needs) if isinstance(tensor, Tensor) else tensor
             for array, tensor, needs in zip(ctx.saved, ctx.inputs, ctx.needs_input_grad[2:], strict=False)
         ]
-        with random.replay(ctx.random):
+        with random.replay(ctx.random), enable_grad():
             y = ctx.f(*again)
         y.backward(g)  # gradients of f's parameters arrive in their `grad` here
         gradients = [x.grad if isinstance(x, Tensor) else None for x in again]

@@ -11,7 +11,7 @@ import numpy as np
 from ..autograd import Function
 from ..backend import get_array_module
 from ..kernels import accelerated, cpu, cuda
-from .precision import computed_in_single
+from .precision import computed_in_single, kept_where
 
 
 @accelerated(cpu=cpu.RowByRow)
@@ -66,7 +66,7 @@ class ReLU(Function):
     @staticmethod
     def backward(ctx, g):
         (y,) = ctx.saved
-        return g * (y > 0)
+        return kept_where(y > 0, g)
 
 
 @accelerated(cpu=cpu.RowByRow)

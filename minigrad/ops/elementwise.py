@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
-from .precision import choose, computed_in_single
+from .precision import choose, computed_in_single, kept_where
 from .shape import sum_to
 
 
@@ -92,6 +92,7 @@ class Power(Function):
     @staticmethod
     def forward(ctx, a, b):
         y = small_power(a, b)
+        y = y.copy() if y is a else y
         ctx.save(a, b, y)
         return y
 
@@ -230,8 +231,8 @@ def winner_takes(ctx, g, a, b, a_wins):
     """The gradients for a and b where a gets g if it wins, half of it at a tie, and b the rest."""
     a_share = get_array_module(g).where(a == b, 0.5, a_wins).astype(g.dtype)
     wants_a, wants_b = ctx.needs_input_grad
-    da = sum_to(g * a_share, shape_of(a)) if wants_a else None
-    db = sum_to(g * (1 - a_share), shape_of(b)) if wants_b else None
+    da = sum_to(kept_where(a_share > 0, g) * a_share, shape_of(a)) if wants_a else None
+    db = sum_to(kept_where(a_share < 1, g) * (1 - a_share), shape_of(b)) if wants_b else None
     return da, db
 
 
@@ -248,8 +249,7 @@ class Where(Function):
     def backward(ctx, g):
         (mask,) = ctx.saved
         a_shape, b_shape = ctx.shapes
-        zero = get_array_module(g).zeros((), g.dtype)  # no product with the mask: 0 times infinity would be NaN
-        return None, sum_to(choose(mask, g, zero), a_shape), sum_to(choose(mask, zero, g), b_shape)
+        return None, sum_to(kept_where(mask, g), a_shape), sum_to(kept_where(~mask, g), b_shape)
 
 
 @computed_in_single
@@ -271,4 +271,4 @@ class Clip(Function):
             inside &= x >= low
         if high is not None:
             inside &= x <= high
-        return g * inside
+        return kept_where(inside, g)

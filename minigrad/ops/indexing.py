@@ -7,7 +7,7 @@ import numpy as np
 from ..autograd import Function
 from ..backend import get_array_module, is_array
 from .embedding import sum_rows
-from .precision import choose
+from .precision import choose, kept_where
 
 
 class GetItem(Function):
@@ -53,4 +53,4 @@ class MaskedFill(Function):
     @staticmethod
     def backward(ctx, g):
         (mask,) = ctx.saved
-        return choose(mask, get_array_module(g).zeros((), g.dtype), g), None, None
+        return kept_where(~mask, g), None, None

@@ -52,6 +52,11 @@ def choose(mask, a, b):
     return y.astype(dtypes.pop(), copy=False) if len(dtypes) == 1 and (is_half(a) or is_half(b)) else y
 
 
+def kept_where(mask, g):
+    """g where the mask is true, else 0. Their product would be NaN where g is infinite and the mask false."""
+    return choose(mask, g, get_array_module(g).zeros((), g.dtype))
+
+
 def add_up(x, axis=None, keepdims=False):
     """x.sum(axis), of the dtype of x, but added up in float32 if that is half precision."""
     if not is_half(x):

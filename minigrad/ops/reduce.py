@@ -9,7 +9,7 @@ import math
 
 from ..autograd import Function
 from ..backend import get_array_module
-from .precision import add_up, computed_in_single
+from .precision import add_up, computed_in_single, kept_where
 
 
 def spread(y, shape, axis):
@@ -88,7 +88,7 @@ class Max(Function):
         x, y = ctx.saved
         winners = x == spread(y, x.shape, ctx.axis)
         share = spread(g, x.shape, ctx.axis) / winners.sum(axis=ctx.axis, keepdims=True, dtype=g.dtype)
-        return share * winners
+        return kept_where(winners, share)
 
 
 class Min(Max):
@@ -105,11 +105,11 @@ class Min(Max):
 def finite_max(x, axis):
     """The maximum along `axis`, kept as an axis of size 1, to be subtracted before exp so that nothing overflows.
 
-    It is 0 where it would be infinite: -inf - -inf is NaN, but -inf - 0 stays -inf, and e^-inf is 0.
+    It is 0 in place of -inf: -inf - -inf is NaN, but -inf - 0 stays -inf, and e^-inf is 0.
     """
     xp = get_array_module(x)
     m = x.max(axis=axis, keepdims=True)
-    return xp.where(xp.isfinite(m), m, 0)
+    return xp.where(m == -xp.inf, 0, m)
 
 
 @computed_in_single
@@ -129,7 +129,7 @@ class LogSumExp(Function):
         e /= xp.where(total == 0, 1, total)
         ctx.axis = axis
         ctx.save(e)
-        with_infinity = xp.where(total == 0, -xp.inf, xp.log(xp.where(total == 0, 1, total)) + m).astype(x.dtype)
+        with_infinity = xp.where(total == 0, -xp.inf, xp.log(xp.where(total == 0, 1, total)) + m).astype(e.dtype)
         return with_infinity if keepdims else with_infinity.squeeze(axis=axis)
 
     @staticmethod

@@ -78,7 +78,7 @@ class Concatenate(Function):
 
     @staticmethod
     def backward(ctx, g):
-        return tuple(stretches(g, ctx.sizes, ctx.axis))
+        return None, *stretches(g, ctx.sizes, ctx.axis)
 
 
 @accelerated(cpu=cpu.Split)

@@ -172,10 +172,19 @@ class Optimizer:
             dtype = "float32" if is_half else parameter.dtype
             loaded[int(number)][slot] = to_device(array.astype(dtype), parameter.device)
         steps = Tensor(state.get("steps", ())).numpy()
-        if steps.shape != (len(self.params),):
+        if steps.shape != (len(self.params),) or (steps < 0).any():
             raise ValueError(
-                f"{type(self).__name__}.load_state_dict: steps {steps.shape}, wanted ({len(self.params)},)"
+                f"{type(self).__name__}.load_state_dict: steps {steps.tolist()}, wanted a number of steps for each of "
+                f"{len(self.params)} parameters"
             )
+        groups = [group for group in self.groups for _ in group["params"]]
+        for i, (t, kept, group) in enumerate(zip(steps, loaded, groups, strict=True)):
+            missing = [slot for slot in self.slots_of(group) if slot not in kept]
+            if t and missing:
+                raise ValueError(
+                    f"{type(self).__name__}.load_state_dict: parameter {i} has no {' and no '.join(missing)} after "
+                    f"{t} steps"
+                )
         self.steps, self.state = [int(t) for t in steps], loaded
 
 
@@ -247,7 +256,7 @@ class AdamW(Optimizer):
         m, v = state["m"], state["v"]
         beta1, beta2 = group["betas"]
         c1, c2 = 1 - beta1**t, 1 - beta2**t
-        change = g * (1 - beta1)  # a scratch array, used again below
+        change = as_array(g * (1 - beta1))  # a scratch array, used again below
         m *= beta1
         m += change
         xp.multiply(g, g, out=change)
@@ -272,6 +281,7 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float 
     loss_scale: what the loss was multiplied by, see `LossScaler`. The gradients are divided by it first; 16-bit ones
     become float32, since they may be too small for 16 bits without it.
     """
+    params = [params] if isinstance(params, Tensor) else params
     with_grad = [p for p in params if p.grad is not None]
     if not with_grad:
         return 0.0

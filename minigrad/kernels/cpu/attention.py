@@ -139,7 +139,7 @@ def softmax_in_place(s: Any, causal: bool) -> None:
         if causal:
             np.copyto(s[..., u - t :], -np.inf, where=past == 0)
         m = s.max(axis=-1, keepdims=True)
-        s -= np.where(np.isfinite(m), m, 0)
+        s -= np.where(m == -np.inf, 0, m)
     np.exp(s, out=s)
     if causal:
         s[..., u - t :] *= past

@@ -20,8 +20,13 @@ import numpy as np
 ROWS = 16  # for fewer, two of MKL's products at a time took as long as one after the other; OpenBLAS's do not
 KEPT = 500  # np.matmul keeps the interpreter's lock for results of so few elements, np.dot never does
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of cblas.h
-_INTEL_THREADS = 0  # of mkl_service.h: those of intel-openmp, which `mkl` needs to be installed with
+_INTEL_THREADS, _GNU_THREADS = 0, 3  # of mkl_service.h: of intel-openmp, which comes with `mkl`, and of libgomp
 _WAIT = "10"  # milliseconds for which MKL's threads keep a core after a product, in case another follows; else 200
+
+
+def _has_global(name: str) -> bool:
+    """Is there a C function of this name that every library of the process finds?"""
+    return os.name == "posix" and hasattr(ctypes.CDLL(None), name)
 
 
 def _load_mkl() -> dict[np.dtype[Any], Any]:
@@ -35,7 +40,10 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
         return {}
     os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # is read when the threads start
-    mkl.MKL_Set_Threading_Layer(_INTEL_THREADS)
+    # Where libgomp's names are everybody's, as PyTorch makes them, the Intel layer would call some of its functions and
+    # get sums wrong. The layer looks for its functions when it is loaded: now, before somebody else brings libgomp.
+    mkl.MKL_Set_Threading_Layer(_GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS)
+    mkl.MKL_Get_Max_Threads()
     whole, address = ctypes.c_int, ctypes.c_void_p
     found = {}
     for name, scalar in (("float32", ctypes.c_float), ("float64", ctypes.c_double)):

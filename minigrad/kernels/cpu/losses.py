@@ -38,7 +38,7 @@ class CrossEntropy:
         def work(_: int, own: slice) -> None:
             rows = p[own]
             highest = logits[own].max(axis=-1, keepdims=True)
-            highest[~np.isfinite(highest)] = 0  # a row of -inf has p = 0, as in the reference
+            highest[highest == -np.inf] = 0  # a row of -inf has p = 0, as in the reference
             np.subtract(logits[own], highest, out=rows)
             wanted = rows[np.arange(len(rows)), flat[own]]
             if label_smoothing:
