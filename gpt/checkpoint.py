@@ -79,20 +79,23 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint file; raises `CheckpointError` if it is missing, damaged, or something else."""
     try:
         tensors, metadata = load_with_metadata(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from error
+    try:
         about = json.loads(metadata["minigrad"])
         if "characters" in about:  # from before there were other tokenizers
             tokenizer: Tokenizer = CharTokenizer(about["characters"])
         else:
             tokenizer = from_state(about["tokenizer"])
-        return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, about["run"], tensors)
+        run = about["run"]
+        if not isinstance(run, dict) or not isinstance(run.get("train_config", {}), dict):
+            raise TypeError(f"run is {str(run):.100}; wanted a dict, and as its train_config another")
+        return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, run, tensors)
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but not a checkpoint of this project (no {error})"
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(str(error)) from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project ({why})") from error
 
 
 def find(folder: str | os.PathLike[str]) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from .errors import ConfigError
@@ -36,8 +38,13 @@ def _check_choices(options: Any) -> None:
 def _check_whole(options: Any, least: Mapping[str, int]) -> None:
     for name, minimum in least.items():
         value = getattr(options, name)
-        if not isinstance(value, int) or value < minimum:
+        if type(value) is not int or value < minimum:
             raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least {minimum}")
+
+
+def _number(value: Any) -> Any:
+    """A number as it is, and NaN for anything else: it lies in no range, so that a check of the range refuses it."""
+    return value if isinstance(value, Real) else math.nan
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,13 @@ class GPTConfig:
         _check_whole(self, {"block_size": 1, "vocab_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1})
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; wanted a probability from 0 to below 1")
+        if not 0 <= _number(self.dropout) < 1:
+            raise ConfigError(f"dropout is {self.dropout!r}; wanted a probability from 0 to below 1")
         _check_choices(self)
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise ConfigError(f"position 'rotary' wants heads of an even size, not of {self.n_embd // self.n_head}")
-        if not self.logit_softcap >= 0:
-            raise ConfigError(f"logit_softcap is {self.logit_softcap}; wanted a number of at least 0")
+        if not 0 <= _number(self.logit_softcap) < math.inf:
+            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; wanted a number of at least 0, not infinity")
 
 
 DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
@@ -113,11 +120,11 @@ class TrainConfig:
         )
         _check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip", "muon_learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a number of at least 0")
+            if not _number(getattr(self, name)) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0")
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a number from 0 to below 1")
+            if not 0 <= _number(getattr(self, name)) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number from 0 to below 1")
         if self.lr_hold_iters and self.schedule != "linear":
             raise ConfigError(f"lr_hold_iters {self.lr_hold_iters} is for the schedule 'linear', not {self.schedule!r}")
         if self.optimizer == "muon" and not self.learning_rate:

@@ -74,8 +74,8 @@ def evaluate(
     batch_size: windows that are computed at a time.
     progress: show a bar.
 
-    The first token, which has nothing before it, is given. Raises `ConfigError` for a stride or batch size without
-    meaning, and `DataError` for a text without a second token.
+    The first token, which has nothing before it, is given. Raises `ConfigError` for a stride, a batch size or a number
+    of bytes without meaning, and `DataError` for a text without a second token.
     """
     block_size, device = model.config.block_size, model.wte.weight.device
     stride = max(1, block_size // 2) if stride is None else stride
@@ -85,19 +85,23 @@ def evaluate(
         raise ConfigError(f"batch_size is {batch_size}; wanted at least 1")
     if len(ids) < 2:
         raise DataError(f"the text has {len(ids)} tokens; wanted at least 2, the second to be predicted from the first")
+    if n_bytes < 1:
+        raise ConfigError(f"n_bytes is {n_bytes}; wanted at least 1")
     nats, was_training = 0.0, model.training
     model.eval()
-    with tqdm(total=len(ids) - 1, unit="token", unit_scale=True, disable=not progress) as bar, mg.no_grad():
-        for batch in _batches(windows(len(ids), block_size, stride), batch_size):
-            rows = np.stack([ids[window.start : window.end + 1] for window in batch]).astype(np.int64)
-            counted = batch[0].counted
-            read, predicted = (mg.Tensor(part, device=device).data for part in (rows[:, :-1], rows[:, -counted:]))
-            with memory_advice("what takes less: a smaller --batch-size"):
-                logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
-                losses = F.cross_entropy(logits, predicted, reduction="none")
-            nats += float(losses.numpy().sum(dtype=np.float64))
-            bar.update(losses.size)
-    model.train(was_training)
+    try:
+        with tqdm(total=len(ids) - 1, unit="token", unit_scale=True, disable=not progress) as bar, mg.no_grad():
+            for batch in _batches(windows(len(ids), block_size, stride), batch_size):
+                rows = np.stack([ids[window.start : window.end + 1] for window in batch]).astype(np.int64)
+                counted = batch[0].counted
+                read, predicted = (mg.Tensor(part, device=device).data for part in (rows[:, :-1], rows[:, -counted:]))
+                with memory_advice("what takes less: a smaller --batch-size"):
+                    logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
+                    losses = F.cross_entropy(logits, predicted, reduction="none")
+                nats += float(losses.numpy().sum(dtype=np.float64))
+                bar.update(losses.size)
+    finally:
+        model.train(was_training)
     return Evaluation(nats, len(ids) - 1, n_bytes)
 
 

@@ -22,6 +22,7 @@ from minigrad import nn
 from minigrad.serialization import load_with_metadata
 
 from .checkpoint import exact_weights
+from .config import _number
 from .errors import CheckpointError, ConfigError
 from .model import GPT
 
@@ -45,11 +46,10 @@ class LoRALinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         outputs, inputs = linear.weight.shape
-        if not isinstance(rank, int) or not 1 <= rank <= min(inputs, outputs):
+        if type(rank) is not int or not 1 <= rank <= min(inputs, outputs):
             raise ConfigError(f"the rank of the adapters is {rank!r}; wanted 1 to {min(inputs, outputs)}")
-        if not 0 < alpha < math.inf:
-            raise ConfigError(f"the alpha of the adapters is {alpha}; wanted a number above 0")
-        _exchange(linear, nn.Parameter, Frozen)
+        if not 0 < _number(alpha) < math.inf:
+            raise ConfigError(f"the alpha of the adapters is {alpha!r}; wanted a number above 0")
         self.linear, self.rank, self.alpha = linear, rank, alpha
         self.first_row = mg.Tensor(linear.weight.data[0]).numpy().astype("<f4").tobytes()  # before any rounding
         dtype, device = linear.weight.dtype, linear.weight.device
@@ -57,6 +57,7 @@ class LoRALinear(nn.Module):
         a, b = mg.random.uniform((rank, inputs), -bound, bound), [[0.0] * rank] * outputs
         self.lora_A = nn.Parameter(mg.Tensor(a, dtype=dtype, device=device))
         self.lora_B = nn.Parameter(mg.Tensor(b, dtype=dtype, device=device))
+        _exchange(linear, nn.Parameter, Frozen)
 
     def forward(self, x: Any) -> mg.Tensor:
         low = F.linear(x, self.lora_A) * (self.alpha / self.rank)  # (…, r)
@@ -105,9 +106,9 @@ def merge(model: GPT) -> GPT:
 def convert(model: GPT, dtype: Any) -> GPT:
     """Convert a model with adapters to a floating dtype: the adapters, as `to` does, and all that is frozen."""
     frozen = {value for part in model.modules() for value in vars(part).values() if type(value) is Frozen}
+    model.to(dtype=dtype)
     for weight in frozen:
         weight.data = mg.Tensor(weight.data, dtype=dtype).data
-    model.to(dtype=dtype)
     return model
 
 
@@ -137,7 +138,7 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
     try:
         about = json.loads(metadata["minigrad_lora"])
         rank, alpha, layers, base = about["rank"], float(about["alpha"]), list(map(str, about["layers"])), about["base"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: a safetensors file, but not one of this project's adapters") from error
     try:
         add_adapters(model, rank, alpha, layers)

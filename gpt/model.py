@@ -174,6 +174,9 @@ class GPT(nn.Module):
 
     def embed(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> tuple[mg.Tensor, Any]:
         """What the first block reads, (B, T, C), and the mask that hides the padding, or None. See `hidden_states`."""
+        ids = mg.Tensor(ids).data
+        if ids.ndim != 2:
+            raise ConfigError(f"GPT: wanted ids, integers (B, T); got {ids.shape} {ids.dtype}")
         B, T = ids.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:

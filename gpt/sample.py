@@ -10,6 +10,7 @@ import numpy as np
 import minigrad as mg
 from minigrad.backend import keep_freed_memory
 
+from .config import _number
 from .errors import ConfigError, memory_advice
 
 if TYPE_CHECKING:
@@ -140,14 +141,14 @@ def check_options(
     for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
         if value is None and name != "max_new_tokens":
             continue
-        if not isinstance(value, (int, np.integer)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ConfigError(f"{name} is {value!r}; wanted a whole number")
         if value < least:
             raise ConfigError(f"{name} is {value}; wanted at least {least}")
-    if not temperature >= 0:
-        raise ConfigError(f"temperature is {temperature}; wanted at least 0")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}; wanted above 0 and at most 1")
+    if not _number(temperature) >= 0:
+        raise ConfigError(f"temperature is {temperature!r}; wanted at least 0")
+    if top_p is not None and not 0 < _number(top_p) <= 1:
+        raise ConfigError(f"top_p is {top_p!r}; wanted above 0 and at most 1")
 
 
 def _rows(ids: Any, vocab_size: int) -> list[np.ndarray]:

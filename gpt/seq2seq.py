@@ -31,7 +31,7 @@ from minigrad import nn
 from minigrad.backend import keep_freed_memory
 
 from .beam import END, PAD, START, beam_search
-from .config import GPTConfig, _check_choices, _check_whole, option
+from .config import GPTConfig, _check_choices, _check_whole, _number, option
 from .errors import ConfigError
 from .model import MLP, CausalSelfAttention, KVCache, new_norm
 
@@ -310,18 +310,20 @@ class Seq2Seq(nn.Module):
         penalty. The sources are read once, and keys and values of the targets so far are kept.
         """
         for name, value in (("beam_size", beam_size), ("max_new_tokens", max_new_tokens)):
-            if not isinstance(value, (int, np.integer)) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least 1")
-        if not 0 <= length_penalty < math.inf:
-            raise ConfigError(f"length_penalty is {length_penalty}; wanted a number of at least 0")
+        if not 0 <= _number(length_penalty) < math.inf:
+            raise ConfigError(f"length_penalty is {length_penalty!r}; wanted a number of at least 0")
         if self.config.position == "learned" and max_new_tokens > self.config.block_size:
             raise ConfigError(f"max_new_tokens {max_new_tokens} is more than block_size {self.config.block_size}")
+        source = self.as_ids("source", source)
+        if not len(source):
+            return []
         keep_freed_memory()
         was_training = self.training
         self.eval()
         try:
             with mg.no_grad():
-                source = self.as_ids("source", source)
                 memory = self.encode(source).repeat(beam_size)
                 cache = KVCache(dataclasses.replace(self.config.blocks, block_size=max_new_tokens))
 

@@ -172,6 +172,7 @@ class CharTokenizer(Tokenizer):
         Raises `TokenError` at the first character that is not in the vocabulary.
         """
         self._allowed(allowed_special)
+        _check_type("encode", text)
         code_points = _code_points(text)
         ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
         unknown = ids == self.vocab_size
@@ -383,10 +384,15 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         raise TokenError(f"{path}: not JSON ({error})") from error
 
 
-def _check_text(what: str, text: Any) -> None:
-    """Raise `TokenError` for what is no text, and for one with halves of characters."""
+def _check_type(what: str, text: Any) -> None:
+    """Raise `TokenError` for what is no text."""
     if not isinstance(text, str):
         raise TokenError(f"{what}: wanted a text; got {type(text).__name__}")
+
+
+def _check_text(what: str, text: Any) -> None:
+    """Raise `TokenError` for what is no text, and for one with halves of characters."""
+    _check_type(what, text)
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -158,12 +158,14 @@ class Translator:
         total, count = 0.0, 0
         was_training = self.model.training
         self.model.eval()
-        with mg.no_grad():
-            for batch in batches(self.encode(pairs), batch_size):
-                tokens = int((batch.targets != PAD).sum())
-                loss = self.model(*batch)[1]
-                total, count = total + loss.item() * tokens, count + tokens
-        self.model.train(was_training)
+        try:
+            with mg.no_grad():
+                for batch in batches(self.encode(pairs), batch_size):
+                    tokens = int((batch.targets != PAD).sum())
+                    loss = self.model(*batch)[1]
+                    total, count = total + loss.item() * tokens, count + tokens
+        finally:
+            self.model.train(was_training)
         return total / count
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -191,9 +193,10 @@ class Translator:
             source, target = map(Vocabulary, about["characters"])
             model = Seq2Seq(Seq2SeqConfig(**about["config"]))
             model.load_state_dict(tensors)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            translator = cls(model, source, target, about["max_new_tokens"], about["settings"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             message = str(error)
             raise CheckpointError(message if str(path) in message else f"{path}: {message}") from error
         model.to(device)
         model.eval()
-        return cls(model, source, target, about["max_new_tokens"], about["settings"])
+        return translator

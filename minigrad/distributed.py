@@ -68,7 +68,7 @@ class DataParallel:
     `close`.
 
     Raises MemoryError if one of the processes runs out of memory, `WorkerError` if one fails in another way, ValueError
-    for arrays with different numbers of rows.
+    for arrays with different numbers of rows, or with none.
     """
 
     def __init__(self, module: Module, loss: Callable[..., Tensor], processes: int) -> None:
@@ -89,8 +89,8 @@ class DataParallel:
     def __call__(self, *batch: Any) -> Tensor:
         """The mean loss of a batch of arrays (n, …), all with the same number of rows."""
         rows = {len(array) for array in batch}
-        if len(rows) != 1:
-            raise ValueError(f"DataParallel: wanted arrays with one number of rows, got {sorted(rows)}")
+        if len(rows) != 1 or rows == {0}:
+            raise ValueError(f"DataParallel: wanted arrays with rows, all of one number of rows, got {sorted(rows)}")
         if self.processes == 1:
             return self.loss(*batch)
         n = rows.pop()

@@ -303,3 +303,6 @@ def test_bad_input():
         DataParallel(model, model.loss, 0)
     with pytest.raises(ValueError, match=r"one number of rows, got \[4, 5\]"):
         DataParallel(model, model.loss, 2)(batch(4)[0], batch(5)[1])
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match=r"DataParallel: wanted arrays with rows, .* got \[0\]"):
+            DataParallel(model, model.loss, processes)(*batch(0))

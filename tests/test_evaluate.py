@@ -101,17 +101,24 @@ def test_the_model_goes_back_to_training_and_remembers_nothing(model):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_the_model_goes_back_to_training_after_an_error(model):
+    with pytest.raises(IndexError, match="wanted ids from 0 to 10"):
+        evaluate(model, [1, 99, 1], 3)
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"stride": 0}, "stride is 0; wanted 1 to the block size, 8"),
         ({"stride": 9}, "stride is 9; wanted 1 to the block size, 8"),
         ({"batch_size": 0}, "batch_size is 0; wanted at least 1"),
+        ({"n_bytes": 0}, "n_bytes is 0; wanted at least 1"),
     ],
 )
 def test_options_without_meaning(model, options, message):
     with pytest.raises(ConfigError, match=message):
-        evaluate(model, random_ids(20), 20, **options)
+        evaluate(model, random_ids(20), **{"n_bytes": 20, **options})
 
 
 def test_a_text_of_one_token_has_no_loss(model):

@@ -212,6 +212,9 @@ def test_files_that_hold_no_adapters_are_refused(saved, tmp_path):
     mg.save({"x": np.zeros(3)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="not one of this project's adapters"):
         lora.load_adapters(new_model(), tmp_path / "x.safetensors")
+    mg.save({}, tmp_path / "x.safetensors", metadata={"minigrad_lora": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="not one of this project's adapters"):
+        lora.load_adapters(new_model(), tmp_path / "x.safetensors")
     saved[1].write_bytes(saved[1].read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         lora.load_adapters(new_model(), saved[1])
@@ -253,6 +256,13 @@ def test_adapters_learn_in_16_bits_and_are_saved_with_the_digits_that_their_mast
         np.testing.assert_array_equal(value.numpy(), rounded.numpy().astype(np.float32))
 
 
+def test_adapters_and_what_is_frozen_are_floats():
+    model = lora.add_adapters(new_model(), rank=2)
+    with pytest.raises(TypeError, match="GPT.to: wanted a floating dtype, got int8"):
+        lora.convert(model, "int8")
+    assert model.wte.weight.dtype == np.float32
+
+
 def is_tensor(value):
     return isinstance(value, mg.Tensor)
 
@@ -266,8 +276,10 @@ def is_tensor(value):
         ({"rank": 0}, "the rank of the adapters is 0; wanted 1 to 8"),
         ({"rank": 9}, "the rank of the adapters is 9; wanted 1 to 8"),
         ({"rank": 2.0}, "the rank of the adapters is 2.0"),
+        ({"rank": True}, "the rank of the adapters is True; wanted 1 to 8"),
         ({"alpha": 0.0}, "the alpha of the adapters is 0.0; wanted a number above 0"),
         ({"alpha": float("nan")}, "the alpha of the adapters is nan"),
+        ({"alpha": "a"}, "the alpha of the adapters is 'a'; wanted a number above 0"),
         ({"layers": ["lm_head"]}, "called 'lm_head'; they are attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj$"),
         ({"layers": ["attn.c_attn", "attn"]}, "no linear layer of the blocks is called 'attn'"),
         ({"layers": []}, "no linear layer of the blocks is called ''"),

@@ -74,6 +74,13 @@ def test_shapes_and_loss():
     assert loss.item() == pytest.approx(mg.functional.cross_entropy(logits, ids).item())
 
 
+@pytest.mark.parametrize("like", [np.ndarray.tolist, mg.Tensor], ids=["list", "Tensor"])
+def test_ids_and_targets_may_be_lists_or_tensors(like):
+    model, ids = GPT(TINY), random_ids(3, 8)
+    np.testing.assert_array_equal(model(like(ids), like(ids))[1].data, model(ids, ids)[1].data)
+    np.testing.assert_array_equal(model.attention_weights(like(ids))[1].data, model.attention_weights(ids)[1].data)
+
+
 def test_no_token_sees_the_future():
     model, ids = GPT(TINY), random_ids(1, 8)
     before = model(ids)[0].numpy()
@@ -149,7 +156,11 @@ def test_optimizer_decays_matrices_only():
         ({"n_embd": 10, "n_head": 3}, "n_embd 10 is not divisible by n_head 3"),
         ({"n_layer": 0}, "n_layer is 0; wanted a whole number of at least 1"),
         ({"block_size": 2.5}, "block_size is 2.5; wanted a whole number"),
+        ({"n_layer": True}, "n_layer is True; wanted a whole number"),
         ({"dropout": 1.0}, "dropout is 1.0; wanted a probability"),
+        ({"dropout": "a"}, "dropout is 'a'; wanted a probability"),
+        ({"logit_softcap": math.inf}, "logit_softcap is inf; wanted a number of at least 0, not infinity"),
+        ({"logit_softcap": None}, "logit_softcap is None; wanted a number"),
     ],
 )
 def test_contradicting_options(options, message):
@@ -161,6 +172,9 @@ def test_bad_input():
     model = GPT(TINY)
     with pytest.raises(ConfigError, match="a sequence of 9 tokens is longer than block_size 8"):
         model(random_ids(1, 9))
+    for ids in (random_ids(4), [1, 2, 3, 4], random_ids(1, 1, 4)):
+        with pytest.raises(ConfigError, match=r"GPT: wanted ids, integers \(B, T\); got \(.*4.*\) int64"):
+            model(ids)
     with pytest.raises(IndexError, match="Embedding: wanted ids from 0 to 10, but they range from 3 to 11"):
         model(np.array([[3, 11]]))
     with pytest.raises(TypeError, match="Embedding: wanted ids of an integer dtype, not float64"):

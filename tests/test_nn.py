@@ -107,6 +107,22 @@ def test_loading_lists_all_that_is_wrong_and_changes_nothing():
     np.testing.assert_array_equal(layer.weight.data, before)
 
 
+@pytest.mark.parametrize(
+    ("bias", "problem"),
+    [
+        (np.array([1j, 0, 0]), "bias: a tensor holds real numbers or booleans, not complex128"),
+        (np.array(["1", "2", "x"]), "bias: a tensor holds real numbers or booleans, not <U1"),
+        ([None, 2.0, 3.0], "bias: cannot make an array of numbers from list"),
+    ],
+)
+def test_values_that_are_no_real_numbers_are_not_loaded_and_change_nothing(bias, problem):
+    layer = nn.Linear(2, 3)
+    before = layer.weight.data.copy()
+    with pytest.raises(ValueError, match=f"Linear.load_state_dict: {problem}"):
+        layer.load_state_dict({"weight": np.zeros((3, 2)), "bias": bias})
+    np.testing.assert_array_equal(layer.weight.data, before)
+
+
 def test_train_and_eval_reach_every_module_inside():
     block = Block()
     assert all(module.training for module in block.modules())
@@ -123,6 +139,14 @@ def test_to_converts_every_parameter_and_forgets_gradients():
     assert {p.dtype for p in block.parameters()} == {np.dtype(np.float64)}
     assert block.scale.grad is None
     assert block(np.ones((1, 4))).dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
+def test_parameters_are_floats(dtype):
+    layer = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=f"Linear.to: wanted a floating dtype, got {dtype}"):
+        layer.to(dtype=dtype)
+    assert layer.weight.dtype == np.float32
 
 
 def test_sequential_applies_its_modules_in_order():
@@ -272,3 +296,20 @@ def test_checkpoint_detects_an_input_that_was_changed_since():
     mg.mark_written(array)
     with pytest.raises(mg.AutogradError, match="Checkpoint: an array"):
         y.sum().backward()
+
+
+def test_checkpoint_detects_a_parameter_that_was_changed_since():
+    layer = nn.Linear(2, 2)
+    y = nn.checkpoint(layer, mg.Tensor(np.ones((1, 2), np.float32), requires_grad=True))
+    with mg.no_grad():
+        layer.weight[0] = 0.0
+    with pytest.raises(mg.AutogradError, match="written to in place"):
+        y.sum().backward()
+
+
+def test_checkpoint_records_its_second_run_inside_no_grad_too():
+    layer, x = nn.Linear(2, 2), mg.Tensor(np.ones((1, 2), np.float32), requires_grad=True)
+    y = nn.checkpoint(layer, x).sum()
+    with mg.no_grad():
+        y.backward()
+    np.testing.assert_allclose(x.grad[0], layer.weight.data.sum(axis=0))

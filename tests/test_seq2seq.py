@@ -113,10 +113,16 @@ def test_arguments_that_cannot_be():
         ({"beam_size": 0}, "beam_size is 0; wanted a whole number of at least 1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"max_new_tokens": 7}, "max_new_tokens 7 is more than block_size 6"),
+        ({"beam_size": True}, "beam_size is True; wanted a whole number of at least 1"),
         ({"length_penalty": -1}, "length_penalty is -1"),
+        ({"length_penalty": "a"}, "length_penalty is 'a'"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.translate(ids, **{"max_new_tokens": 5, **options})
+
+
+def test_no_sources_have_no_translations():
+    assert new_model().translate(random_ids(0, 5)) == []
 
 
 # Who sees what

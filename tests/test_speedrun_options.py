@@ -452,7 +452,7 @@ def test_training_continues_bit_for_bit_from_saved_state(make, dtype, tmp_path):
         (lambda state: state | {"2.steps": [3]}, "CombinedOptimizer.load_state_dict: 2.steps is of none of its 2"),
         (lambda state: state | {"steps": [3]}, "steps is of none of its 2 optimizers"),
         (lambda state: state | {"1.0.m": np.zeros(5)}, r"AdamW.load_state_dict: 0.m \(5,\) fits no parameter"),
-        (lambda state: {name: state[name] for name in state if name != "1.steps"}, r"AdamW.*steps \(0,\), wanted"),
+        (lambda state: {name: state[name] for name in state if name != "1.steps"}, r"AdamW.*steps \[\], wanted"),
         (lambda state: {f"{1 - int(name[0])}{name[1:]}": state[name] for name in state}, "Muon.load_state_dict: 0.m"),
     ],
     ids=["a third", "of one alone", "shape", "missing", "exchanged"],

@@ -107,6 +107,11 @@ def test_a_lone_surrogate_is_a_clear_error():
         CharTokenizer("a\udc80")
 
 
+def test_bytes_are_no_text():
+    with pytest.raises(TokenError, match="encode: wanted a text; got bytes"):
+        CharTokenizer("ab").encode(b"a")
+
+
 def test_characters_are_distinct_and_there_are_some():
     with pytest.raises(TokenError, match="'a' is given twice"):
         CharTokenizer("abac")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import call_in_scope, mark_written
-from ..backend import as_dtype, to_device
+from ..backend import as_dtype, kind_of, to_device
 from ..tensor import Tensor
 
 
@@ -81,8 +81,8 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy values into the parameters, in place.
 
-        All is checked before anything is written: ValueError lists every name that is missing or unexpected and every
-        shape that differs. Values are converted to the parameters' dtype and device.
+        All is checked before anything is written: ValueError lists every name that is missing or unexpected, every
+        shape that differs, and all that no tensor can hold. Values are converted to the parameters' dtype and device.
         """
         own = dict(self.named_parameters())
         problems = [f"missing {name}" for name in own if name not in state]
@@ -92,6 +92,11 @@ class Module:
             for name, parameter in own.items()
             if name in state and np.shape(state[name]) != parameter.shape
         ]
+        for name, value in state.items():
+            try:
+                Tensor(value)
+            except TypeError as error:
+                problems.append(f"{name}: {error}")
         if problems:
             raise ValueError(f"{type(self).__name__}.load_state_dict: {'; '.join(problems)}")
         for name, parameter in own.items():
@@ -110,6 +115,8 @@ class Module:
 
     def to(self, device: str | None = None, dtype: Any = None) -> Module:
         """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
+        if dtype is not None and kind_of(as_dtype(dtype)) != "f":
+            raise TypeError(f"{type(self).__name__}.to: wanted a floating dtype, got {as_dtype(dtype)}")
         for parameter in self.parameters():
             array = parameter.data if device is None else to_device(parameter.data, device)
             parameter.data = array if dtype is None else array.astype(as_dtype(dtype), copy=False)
