@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -26,9 +27,9 @@ from gpt import ConfigError, checkpoint, lora, precision
 from gpt.config import TrainConfig, add_graph_option, option
 from gpt.data import Dataset, load_text
 from gpt.errors import run_program
-from gpt.loading import load_model, save_pretrained
+from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
 from gpt.tokenizer import END_OF_TEXT
-from gpt.trainer import Trainer, keep_previous_run
+from gpt.trainer import Trainer, check_same_text, keep_previous_run, resume_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,10 @@ def main() -> None:
     given = {field.name: getattr(args, field.name) for field in OPTIONS if getattr(args, field.name) is not None}
     saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
     config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
+    if config.lora_rank and saved is None:
+        keep_the_model(Path(config.model), "--out", args.out)
+    if config.lora_rank and args.save_pretrained is not None:
+        keep_the_model(Path(config.model), "--save-pretrained", args.save_pretrained)
     mg.manual_seed(config.seed)
     if saved is not None and not config.lora_rank:
         model, tokenizer = saved.model(args.device), saved.tokenizer
@@ -126,8 +131,10 @@ def main() -> None:
         dropout = args.dropout if saved is None else saved.config.dropout
         model, tokenizer = load_model(config.model, device=args.device, dropout=dropout)
     n_weights = model.num_parameters()
+    tokenizer.encode(config.prompt)  # which says what is not in the vocabulary
+    if args.save_pretrained is not None:
+        check_can_save_pretrained(model, args.save_pretrained)
     if config.lora_rank and saved is None:
-        keep_the_model(Path(config.model), args.out)
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_layers.split(","))
     elif config.lora_rank:
         lora.load_adapters(model, args.out / lora.ADAPTERS)  # the best so far; they know what weights they are for
@@ -139,8 +146,9 @@ def main() -> None:
     block_size = config.block_size or model.config.block_size
     if block_size > model.config.block_size:
         raise ConfigError(f"block_size is {block_size}; wanted at most the model's {model.config.block_size}")
-    data = Dataset(tokenizer.encode(text.text), block_size)
     data_id = hashlib.sha256(text.text.encode()).hexdigest()
+    check_same_text(saved, data_id)
+    data = Dataset(tokenizer.encode(text.text), block_size)
     trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
     if saved is not None:
         trainer.resume(saved)
@@ -159,8 +167,7 @@ def main() -> None:
     if finished:
         finish(trainer, args.save_pretrained)
     else:
-        print(f"interrupted at step {trainer.iteration}, and saved; go on with:")
-        print("  " + " ".join(["python", *sys.argv] + ([] if args.resume else ["--resume"])))
+        print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
 
 
 def new_config(given: dict[str, Any]) -> FinetuneConfig:
@@ -174,10 +181,16 @@ def new_config(given: dict[str, Any]) -> FinetuneConfig:
     return FinetuneConfig(**options)
 
 
-def keep_the_model(model: Path, out: Path) -> None:
-    """Refuse a run in the folder of the model that its adapters need: a new run moves the files there aside."""
-    if model.exists() and out.resolve() in (model.resolve(), *model.resolve().parents):
-        raise ConfigError(f"--out {out} is where --model {model} lies, which the adapters need; wanted another folder")
+def keep_the_model(model: Path, option: str, folder: Path) -> None:
+    """Refuse to write where the model lies that adapters need: a new run moves the files there aside.
+
+    A folder of the name of a model that is downloaded would be taken for it.
+    """
+    place = model.resolve()
+    if folder.resolve() in (place, *(place.parents if model.exists() else ())):
+        raise ConfigError(
+            f"{option} {folder} is where --model {model} lies, which the adapters need; wanted another folder"
+        )
 
 
 def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout: float | None) -> FinetuneConfig:
@@ -185,7 +198,7 @@ def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout:
     before = saved.run["train_config"]
     if "lora_rank" not in before:
         raise ConfigError("--resume: the run is not one of finetune.py; start from it with --model")
-    fixed = {name: before[name] for name in ("lora_rank", "lora_alpha", "lora_layers")}
+    fixed = {name: before[name] for name in ("lora_rank", "lora_alpha", "lora_layers", "optimizer")}
     if not before["lora_rank"]:  # adapters are put on their model again, which may have been moved
         fixed["model"] = before["model"]
     for name, value in fixed.items():
@@ -203,9 +216,9 @@ def finish(trainer: Finetuner, folder: Path | None) -> None:
     """
     config, out = trainer.config, trainer.out
     best = checkpoint.load(out / checkpoint.BEST)
-    where = f"--model {out}"
+    where = ["--model", str(out)]
     if config.lora_rank:
-        where = f"--model {config.model} --adapters {out / lora.ADAPTERS}"
+        where = ["--model", config.model, "--adapters", str(out / lora.ADAPTERS)]
     print(f"best        validation loss {trainer.best_val_loss:.4f} at step {best.run['iteration']}")
     if folder is not None:
         if config.lora_rank:
@@ -214,7 +227,7 @@ def finish(trainer: Finetuner, folder: Path | None) -> None:
             model = best.model()
         save_pretrained(lora.merge(model), trainer.tokenizer, folder)
         print(f"saved       {folder}, in Hugging Face's layout")
-    print(f"\nmore of it: python examples/sample.py {where}")
+    print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', *where])}")
 
 
 if __name__ == "__main__":

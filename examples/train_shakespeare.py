@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
+import functools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from gpt.errors import DataError, TokenError, run_program
 from gpt.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 from gpt.sample import stream
 from gpt.tokenizer import StreamDecoder
-from gpt.trainer import DivergedError, Trainer, keep_previous_run
+from gpt.trainer import DivergedError, Trainer, check_same_text, keep_previous_run, resume_command
 from minigrad import kernels
 
 MODEL_OPTIONS = [field for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
@@ -74,9 +75,11 @@ def main() -> None:
     mg.Tensor(0.0, device=device)  # says what is missing, before anything else is done
     given = {name: value for name, value in vars(args).items() if value is not None}
     saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
+    if saved is not None and "lora_rank" in saved.run["train_config"]:
+        raise ConfigError("--resume: the run is not one of train_shakespeare.py, but of finetune.py")
     own = check_operations(args.ops) if args.ops else {}
 
-    tokens = load_data(args.data, saved and saved.tokenizer)
+    tokens = load_data(args.data, saved and saved.tokenizer, check=functools.partial(check_same_text, saved))
     tokenizer = tokens.tokenizer
     if saved is None:
         preset = args.preset or ("baby" if device.startswith("cuda") else "cpu")
@@ -84,11 +87,9 @@ def main() -> None:
         train_config = TrainConfig(**pick(options, TRAIN_OPTIONS))
         config = GPTConfig(vocab_size=tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
     else:
-        config = saved.config
-        for name, value in pick(given, MODEL_OPTIONS).items():
-            if value != getattr(config, name):
-                raise ConfigError(f"--resume with {name} {value}, but the run has {name} {getattr(config, name)}")
-        train_config = TrainConfig(**{**saved.run["train_config"], **pick(given, TRAIN_OPTIONS)})
+        config, before = saved.config, TrainConfig(**saved.run["train_config"])
+        check_resumed({**dataclasses.asdict(config), **dataclasses.asdict(before)}, given)
+        train_config = dataclasses.replace(before, **pick(given, TRAIN_OPTIONS))
 
     if own and train_config.dtype not in ("auto", "float32"):
         raise ConfigError(f"dtype is {train_config.dtype!r}, but operations of your own train in 'float32'")
@@ -125,7 +126,7 @@ def main() -> None:
         return
     print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {args.out / checkpoint.BEST}")
     show_sample(checkpoint.load(args.out / checkpoint.BEST), device)
-    print(f"\nmore of it: python examples/sample.py --checkpoint {args.out}")
+    print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(args.out)])}")
     if own:
         last = args.out / "engine" / checkpoint.LAST
         engine = new_trainer(args.out / "engine", checkpoint.load(last) if args.resume and last.exists() else None)
@@ -135,6 +136,19 @@ def main() -> None:
                 print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
                 return
         compare(Comparison.of(trainer.rows, engine.rows), own, args.out)
+
+
+def check_resumed(run: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse to resume a run as another model, with another optimizer, or with a preset that is not its own."""
+    for name in (*pick(run, MODEL_OPTIONS), "optimizer"):
+        if given.get(name, run[name]) != run[name]:
+            raise ConfigError(f"--resume with {name} {given[name]}, but the run has {name} {run[name]}")
+    for name, value in PRESETS.get(given.get("preset", ""), {}).items():
+        if name not in given and value != run[name]:
+            raise ConfigError(
+                f"--resume with preset {given['preset']}, which has {name} {value}, but the run has {name} "
+                f"{run[name]}; leave --preset out"
+            )
 
 
 def check_operations(folder: Path) -> dict[OwnOperation, str]:
@@ -198,11 +212,6 @@ def pick(options: dict[str, Any], fields: list[dataclasses.Field]) -> dict[str, 
 
 def describe(config: Any, fields: list[dataclasses.Field]) -> str:
     return ", ".join(f"{field.name} {getattr(config, field.name)}" for field in fields)
-
-
-def resume_command() -> str:
-    """The command line of this run, with --resume."""
-    return " ".join(["python", *sys.argv] + ([] if "--resume" in sys.argv else ["--resume"]))
 
 
 def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> None:

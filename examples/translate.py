@@ -37,10 +37,10 @@ from tqdm import tqdm
 import minigrad as mg
 from gpt.checkpoint import LAST, part
 from gpt.config import _check_choices, _check_whole, option
-from gpt.errors import CheckpointError, ConfigError, GPTError, run_program
+from gpt.errors import CheckpointError, ConfigError, run_program
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.seq2seq import Seq2SeqConfig
-from gpt.trainer import keep_previous_run
+from gpt.trainer import DivergedError, keep_previous_run, resume_command
 from gpt.translator import MODEL, Batch, Translator, as_batch, batches
 from minigrad import optim
 from minigrad.serialization import load_with_metadata, write_atomically
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         default="out-translate",
         type=Path,
-        help="folder of the run (default: out-translate); a model that is there is replaced",
+        help="folder of the run (default: out-translate); the files of an earlier run there are moved to previous-1/ …",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these with a trained model")
@@ -230,7 +230,7 @@ class Training:
             if not self.estimates:
                 raise  # nothing has been kept
             print(f"interrupted after the estimate at step {self.estimates[-1][0]}; what follows is of the best so far")
-            print(f"go on with  {shlex.join(['python', *sys.argv, *([] if '--resume' in sys.argv else ['--resume'])])}")
+            print(f"go on with  {resume_command()}")
         print(f"trained     in {time.perf_counter() - started:.0f} s, with the estimates")
 
     def batches(self) -> Iterator[Batch]:
@@ -256,14 +256,14 @@ class Training:
             mean.data += (parameter.data - mean.data) * rate
 
     def log(self, bar: tqdm, step: int, loss: float) -> None:
-        if not np.isfinite(loss):
-            raise GPTError(f"the loss is {loss} after step {step}; try a longer --warmup, which lowers the rates")
+        refuse_divergence(loss, step)
         self.losses.append((step, loss))
         bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.groups[0]['lr']:.2e}", refresh=False)
 
     def evaluate(self, bar: tqdm, step: int) -> None:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if no other matched more."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
+        refuse_divergence(loss, step)
         self.estimates.append((step, loss, matched))
         best = (matched, -loss) > self.best
         if best:
@@ -317,6 +317,12 @@ class Training:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3)
         return save_figure(figure, self.out / "loss.png")
+
+
+def refuse_divergence(loss: float, step: int) -> None:
+    """Raise `DivergedError` for a loss that is no finite number, before weights are saved that are of no use."""
+    if not np.isfinite(loss):
+        raise DivergedError(f"the loss is {loss} after step {step}; try a longer --warmup, which lowers the rates")
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:

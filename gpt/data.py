@@ -60,6 +60,8 @@ def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], o
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, its line ends as they are. Raises `DataError` if there is no text to be had."""
+    if not os.fspath(path):
+        raise DataError("the name of the file is empty; wanted that of a text file")
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError as error:
@@ -112,22 +114,26 @@ def load_data(
     path: str | os.PathLike[str] | None = None,
     tokenizer: Tokenizer | None = None,
     say: Callable[[str], object] = print,
+    check: Callable[[str], object] = lambda data_id: None,
 ) -> Tokens:
     """What to train on: the token files that a folder or a .bin file stands for, else a text; see `load_text`.
 
     tokenizer: that of the model; if there is none yet, a text's tokens are its distinct characters.
+    check: called with what tells this data from other data before it meets the tokenizer; may raise.
 
     The last tenth of a text is to validate on. Raises `DataError` for token files of another tokenizer.
     """
     if path is not None and (os.path.isdir(path) or Path(path).suffix == ".bin"):
         tokens = load_tokens(path)
+        check(tokens.data_id)
         if tokenizer is not None and tokenizer.state() != tokens.tokenizer.state():
             raise DataError(f"{path}: these tokens were made by another tokenizer than the model's")
         return tokens
     name, text = load_text(path, say)
+    data_id = hashlib.sha256(text.encode()).hexdigest()
+    check(data_id)
     tokenizer = tokenizer or CharTokenizer.from_text(text)
     about = f"{name}: {len(text):,} characters, {len(set(text))} distinct"
-    data_id = hashlib.sha256(text.encode()).hexdigest()
     return Tokens(about, *_split(tokenizer.encode(text), 0.9), tokenizer, data_id)
 
 
@@ -140,6 +146,8 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
     Raises `DataError` if a file is missing, damaged, or not what meta.json says.
     """
     path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
     folder, names = (path, [TRAIN, VAL]) if path.is_dir() else (path.parent, [path.name])
     try:
         content = (folder / META).read_bytes()

@@ -1,6 +1,7 @@
 """What can go wrong for a user, each with one clear line."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator
 
@@ -49,7 +50,12 @@ def memory_advice(advice: str) -> Iterator[None]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback."""
+    """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback.
+
+    A character that standard output cannot show becomes a question mark.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
     except (GPTError, DeviceError, WorkerError, OSError) as error:

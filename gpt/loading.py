@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from . import checkpoint, lora, pretrained, tokenizer
+from .download import reason
 from .errors import CheckpointError, PretrainedError
 from .model import GPT
 
@@ -49,8 +50,19 @@ def load_model(
 def save_pretrained(model: GPT, its_tokenizer: tokenizer.Tokenizer, folder: str | os.PathLike[str]) -> None:
     """Write a model in Hugging Face's layout of GPT-2, and beside it a tokenizer that is not GPT-2's own."""
     model.save_pretrained(folder)
-    if not isinstance(its_tokenizer, tokenizer.GPT2Tokenizer):
+    if isinstance(its_tokenizer, tokenizer.GPT2Tokenizer):
+        Path(folder, TOKENIZER).unlink(missing_ok=True)  # of another model that was there
+    else:
         its_tokenizer.save(Path(folder, TOKENIZER))
+
+
+def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> None:
+    """Raise `PretrainedError` if `save_pretrained` has no place for the model, or cannot make the folder; make it."""
+    pretrained._tensors_of(model)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PretrainedError(f"{folder}: cannot be made ({reason(error)})") from error
 
 
 def _tokenizer_beside(model: GPT, folder: Path) -> tokenizer.Tokenizer:

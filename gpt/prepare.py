@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minigrad.serialization import write_atomically
+from minigrad.serialization import naming, write_atomically
 
 from .data import META, TRAIN, VAL
 from .download import reason
@@ -121,7 +121,7 @@ def prepare(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with tempfile.TemporaryDirectory(dir=out, prefix=".prepare.") as folder:
         train, val = Path(folder, TRAIN), Path(folder, VAL)
-        with open(train, "wb+") as file:
+        with naming(out / TRAIN), open(train, "wb+") as file:
             for ids in in_order(_encoder(tokenizer), _documents(files, progress), workers):
                 file.write(ids.astype(dtype).tobytes())
             total = file.tell() // dtype.itemsize
@@ -129,7 +129,7 @@ def prepare(
             if not 0 < cut < total:
                 raise DataError(f"{total} tokens are too few to keep {val_fraction} of them for validation")
             file.seek(cut * dtype.itemsize)
-            with open(val, "wb") as rest:
+            with naming(out / VAL), open(val, "wb") as rest:
                 shutil.copyfileobj(file, rest)
                 rest.flush()
                 os.fsync(rest.fileno())

@@ -13,6 +13,7 @@ import importlib
 import io
 import itertools
 import math
+import shlex
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ from minigrad import kernels, optim
 from minigrad.distributed import DataParallel, can_share
 from minigrad.kernels.cuda.graph import Captured
 from minigrad.kernels.cuda.products import rounding_to_tf32
-from minigrad.serialization import write_atomically
+from minigrad.serialization import naming, write_atomically
 
 from . import checkpoint, precision
 from .config import TrainConfig
@@ -86,6 +87,7 @@ class Trainer:
     ) -> None:
         self.device = model.wte.weight.device
         dtype, processes = precision.choose(config.dtype, self.device), choose_processes(config, model)
+        self.processes_asked_for = config.processes  # what a file keeps: a resumed run may have another machine
         config = dataclasses.replace(config, dtype=dtype, processes=processes)
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
         self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
@@ -131,6 +133,7 @@ class Trainer:
         tf32 = rounding_to_tf32(self.config.dtype == "tf32")
         with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY), tf32, self.parallel:
             self.restart_clock()
+            loss = None
             while True:
                 at_end = self.iteration >= self.config.max_iters
                 if (at_end or self.iteration % self.config.eval_interval == 0) and not self.is_evaluated():
@@ -144,6 +147,8 @@ class Trainer:
                 if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
                     self.log(bar, loss.item(), learning_rate, float(norm))
             if self.interrupted:
+                if loss is not None:
+                    self.refuse_divergence(loss.item())
                 self.save(checkpoint.LAST)
         return not self.interrupted
 
@@ -210,11 +215,7 @@ class Trainer:
 
     def log(self, bar: tqdm, loss: float, learning_rate: float, norm: float) -> None:
         """Show the state of the training and write it down; refuse to go on with a loss that is no number."""
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} after step {self.iteration}; try a lower --learning-rate "
-                f"({self.out / checkpoint.LAST} is from before)"
-            )
+        self.refuse_divergence(loss)
         speed = self.tokens_per_second()
         self.restart_clock()
         self.add_row({"loss": loss, "learning_rate": learning_rate, "grad_norm": norm, "tokens_per_second": speed})
@@ -222,11 +223,20 @@ class Trainer:
             f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s", refresh=False
         )
 
+    def refuse_divergence(self, loss: float) -> None:
+        """Raise `DivergedError` for a loss that is no finite number, before weights are saved that are of no use."""
+        if not math.isfinite(loss):
+            last = self.out / checkpoint.LAST
+            saved = f" ({last} is from before)" if last.exists() else ""
+            raise DivergedError(f"the loss is {loss} after step {self.iteration}; try a lower --learning-rate{saved}")
+
     # Estimates of the losses
 
     def evaluate(self, bar: tqdm) -> None:
         """Estimate both losses, write them down, and save the last and, if it is one, the best checkpoint."""
         losses = self.estimate_losses()
+        for loss in losses.values():
+            self.refuse_divergence(loss)
         self.add_row({"train_loss": losses["train"], "val_loss": losses["val"]})
         best = losses["val"] < self.best_val_loss
         if best:
@@ -262,7 +272,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         run = {
-            "train_config": dataclasses.asdict(self.config),
+            "train_config": {**dataclasses.asdict(self.config), "processes": self.processes_asked_for},
             "iteration": self.iteration,
             "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
             "rows": self.rows,
@@ -275,8 +285,7 @@ class Trainer:
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved: weights, moments, random numbers, metrics."""
         run = saved.run
-        if run["data_id"] != self.data_id:
-            raise ConfigError(f"{saved.path} was trained on another text; resume with the same --data")
+        check_same_text(saved, self.data_id)
         try:
             self.model.load_state_dict(saved.part("model"))
             self.optimizer.load_state_dict(saved.part("optimizer"))
@@ -313,7 +322,8 @@ class Trainer:
     def add_row(self, values: dict[str, Any]) -> None:
         """A line of metrics.csv, written at once."""
         self.rows.append({"iteration": self.iteration, **values})
-        with open(self.out / "metrics.csv", "a", newline="", encoding="utf-8") as file:
+        path = self.out / "metrics.csv"
+        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
 
     def write_metrics(self) -> None:
@@ -347,7 +357,18 @@ class Trainer:
         return self.out / "loss.png"
 
 
-RUN_FILES = (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png")
+def check_same_text(saved: checkpoint.Checkpoint | None, data_id: str) -> None:
+    """Raise `ConfigError` if the run that is resumed, if there is one, was trained on another text."""
+    if saved is not None and saved.run["data_id"] != data_id:
+        raise ConfigError(f"{saved.path} was trained on another text; resume with the same --data")
+
+
+def resume_command() -> str:
+    """The command line of this program, with --resume."""
+    return shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
+
+
+RUN_FILES = (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png", "ops.csv", "ops.png")
 
 
 def keep_previous_run(out: Path, files: Sequence[str] = RUN_FILES) -> Path | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ import safetensors.numpy
 from .tensor import Tensor
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error in here that names no file, as that of a full disk, gets the name of the one that is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all: into a temporary file beside it, which then takes its name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -33,7 +45,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors (or arrays) by name to a safetensors file, with optional text beside them."""
+    """Write tensors (or arrays) by name to a safetensors file, with optional text beside them.
+
+    Raises ValueError for a tensor called "__metadata__", which is where the format keeps that text.
+    """
+    if "__metadata__" in state:
+        raise ValueError('save: no tensor can be called "__metadata__": a safetensors file keeps its text under it')
     arrays = {
         name: np.ascontiguousarray(Tensor(value).numpy()).reshape(np.shape(value)) for name, value in state.items()
     }
@@ -43,7 +60,8 @@ def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mappi
 def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name.
 
-    Raises FileNotFoundError if it is not there and ValueError if it is no whole safetensors file.
+    Raises FileNotFoundError if it is not there, and ValueError if it is no whole safetensors file or has numbers of a
+    kind that tensors do not hold, such as float8.
     """
     return load_with_metadata(path)[0]
 
@@ -55,6 +73,14 @@ def load_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = list(file.keys())
-            return {name: Tensor(file.get_tensor(name)) for name in names}, file.metadata() or {}
+            return {name: _read(path, file, name) for name in names}, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def _read(path: str | os.PathLike[str], file: Any, name: str) -> Tensor:
+    try:
+        return Tensor(file.get_tensor(name))
+    except (AttributeError, TypeError) as error:  # of a dtype that NumPy does not have, or that tensors do not
+        stored = file.get_slice(name).get_dtype()
+        raise ValueError(f"{path}: {name} is stored as {stored}, which cannot be read ({error})") from error

@@ -397,6 +397,14 @@ def test_one_token_file_may_stand_alone(tokens):
     assert data.load_data(tokens).data_id == both.data_id
 
 
+def test_a_name_that_is_empty_or_mistyped_is_what_the_error_is_about(tokens):
+    with pytest.raises(DataError, match="^the name of the file is empty; wanted that of a text file$"):
+        data.load_data("")
+    for path in (tokens / "tokens.bin", tokens / "nowhere" / "train.bin"):
+        with pytest.raises(DataError, match=f"^{path}: there is no such file$"):
+            data.load_data(path)
+
+
 def test_token_files_of_another_tokenizer_are_refused(tokens):
     assert data.load_data(tokens, CharTokenizer("".join(map(chr, range(100))))).tokenizer.vocab_size == 100
     with pytest.raises(DataError, match="tokens: these tokens were made by another tokenizer than the model's"):

@@ -8,6 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import run_program
+
+import minigrad as mg
+from minigrad.distributed import can_share
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = [
@@ -150,7 +154,50 @@ def test_mistakes_get_one_clear_line(program, options, message, trained, text, t
     assert message in result.stderr
 
 
-def test_resume_with_another_shape_is_refused(trained, text):
-    options = ["--data", text, "--out", trained[0], "--resume", "--n-layer", 2]
-    result = run("train_shakespeare.py", *options, check=False)
-    assert result.stderr == "error: --resume with n_layer 2, but the run has n_layer 1\n"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--n-layer", 2], "--resume with n_layer 2, but the run has n_layer 1"),
+        (["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
+        (
+            ["--preset", "baby"],
+            "--resume with preset baby, which has n_layer 6, but the run has n_layer 1; leave --preset out",
+        ),
+    ],
+)
+def test_what_makes_a_run_another_one_is_refused(trained, text, options, message):
+    resume = ["--device", "cpu", "--data", text, "--out", trained[0], "--resume"]
+    assert run_program("train_shakespeare", *resume, *options) == f"error: {message}"
+
+
+def test_a_command_with_a_preset_goes_on_with_resume(text, tmp_path):
+    """As the command does that an interrupted run prints."""
+    command = ["--preset", "cpu", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 1]
+    assert run_program("train_shakespeare", *command) == 0
+    assert run_program("train_shakespeare", *command, "--resume") == 0
+
+
+def test_resume_on_another_text_says_so(trained, tmp_path):
+    """Before it comes upon a character that the run does not know."""
+    (tmp_path / "other.txt").write_text("THE CAT SAT. " * 100, encoding="utf-8")
+    resume = ["--device", "cpu", "--data", tmp_path / "other.txt", "--out", trained[0], "--resume"]
+    last = trained[0] / "last.safetensors"
+    message = f"error: {last} was trained on another text; resume with the same --data"
+    assert run_program("train_shakespeare", *resume) == message
+
+
+@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+def test_how_many_processes_is_chosen_anew_on_resume(text, tmp_path, monkeypatch, capsys):
+    """Unless it was asked for: a resumed run may have smaller batches, or another device."""
+    monkeypatch.setattr(mg, "get_num_threads", lambda: 2)
+    common = ["--device", "cpu", "--data", text, "--out", tmp_path]
+    assert run_program("train_shakespeare", *SMALL, *common, "--max-iters", 1) == 0
+    assert "processes 2" in capsys.readouterr().out
+    assert run_program("train_shakespeare", *common, "--resume", "--max-iters", 2, "--batch-size", 1) == 0
+    assert "processes 1" in capsys.readouterr().out
+
+
+def test_the_command_for_more_can_be_pasted(text, tmp_path, capsys):
+    out = tmp_path / "my run"
+    assert run_program("train_shakespeare", *SMALL, "--data", text, "--out", out, "--max-iters", 0) == 0
+    assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py --checkpoint '{out}'\n")

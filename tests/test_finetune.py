@@ -13,7 +13,7 @@ import minigrad as mg
 from gpt import GPT, CharTokenizer, GPTConfig, checkpoint, lora
 from gpt.evaluate import evaluate
 from gpt.loading import TOKENIZER, load_model, save_pretrained
-from gpt.tokenizer import BPETokenizer
+from gpt.tokenizer import BPETokenizer, GPT2Tokenizer
 
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 40
 OTHER = "\n".join(line[::-1] for line in TEXT.splitlines()) + "\n"  # the same characters, in another language
@@ -250,6 +250,47 @@ def test_adapters_do_not_go_where_the_model_lies(finetune, tmp_path):
     assert (tmp_path / "first" / checkpoint.BEST).exists()
 
 
+def test_adapters_are_not_merged_into_the_only_copy_of_their_model(finetune, base, tmp_path):
+    """Neither by a new run nor by a resumed one; and no folder takes the name of a model that is downloaded."""
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    message = f"error: --save-pretrained {base} is where --model {base} lies, which the adapters need; wanted another"
+    assert str(finetune("run", *LORA, "--save-pretrained", base)).startswith(message)
+    assert not (tmp_path / "run").exists()
+    assert finetune("run", *LORA, "--max-iters", 0) == 0
+    assert str(finetune("run", "--resume", "--save-pretrained", base)).startswith(message)
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    assert "is where --model gpt2 lies" in finetune("run", *LORA, "--save-pretrained", "gpt2", model="gpt2")
+
+
+def test_what_cannot_be_done_is_said_before_the_work(finetune, base, text, tmp_path):
+    """The files of an earlier run stay where they are."""
+    assert finetune("run", "--max-iters", 0) == 0
+    shape = ["--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--block-size", 8, "--max-iters", 0, "--eval-iters", 1]
+    rotary = ["--position", "rotary", "--device", "cpu", "--data", text, "--out", tmp_path / "rotary"]
+    run_program("train_shakespeare", *shape, *rotary)
+    for model, options, message in (
+        (base, ["--prompt", "THE"], "the character 'T' at position 0 is not in the vocabulary"),
+        (base, ["--save-pretrained", text], f"{text}: cannot be made (File exists)"),
+        (tmp_path / "rotary", ["--save-pretrained", tmp_path / "hf"], "no place for this model: option position"),
+    ):
+        assert message in finetune("run", *options, model=model)
+    assert not (tmp_path / "run" / "previous-1").exists()
+    assert not (tmp_path / "hf").exists()
+
+
+def test_the_command_for_more_can_be_pasted(finetune, base, tmp_path, capsys):
+    out = tmp_path / "my run"
+    for options, where in (([], f"--model '{out}'"), (LORA, f"--model {base} --adapters '{out / lora.ADAPTERS}'")):
+        assert finetune("my run", "--max-iters", 0, *options) == 0
+        assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py {where}\n")
+
+
+def test_no_tokenizer_of_an_earlier_model_is_left_beside_one_with_gpt2s(base, tmp_path):
+    save_pretrained(*load_model(base), tmp_path)
+    save_pretrained(GPT(GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=2)), GPT2Tokenizer(), tmp_path)
+    assert isinstance(load_model(tmp_path)[1], GPT2Tokenizer)
+
+
 def test_byte_pairs(finetune, tmp_path, capsys):
     """A model whose tokens are not characters, and a run that remembers its tokenizer."""
     tokenizer = BPETokenizer.train(TEXT, vocab_size=270)
@@ -308,6 +349,8 @@ def test_mistakes_get_one_clear_line(finetune, options, message):
         ([], ["--lora-rank", 8], "--resume with lora_rank 8, but the run has lora_rank 0"),
         ([], ["--model", "other"], "--resume with model other, but the run has model"),
         ([], ["--dropout", 0.4], "--resume with dropout 0.4, but the run has dropout 0.1"),
+        ([], ["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
+        (LORA, ["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
     ],
 )
 def test_resuming_with_another_model_is_refused(finetune, first, options, message):
@@ -329,3 +372,18 @@ def test_a_run_of_another_kind_is_not_resumed(finetune, base, text, tmp_path):
     shape = ["--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--block-size", 8, "--max-iters", 0, "--eval-iters", 1]
     run_program("train_shakespeare", "--device", "cpu", "--data", text, "--out", tmp_path / "run", *shape)
     assert "the run is not one of finetune.py; start from it with --model" in finetune("run", "--resume")
+
+
+def test_a_run_is_not_resumed_by_the_other_program(finetune, tmp_path):
+    finetune("run", "--max-iters", 0)
+    resume = ["--resume", "--device", "cpu", "--out", tmp_path / "run"]
+    message = "error: --resume: the run is not one of train_shakespeare.py, but of finetune.py"
+    assert run_program("train_shakespeare", *resume) == message
+
+
+def test_resuming_on_another_text_says_so(finetune, tmp_path):
+    """Before it comes upon a character that the model does not know."""
+    (tmp_path / "other.txt").write_text("THE CAT SAT. " * 100, encoding="utf-8")
+    finetune("run", "--max-iters", 0)
+    message = finetune("run", "--resume", "--data", tmp_path / "other.txt")
+    assert message.endswith("last.safetensors was trained on another text; resume with the same --data")

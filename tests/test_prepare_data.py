@@ -1,6 +1,9 @@
 """Text files into token files: the tokens are those of the whole texts, and training goes on from there."""
 
+import errno
+import itertools
 import json
+import os
 import re
 
 import numpy as np
@@ -168,6 +171,19 @@ def test_what_goes_wrong_leaves_the_files_of_before(texts, tmp_path):
     ):
         prepare.prepare(good, CharTokenizer("the "), out, workers=2)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(("good_writes", "name"), [(0, "val.bin"), (1, "train.bin"), (2, "meta.json")])
+def test_a_full_disk_is_an_error_that_names_the_file(texts, tmp_path, monkeypatch, good_writes, name):
+    writes = itertools.count()
+
+    def full(_):
+        if next(writes) == good_writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'out' / name}'$"):
+        prepare.prepare(prepare.text_files([texts]), LEARNED, tmp_path / "out")
 
 
 def test_options_without_meaning_are_refused(texts, tmp_path):

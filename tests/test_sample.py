@@ -1,5 +1,7 @@
 """Sampling: the cache changes nothing but the speed, rows go their own ways, and the options do what they say."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -294,8 +296,11 @@ def test_tokens_come_with_their_probabilities(options, expected):
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; wanted a whole number"),
         ({"temperature": -0.5}, "temperature is -0.5; wanted at least 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": "a"}, "temperature is 'a'; wanted at least 0"),
         ({"top_k": 0}, "top_k is 0; wanted at least 1"),
+        ({"top_k": True}, "top_k is True; wanted a whole number"),
         ({"top_p": 0.0}, "top_p is 0.0; wanted above 0 and at most 1"),
+        ({"top_p": "x"}, "top_p is 'x'; wanted above 0 and at most 1"),
         ({"seed": -1}, "seed is -1; wanted at least 0"),
         ({"stop_tokens": 17}, "stop_tokens is 17; wanted ids from 0 to 16"),
         ({"stop_tokens": [3, -1]}, r"stop_tokens is \[3, -1\]; wanted ids from 0 to 16"),
@@ -363,3 +368,11 @@ def test_the_program_stops_where_it_is_told_to(folder, capsys):
         run_program("sample", *greedily(folder, "五", 9, "--stop", "🍎"))
         == "error: --stop '🍎' is 4 tokens; wanted one"
     )
+
+
+def test_what_the_terminal_cannot_show_becomes_a_question_mark(folder, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert run_program("sample", *greedily(folder, "五", 9, "--stop", "!")) == 0
+    terminal.seek(0)
+    assert terminal.read() == "??\n"

@@ -1,5 +1,7 @@
 """Tensors go to a file and come back, whole or not at all."""
 
+import errno
+import json
 import os
 
 import numpy as np
@@ -72,14 +74,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(file, fails, mo
     mg.save({"x": np.array([1.0])}, file)
 
     def full(*args):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, fails, full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="No space left"):
         mg.save({"x": np.array([2.0])}, file)
     monkeypatch.undo()
     assert mg.load(file)["x"].item() == 1
     assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(file, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{file}'$"):
+        mg.save({"x": np.array([2.0])}, file)
 
 
 def test_an_interrupt_leaves_no_temporary_file(file, monkeypatch):
@@ -115,6 +126,21 @@ def test_a_file_of_something_else_is_refused(file, content):
     file.write_bytes(content)
     with pytest.raises(ValueError, match="state.safetensors: not a whole safetensors file"):
         mg.load(file)
+
+
+@pytest.mark.parametrize(("stored", "size"), [("F8_E4M3", 1), ("C64", 8)])
+def test_numbers_that_tensors_do_not_hold_are_refused_by_the_name_of_their_dtype(file, stored, size):
+    header = json.dumps({"x": {"dtype": stored, "shape": [1], "data_offsets": [0, size]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(ValueError, match=f"state.safetensors: x is stored as {stored}, which cannot be read"):
+        mg.load(file)
+
+
+def test_the_name_under_which_the_format_keeps_its_text_is_no_tensors(file):
+    mg.save({"x": np.zeros(1)}, file)
+    with pytest.raises(ValueError, match='save: no tensor can be called "__metadata__"'):
+        mg.save({"__metadata__": np.zeros(1)}, file)
+    assert list(mg.load(file)) == ["x"]
 
 
 def test_a_file_that_is_not_there(file):

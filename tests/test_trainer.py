@@ -15,7 +15,7 @@ from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, GPTConfig, che
 from gpt import trainer as trainer_module
 from gpt.config import TrainConfig
 from gpt.data import Dataset
-from gpt.trainer import DivergedError, Trainer, choose_processes, keep_previous_run
+from gpt.trainer import DivergedError, Trainer, choose_processes, keep_previous_run, resume_command
 from minigrad.distributed import can_share
 
 WORDS = ["amber", "birch", "cedar", "dunes", "ember", "flint", "grove", "heath"]
@@ -236,20 +236,53 @@ def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    trainer = new_trainer(tmp_path)
+@pytest.mark.parametrize("max_iters", [0, 20])
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, max_iters):
+    """Also where the only estimate is the one at the end."""
+    trainer = new_trainer(tmp_path, max_iters=max_iters)
     trainer.model.wte.weight.data[...] = np.nan
-    with pytest.raises(DivergedError, match="the loss is nan after step 1; try a lower --learning-rate"):
+    with pytest.raises(DivergedError, match="the loss is nan after step 0; try a lower --learning-rate$"):
         trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(("interrupt_at", "refused_at"), [(None, 15), (13, 13)], ids=["estimate", "interrupt"])
+def test_weights_that_are_no_numbers_do_not_replace_the_last_checkpoint(tmp_path, interrupt_at, refused_at):
+    """The weights are spoilt between two readings of the loss."""
+    trainer = new_trainer(tmp_path, eval_interval=5)
+    step = trainer.step
+
+    def step_and_spoil(learning_rate):
+        result = step(learning_rate)
+        if trainer.iteration == 11:
+            trainer.model.wte.weight.data[...] = np.nan
+        trainer.interrupted = trainer.iteration == interrupt_at
+        return result
+
+    trainer.step = step_and_spoil
+    message = rf"the loss is nan after step {refused_at}; .* \({tmp_path / checkpoint.LAST} is from before\)"
+    with pytest.raises(DivergedError, match=message):
+        trainer.train()
+    saved = checkpoint.load(tmp_path / checkpoint.LAST)
+    assert saved.run["iteration"] == 10
+    assert all(np.isfinite(value.numpy()).all() for value in saved.tensors.values())
 
 
 def test_an_earlier_run_is_moved_aside(tmp_path):
     assert keep_previous_run(tmp_path) is None
     for number in (1, 2):
         new_trainer(tmp_path, max_iters=1).train()
+        (tmp_path / "ops.csv").touch()  # of a run with --ops
+        (tmp_path / "ops.png").touch()
         assert keep_previous_run(tmp_path) == tmp_path / f"previous-{number}"
         kept = {path.name for path in (tmp_path / f"previous-{number}").iterdir()}
-        assert kept == {"last.safetensors", "best.safetensors", "metrics.csv"}
+        assert kept == {"last.safetensors", "best.safetensors", "metrics.csv", "ops.csv", "ops.png"}
+
+
+def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
+    for options, shown in ((["--data", "a b.txt"], "--data 'a b.txt' --resume"), (["--resume"], "--resume")):
+        monkeypatch.setattr("sys.argv", ["train.py", *options])
+        assert resume_command() == f"python train.py {shown}"
 
 
 def test_resuming_on_another_text_is_refused(tmp_path):
@@ -290,6 +323,30 @@ class TestCheckpointFiles:
         with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
             checkpoint.load(tmp_path / "x.safetensors")
 
+    @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]"], ids=["nested", "no JSON", "a list"])
+    def test_text_that_describes_nothing(self, tmp_path, text):
+        mg.save({}, tmp_path / "x.safetensors", metadata={"minigrad": text})
+        with pytest.raises(CheckpointError, match="x.safetensors: a safetensors file, but not a checkpoint of this"):
+            checkpoint.load(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"run": [1]}, r"run is \[1\]; wanted a dict"),
+            (
+                {"run": {"train_config": 3}},
+                "run is {'train_config': 3}; wanted a dict, and as its train_config another",
+            ),
+            ({"config": {"n_layer": True}}, "n_layer is True; wanted a whole number"),
+            ({"config": {"heads": 3}}, "not a checkpoint of this project .*heads"),
+        ],
+    )
+    def test_text_that_describes_something_else(self, tmp_path, change, message):
+        about = {"characters": "ab", "config": {}, "run": {}, **change}
+        mg.save({}, tmp_path / "x.safetensors", metadata={"minigrad": json.dumps(about)})
+        with pytest.raises(CheckpointError, match=f"x.safetensors: .*{message}"):
+            checkpoint.load(tmp_path / "x.safetensors")
+
     def test_weights_that_contradict_the_config(self, tmp_path):
         trainer = new_trainer(tmp_path)
         about = {
@@ -307,8 +364,11 @@ class TestCheckpointFiles:
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; wanted a whole number of at least 1"),
+        ({"processes": True}, "processes is True; wanted a whole number of at least 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; wanted a number of at least 0"),
+        ({"learning_rate": "a"}, "learning_rate is 'a'; wanted a number of at least 0"),
         ({"beta2": 1.0}, "beta2 is 1.0; wanted a number from 0 to below 1"),
+        ({"beta1": None}, "beta1 is None; wanted a number from 0 to below 1"),
         ({"grad_clip": float("nan")}, "grad_clip is nan"),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from programs import load_program, run_program
 
 import minigrad as mg
-from gpt import CheckpointError, DataError, TokenError
+from gpt import CheckpointError, ConfigError, DataError, TokenError
 from gpt.checkpoint import LAST
 from gpt.pairs import (
     FIRST_DAY,
@@ -26,6 +26,7 @@ from gpt.pairs import (
     ways_to_write_number,
 )
 from gpt.seq2seq import END, PAD, START
+from gpt.trainer import DivergedError
 from gpt.translator import MODEL, Translator, Vocabulary, as_batch, batches
 from minigrad.serialization import load_with_metadata
 
@@ -229,6 +230,13 @@ def test_the_loss_of_all_pairs_does_not_depend_on_the_batches():
     assert translator.loss(pairs, batch_size=30) == pytest.approx(translator.loss(pairs, batch_size=4), rel=1e-5)
 
 
+def test_the_model_goes_back_to_training_after_an_error():
+    translator = Translator.for_pairs([("a", "b")], **SMALL, position="learned", block_size=2)
+    with pytest.raises(ConfigError, match="a source of 3 tokens is longer than block_size 2"):
+        translator.loss([("aaa", "b")])
+    assert translator.model.training
+
+
 @pytest.mark.parametrize("shape", [{}, {"tie_weights": "all", "position": "learned", "norm_first": False}], ids=str)
 def test_what_is_saved_comes_back(tmp_path, shape):
     pairs = number_pairs(30, 0)
@@ -268,6 +276,13 @@ def test_files_that_hold_no_translator(tmp_path):
     about = json.loads(metadata["minigrad.seq2seq"])
     mg.save(tensors, tmp_path / MODEL, {"minigrad.seq2seq": json.dumps({**about, "config": {"heads": 3}})})
     assert re.search(f"{MODEL}: .*heads", message(tmp_path))
+    translator.save(tmp_path / MODEL)
+    tensors, _ = load_with_metadata(tmp_path / MODEL)
+    del about["max_new_tokens"]
+    mg.save(tensors, tmp_path / MODEL, {"minigrad.seq2seq": json.dumps(about)})
+    assert re.search(f"{MODEL}: .*max_new_tokens", message(tmp_path))
+    mg.save(tensors, tmp_path / MODEL, {"minigrad.seq2seq": "[" * 100_000})
+    assert re.search(f"{MODEL}: maximum recursion depth", message(tmp_path))
 
 
 # The program
@@ -412,6 +427,24 @@ def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
     assert f"parts, from step {stop}\n" in capsys.readouterr().out
     for name in (MODEL, LAST):
         assert tensors_of(tmp_path / "parts" / name) == tensors_of(tmp_path / "whole" / name)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+    """They are spoilt between two readings of the loss; the last file of the run is from the estimate before."""
+    program = load_program("translate")
+    average = program.Training.average
+
+    def spoil(training, rate):
+        average(training, rate)
+        if len(training.estimates) == 1:
+            training.averaged.model.lm_head.weight.data[...] = np.nan
+
+    monkeypatch.setattr(program.Training, "average", spoil)
+    options = [*RUN, "--steps", 6, "--eval-interval", 2, "--out", tmp_path]
+    monkeypatch.setattr("sys.argv", list(map(str, ["translate.py", *options])))
+    with pytest.raises(DivergedError, match="the loss is nan after step 4; try a longer --warmup"):
+        program.main()
+    assert program.read_run(tmp_path)[0]["run"]["done"] == 2
 
 
 def test_a_run_goes_on_to_more_steps(tmp_path):
