@@ -88,7 +88,7 @@ DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a GPT is trained; the names and meanings are nanoGPT's. Raises `ConfigError` for values without meaning."""
+    """How a GPT is trained. What nanoGPT has too has its meaning. Raises `ConfigError` for values without meaning."""
 
     max_iters: int = option(5000, "training steps")
     batch_size: int = option(64, "sequences in a batch")
@@ -131,7 +131,7 @@ class TrainConfig:
             raise ConfigError("learning_rate is 0; wanted more, as Muon's learning rate follows it in proportion")
 
 
-# What training GPT-2 from scratch takes at any size, as in nanoGPT: batches of 0.5M tokens.
+# What training GPT-2 from scratch takes at any size, as in nanoGPT, but with biases: batches of 0.5M tokens.
 GPT2: dict[str, Any] = {
     **{"block_size": 1024, "dropout": 0.0, "bias": True, "batch_size": 12, "grad_accum": 40, "beta2": 0.95},
     **{"max_iters": 600_000, "lr_decay_iters": 600_000, "warmup_iters": 2000, "eval_interval": 1000},

@@ -501,7 +501,7 @@ def cross_entropy(
 def scaled_dot_product_attention(
     q: Any, k: Any, v: Any, causal: bool = False, mask: Any = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v (Vaswani et al., 2017): q (…, T, D), k and v (…, U, D) -> (…, T, D).
+    """softmax(q k^T / sqrt(D)) v (Vaswani et al., 2017): q (…, T, D), k (…, U, D), v (…, U, E) -> (…, T, E).
 
     causal: query i sees the keys up to i + U - T, so that the last query sees all keys.
     mask: boolean, true where a query may look, broadcast to (…, T, U). A query that may look nowhere gives zeros.

@@ -162,6 +162,16 @@ MISTAKES = {
     "ex04_matmul.py": [
         ("g @ b.swapaxes(-1, -2)", "g @ b", "A transposition is missing, or the factors of a"),
         ("b.swapaxes(-1, -2)", "b.T", "A transposition is missing, or"),
+        (
+            "g @ b.swapaxes(-1, -2)",
+            "b @ g.swapaxes(-1, -2)",
+            "dL/da is b g^T, in another shape: a transposition is in the wrong place, it is g b^T",
+        ),
+        (
+            "a.swapaxes(-1, -2) @ g",
+            "g.swapaxes(-1, -2) @ a",
+            "dL/db is g^T a, in another shape: a transposition is in the wrong place, it is a^T g",
+        ),
     ],
     "ex05_linear.py": [
         ("g_rows.T @ rows", "g_rows.T @ rows / len(rows)", "dL/dweight is the mean over the 3 rows; wanted the sum"),

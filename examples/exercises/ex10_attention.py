@@ -18,7 +18,7 @@ class Attention(mg.Function):
         A = drop(P)                P times 0 or 1/(1 - p), drawn at random; A = P without dropout
         y = A v
 
-    Shapes: q (…, T, D); k and v (…, U, D); y and g (…, T, D); leading axes, such as batch and heads, broadcast.
+    Shapes: q (…, T, D); k (…, U, D); v (…, U, E); y and g (…, T, E); leading axes, such as batch and heads, broadcast.
     `causal`: query t sees the keys up to t + U - T. `mask`: boolean, true where a query may look.
 
     Derive the backward, from the last line to the first, with dX for dL/dX.

@@ -6,7 +6,7 @@ x_i is
     (L(x_i + eps) - L(x_i - eps)) / (2 eps)         with an error of order eps^2
 
 and must equal what backward(u) leaves in x.grad. The direction is random because all ones would prove too little: under
-it, for example, the gradient of softmax is zero, right or wrong.
+it, for example, the gradient of softmax is zero, and a wrong sign or factor in front of it would not show.
 """
 
 from __future__ import annotations

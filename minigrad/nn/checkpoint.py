@@ -14,8 +14,9 @@ from .module import Module
 class Checkpoint(Function):
     """y = f(x, …), without what f's operations keep for their backward (Chen et al., 2016).
 
-    Backward. Only the inputs are kept. With them f runs a second time, recorded on a tape of its own, and that tape is
-    walked with g. Random numbers are those of the first run again, so dropout drops the same elements.
+    Backward. Only the inputs are kept, beside the parameters, which are there anyway. With them f runs a second time,
+    recorded on a tape of its own, and that tape is walked with g. Random numbers are those of the first run again, so
+    dropout drops the same elements.
     """
 
     @staticmethod

@@ -176,7 +176,7 @@ def erf(x):
     """The error function 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x, which NumPy lacks.
 
     Taylor's series around the nearest multiple p of 1/16, h = |x| - p. The derivatives of erf at p are
-    2/sqrt(pi) e^(-p^2) times the polynomials H_0 = 1, H_1 = -2p, H_(n+1) = -2p H_n - 2n H_(n-1); as |h| <= 1/32, eight
+    2/sqrt(pi) e^(-p^2) times the polynomials H_0 = 1, H_1 = -2p, H_(n+1) = -2p H_n - 2n H_(n-1); as |h| <= 1/32, nine
     terms reach float64's precision. erf is odd, which gives the negative side.
     """
     xp = get_array_module(x)

@@ -21,11 +21,12 @@ class Attention(Function):
 
         S = q k^T / sqrt(D)        scores, (…, T, U)
         P = softmax(S)             over the keys; where masked, S = -inf and so P = 0
-        y = dropout(P) v           (…, T, D)
+        y = dropout(P) v           (…, T, E)
 
-    Shapes: q (…, T, D); k and v (…, U, D); leading axes broadcast. `mask` is boolean, true where a query may look,
-    and broadcasts to (…, T, U). `causal` aligns the last query with the last key: query i sees the keys up to
-    i + U - T, so T new queries can be appended to U - T cached keys. A query that may look nowhere gets y = 0.
+    Shapes: q (…, T, D); k (…, U, D); v (…, U, E), often with E = D; leading axes broadcast. `mask` is boolean, true
+    where a query may look, and broadcasts to (…, T, U). `causal` aligns the last query with the last key: query i sees
+    the keys up to i + U - T, so T new queries can be appended to U - T cached keys. A query that may look nowhere gets
+    y = 0.
 
     Backward. Each of the three lines is a product or a softmax, undone in turn. With dX for dL/dX,
         dv = dropout(P)^T g                         y is linear in v

@@ -1,5 +1,5 @@
 """Softmax and its logarithm. A row that is -inf throughout has no softmax; here it becomes a row of zeros, with zero
-gradient, so that a row whose every place is masked stays finite forward and backward."""
+gradient, so that a row whose every place is masked stays finite forward and backward. Its logarithm stays -inf."""
 
 from __future__ import annotations
 

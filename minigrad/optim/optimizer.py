@@ -30,9 +30,9 @@ class Optimizer:
     `params` is an iterable of tensors, or of dicts {"params": tensors, setting: value, …} whose settings override the
     defaults for that group. Subclasses name in `slots` the arrays they keep for each parameter.
 
-    A 16-bit parameter has too few digits to learn: a step of a thousandth of it would be rounded away. It gets a
-    float32 copy, its "master", which learns, with moments in float32 too, and of which it is the rounded value
-    (Micikevicius et al., 2018).
+    A 16-bit parameter has too few digits to learn: a step of a thousandth of it, in float16 of a five-thousandth, would
+    be rounded away. It gets a float32 copy, its "master", which learns, with moments in float32 too, and of which it is
+    the rounded value (Micikevicius et al., 2018).
     """
 
     slots: tuple[str, ...] = ()

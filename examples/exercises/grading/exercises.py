@@ -152,6 +152,19 @@ def matmul_terms(g, a, b):
     return {"a": {"g b^T": da.reshape(a.shape)}, "b": {"a^T g": db.reshape(b.shape)}}
 
 
+def matmul_mistakes(g, a, b):
+    """The product the wrong way round, which the reshape at the end of the backward gives the right shape."""
+    rows = a[None, :] if a.ndim == 1 else a
+    columns = b[:, None] if b.ndim == 1 else b
+    g = np.reshape(g, (rows @ columns).shape)
+    da = sum_to(columns @ transposed(g), transposed(rows).shape).reshape(a.shape)
+    db = sum_to(transposed(g) @ rows, transposed(columns).shape).reshape(b.shape)
+    return {
+        "a": {"dL/da is b g^T, in another shape: a transposition is in the wrong place, it is g b^T": da},
+        "b": {"dL/db is g^T a, in another shape: a transposition is in the wrong place, it is a^T g": db},
+    }
+
+
 def linear_case(what: str, x: Any, outputs: int, bias: bool = True) -> Case:
     weight = normal(outputs, x.shape[-1], seed=1)
     return Case(what, {"x": x, "weight": weight, "bias": normal(outputs, seed=2) if bias else None})
@@ -455,7 +468,7 @@ EXERCISES = [
         gelu_terms,
         gelu_mistakes,
     ),
-    Exercise("ex04_matmul.py", MatMul, PRODUCTS, matmul_terms, no_mistakes),
+    Exercise("ex04_matmul.py", MatMul, PRODUCTS, matmul_terms, matmul_mistakes),
     Exercise(
         "ex05_linear.py",
         Linear,
