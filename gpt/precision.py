@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad import kernels
-from minigrad.backend import on
+from minigrad.backend import as_dtype, on
 from minigrad.kernels.cuda.launch import compute_capability
 
 from .config import DTYPES
@@ -19,7 +19,9 @@ def choose(dtype: str, device: str) -> str:
     """
     on_gpu = device.startswith("cuda")
     if dtype == "auto":
-        return "bfloat16" if on_gpu and kernels.in_use("cuda") and capability(device) >= 80 else "float32"
+        if not (on_gpu and kernels.in_use("cuda") and capability(device) >= 80):
+            return "float32"
+        dtype = "bfloat16"
     if dtype == "float32" or dtype not in DTYPES:
         return dtype
     if not on_gpu:
@@ -31,12 +33,21 @@ def choose(dtype: str, device: str) -> str:
             f"dtype is {dtype!r}, which takes the CUDA kernels, and these are off; set MINIGRAD_KERNELS=cuda, or take "
             f"'float32'"
         )
+    if dtype == "bfloat16":
+        _check_bfloat16()
     if capability(device) < LEAST_CAPABILITY[dtype]:
         raise ConfigError(
             f"dtype is {dtype!r}, for GPUs of compute capability 8.0 or newer; {device} has "
             f"{capability(device) / 10}: take 'float16' or 'float32'"
         )
     return dtype
+
+
+def _check_bfloat16() -> None:
+    try:
+        as_dtype("bfloat16")
+    except TypeError as error:
+        raise ConfigError(f"{error}; or take --dtype float32") from error
 
 
 def capability(device: str) -> int:

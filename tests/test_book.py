@@ -499,16 +499,15 @@ TOKENS += ["+", "-", "=", "/", "^", "_", "(", ")", "[", "]", "|", ",", "'", "@",
 
 @given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=12).map("".join))
 def test_whatever_is_typeset_keeps_every_character(source):
-    """Any string: what is no formula is refused, and what is one loses nothing but repeated spaces."""
-    wanted = " ".join(source.split())
+    """Any string: what is no formula is refused, and what is one loses and gains nothing but spaces."""
     for stacked in (True, False):
         try:
             typeset = formulas.formula(source, stacked)
         except formulas.NotAFormula:
             continue
         ElementTree.fromstring(typeset)
-        assert plain(typeset) == wanted
-    assert plain(formulas.sentence(source)) == source
+        assert plain(typeset).replace(" ", "") == source.replace(" ", "")
+    assert plain(formulas.sentence(source)).replace(" ", "") == source.replace(" ", "")
 
 
 def shape_of(typeset):

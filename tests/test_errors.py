@@ -1,5 +1,7 @@
 """Bad input: each error names the operation, and the shapes and dtypes that it got."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -223,3 +225,17 @@ def test_an_unknown_device_is_refused_with_the_known_ones(device):
     for ask in (check_device, lambda device: mg.Tensor([1.0]).to(device)):
         with pytest.raises(mg.DeviceError, match=f'unknown device "{device}"; wanted "cpu", "cuda" or "cuda:N"'):
             ask(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("MINIGRAD_KERNELS", "referrence", "reference, cuda, or nothing"),
+        ("MINIGRAD_BLAS", "MKL", "mkl or numpy"),
+        ("MINIGRAD_NUM_THREADS", "0", "a whole number of at least 1"),
+    ],
+)
+def test_environment_variables_without_meaning_are_not_ignored(name, value, wanted):
+    environment = {**os.environ, name: value}
+    done = subprocess.run([sys.executable, "-c", "import minigrad"], env=environment, capture_output=True, text=True)
+    assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; wanted {wanted}")

@@ -162,6 +162,16 @@ def test_afterwards_libraries_are_held_to_one_thread_again():
     assert {library.num_threads for library in threads.Pool.libraries} == {1}
 
 
+def test_in_each_thread_libraries_are_held_to_one_thread():
+    """MKL counts for every thread anew: one that nobody has told takes all cores, beside the others that do."""
+    counts = []
+    threads.in_parallel(
+        lambda i, parts: counts.append({library.num_threads for library in threads.Pool.libraries}),
+        mg.get_num_threads(),
+    )
+    assert counts == [{1}] * mg.get_num_threads()
+
+
 @pytest.mark.usefixtures("library")
 @given(m=st.integers(0, 9), k=st.integers(0, 9), n=st.integers(0, 9), dtype=st.sampled_from(["float32", "float64"]))
 def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, dtype):

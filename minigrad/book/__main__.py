@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         problems = write(options.out, not options.no_check, options.examples)
-    except BookError as error:
+    except (BookError, OSError) as error:
         parser.exit(2, f"{error}\n")
     for problem in problems:
         print(problem, file=sys.stderr)

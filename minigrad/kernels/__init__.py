@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 _C = TypeVar("_C", bound=type)
 
 _setting = os.environ.get("MINIGRAD_KERNELS", "")
+if _setting not in ("", "reference", "cuda"):
+    raise ValueError(f"MINIGRAD_KERNELS is {_setting!r}; wanted reference, cuda, or nothing")
 _switched_off = _setting == "reference"
 _devices = {"cpu", "cuda"} if _setting == "cuda" else {"cpu"}  # whose kernels run
 _replacements: Mapping[Any, Any] = {}  # never changed, only exchanged for another

@@ -31,7 +31,10 @@ def _has_global(name: str) -> bool:
 
 def _load_mkl() -> dict[np.dtype[Any], Any]:
     """MKL's product for float32 and float64, or nothing if the package `mkl` is not installed."""
-    if os.environ.get("MINIGRAD_BLAS", "mkl") != "mkl":
+    wanted = os.environ.get("MINIGRAD_BLAS") or "mkl"
+    if wanted not in ("mkl", "numpy"):
+        raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; wanted mkl or numpy")
+    if wanted == "numpy":
         return {}
     try:
         files = importlib.metadata.files("mkl") or []
@@ -44,6 +47,7 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
     # get sums wrong. The layer looks for its functions when it is loaded: now, before somebody else brings libgomp.
     mkl.MKL_Set_Threading_Layer(_GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS)
     mkl.MKL_Get_Max_Threads()
+    mkl.MKL_Set_Num_Threads(1)  # in every thread that does not set a number of its own
     whole, address = ctypes.c_int, ctypes.c_void_p
     found = {}
     for name, scalar in (("float32", ctypes.c_float), ("float64", ctypes.c_double)):

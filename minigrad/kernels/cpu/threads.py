@@ -88,8 +88,13 @@ class Pool:
 
 
 def _default_threads() -> int:
-    given = os.environ.get("MINIGRAD_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
-    return int(given) if given.isdigit() and int(given) else _cores()
+    ours, openmps = (os.environ.get(name) or "" for name in ("MINIGRAD_NUM_THREADS", "OMP_NUM_THREADS"))
+    given = ours or openmps
+    if given.isdecimal() and given.isascii() and int(given):
+        return int(given)
+    if ours:
+        raise ValueError(f"MINIGRAD_NUM_THREADS is {ours!r}; wanted a whole number of at least 1")
+    return _cores()
 
 
 _pool = Pool(_default_threads())
