@@ -26,7 +26,7 @@ def import_cupy() -> ModuleType:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise Missing('needs CuPy, which is not installed: pip install "cupy-cuda12x[ctk]"') from error
+            raise Missing('needs CuPy, which is not installed: pip install "cupy-cuda12x[ctk]" ml_dtypes') from error
         raise Missing(_broken(error)) from error
     _check_driver(cupy)
     return cupy

@@ -517,6 +517,58 @@ def test_set_num_threads_refuses_what_is_no_number_of_threads(n):
         mg.set_num_threads(n)
 
 
+def test_a_backward_may_have_fewer_threads_than_its_forward():
+    x = mg.Tensor(normal((40, 30)), requires_grad=True)
+    mg.set_num_threads(4)
+    y = F.gelu(x)
+    for n in (2, 1):
+        mg.set_num_threads(n)
+        y.sum().backward(retain_graph=True)
+
+
+def test_a_pool_goes_on_for_those_who_have_it_when_there_is_another():
+    mine, done = threads.Pool(3), []
+    with threads.using(mine):
+        threads.in_parallel(lambda i, parts: done.append(i), 3)
+        mg.set_num_threads(2)
+    with threads.using(mine):
+        threads.in_parallel(lambda i, parts: done.append(i), 3)
+    assert sorted(done) == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_threads_of_a_pool_end_with_it():
+    before = threading.active_count()
+    pool = threads.Pool(4)
+    pool.run([lambda: None] * 4)
+    started = [thread for thread in threading.enumerate() if thread.name == "minigrad"][-3:]
+    assert threading.active_count() == before + 3
+    del pool
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_thread_that_does_not_start_is_started_the_next_time(monkeypatch):
+    pool, start, done = threads.Pool(3), threading.Thread.start, []
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        pool.run([lambda: done.append(1)] * 3)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    pool.run([lambda: done.append(1)] * 3)
+    assert done == [1, 1, 1]
+
+
+def test_what_numpy_is_told_about_errors_holds_in_all_threads():
+    kinds = []
+    with np.errstate(over="ignore"):
+        threads.in_parallel(lambda i, parts: kinds.append(np.geterr()["over"]), mg.get_num_threads())
+    assert kinds == ["ignore"] * mg.get_num_threads()
+
+
 def test_a_forked_child_has_threads_of_its_own():
     check_in_a_forked_child(
         "from minigrad.kernels.cpu import threads; done = []",

@@ -13,6 +13,7 @@ from shapes import broadcastable, layouts, normal, seeds, shapes
 
 import minigrad as mg
 from minigrad import functional as F
+from minigrad.distributed import can_share
 from minigrad.kernels.cpu import blas
 
 sides = st.integers(0, 3)
@@ -85,4 +86,20 @@ for _ in range(50):
     w(x).backward(np.ones((1024, 256), np.float32))
     np.testing.assert_allclose(w.weight.grad, np.broadcast_to(x.sum(axis=0), (256, 256)), atol=1e-2)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+def test_mkl_beside_pytorch_multiplies_in_a_copied_process_too():
+    """The threads of libgomp, which MKL then uses, are not there after a fork: the first product waited for ever."""
+    code = """import torch, numpy as np, minigrad as mg
+from minigrad.distributed import DataParallel
+mg.set_num_threads(4)
+layer, x = mg.nn.Linear(300, 300), np.ones((600, 300), np.float32)
+layer(x).sum().backward()
+with DataParallel(layer, lambda x: layer(x).mean(), processes=2) as parallel:
+    parallel(x).backward()"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

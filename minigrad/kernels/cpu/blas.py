@@ -21,6 +21,8 @@ ROWS = 16  # for fewer, two of MKL's products at a time took as long as one afte
 KEPT = 500  # np.matmul keeps the interpreter's lock for results of so few elements, np.dot never does
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of cblas.h
 _INTEL_THREADS, _GNU_THREADS = 0, 3  # of mkl_service.h: of intel-openmp, which comes with `mkl`, and of libgomp
+_WHOLE_OF_32_BITS = 0  # sizes, whatever MKL_INTERFACE_LAYER says
+_layer = _INTEL_THREADS
 _WAIT = "10"  # milliseconds for which MKL's threads keep a core after a product, in case another follows; else 200
 
 
@@ -43,9 +45,12 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
         return {}
     os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # is read when the threads start
+    mkl.MKL_Set_Interface_Layer(_WHOLE_OF_32_BITS)
     # Where libgomp's names are everybody's, as PyTorch makes them, the Intel layer would call some of its functions and
     # get sums wrong. The layer looks for its functions when it is loaded: now, before somebody else brings libgomp.
-    mkl.MKL_Set_Threading_Layer(_GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS)
+    global _layer
+    _layer = _GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS
+    mkl.MKL_Set_Threading_Layer(_layer)
     mkl.MKL_Get_Max_Threads()
     mkl.MKL_Set_Num_Threads(1)  # in every thread that does not set a number of its own
     whole, address = ctypes.c_int, ctypes.c_void_p
@@ -64,6 +69,11 @@ _mkl = _load_mkl()
 def library() -> str:
     """Which library multiplies matrices: "mkl" or "numpy"."""
     return "mkl" if _mkl else "numpy"
+
+
+def survives_fork() -> bool:
+    """Can the matrix library's threads start again in a forked child? libgomp's cannot."""
+    return _layer != _GNU_THREADS
 
 
 def _layout(a: Any) -> tuple[int, int]:

@@ -11,14 +11,18 @@ that pays, since such a thread takes up the next product at once, `with_library_
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
+
+from .blas import survives_fork
 
 
 def _cores() -> int:
@@ -42,9 +46,10 @@ class Pool:
         if not Pool.libraries:
             Pool.libraries = tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
             self.limit_libraries(1)
-        for _ in range(1, self.size):
-            self.inboxes.append(queue.SimpleQueue())
-            threading.Thread(target=self.serve, args=(self.inboxes[-1],), daemon=True, name="minigrad").start()
+        while len(self.inboxes) < self.size - 1:
+            inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            threading.Thread(target=serve, args=(inbox,), daemon=True, name="minigrad").start()
+            self.inboxes.append(inbox)
         self.started = True
 
     def limit_libraries(self, threads: int) -> None:
@@ -52,15 +57,20 @@ class Pool:
             library.set_num_threads(threads)
 
     def run(self, tasks: Sequence[Callable[[], Any]]) -> None:
-        """Call all tasks, each in a thread of its own; the first in the thread that asks."""
+        """Call all tasks, each in a thread of its own as far as these go; the first in the thread that asks.
+
+        There are more tasks than threads where a forward cut its work for a larger pool than the one of its backward.
+        What the thread that asks has set, such as `np.errstate`, holds in the others too.
+        """
         if not self.started:
             self.start()
-        if len(tasks) == 1:
-            tasks[0]()
+        if len(tasks) == 1 or not self.inboxes or sys.is_finalizing():  # at the end of the process threads are gone
+            one_after_the_other(tasks)
             return
         finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        for inbox, task in zip(self.inboxes, tasks[1:], strict=False):
-            inbox.put((task, finished))
+        for i, task in enumerate(tasks[1:]):
+            settings = contextvars.copy_context()
+            self.inboxes[i % len(self.inboxes)].put((functools.partial(settings.run, task), finished))
         failure: BaseException | None = None
         try:
             tasks[0]()
@@ -71,20 +81,22 @@ class Pool:
         if failure is not None:
             raise failure
 
-    def serve(self, inbox: queue.SimpleQueue[Any]) -> None:
-        while (order := inbox.get()) is not None:
-            task, finished = order
-            failure: BaseException | None = None
-            try:
-                task()
-            except BaseException as error:
-                failure = error
-            del order, task  # or this thread would keep the arrays of its last task alive
-            finished.put(failure)
-
-    def close(self) -> None:
+    def __del__(self) -> None:
         for inbox in self.inboxes:
             inbox.put(None)
+
+
+def serve(inbox: queue.SimpleQueue[Any]) -> None:
+    """What a thread of a pool does until nobody has the pool any more."""
+    while (order := inbox.get()) is not None:
+        task, finished = order
+        failure: BaseException | None = None
+        try:
+            task()
+        except BaseException as error:
+            failure = error
+        del order, task  # or this thread would keep the arrays of its last task alive
+        finished.put(failure)
 
 
 def _default_threads() -> int:
@@ -100,10 +112,13 @@ def _default_threads() -> int:
 _pool = Pool(_default_threads())
 
 
+_has_library_threads = True
+
+
 def _start_afresh() -> None:
-    """After a fork the child has the pool, but none of its threads."""
-    global _pool
-    _pool = Pool(_pool.size)
+    """After a fork the child has the pool, but none of its threads, and of libraries' those that can start again."""
+    global _pool, _has_library_threads
+    _pool, _has_library_threads = Pool(_pool.size), survives_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -113,15 +128,14 @@ if hasattr(os, "register_at_fork"):
 def set_num_threads(n: int) -> None:
     """Use n threads on the CPU: the engine's kernels share their work, and their matrix products, among so many.
 
-    The default is the number of cores, or MINIGRAD_NUM_THREADS or OMP_NUM_THREADS. Results are the same bit for bit
-    from run to run for the same n; another n may round differently. NumPy's own matrix library is held to one thread.
+    The default is the number of cores, or MINIGRAD_NUM_THREADS or OMP_NUM_THREADS. As long as one thread at a time
+    calls the engine, results are the same bit for bit from run to run for the same n; another n may round differently,
+    and dropout drops other elements. NumPy's own matrix library is held to one thread.
     """
     global _pool
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads: wanted a whole number of at least 1, got {n!r}")
-    with _pool.busy:
-        old, _pool = _pool, Pool(n)
-    old.close()
+    _pool = Pool(n)  # the old one ends when the last who uses it is done
 
 
 @contextlib.contextmanager
@@ -175,15 +189,17 @@ def with_library_threads(product: Callable[[], Any]) -> None:
     for the interpreter and to report: as long as a product of one row with a whole matrix of weights takes.
     """
     pool = _pool
-    if pool.size > 1 and pool.busy.acquire(blocking=False):
+    if pool.size > 1 and _has_library_threads and pool.busy.acquire(blocking=False):
         try:
             if not pool.started:
                 pool.start()
             pool.limit_libraries(pool.size)
             product()
         finally:
-            pool.limit_libraries(1)
-            pool.busy.release()
+            try:
+                pool.limit_libraries(1)
+            finally:
+                pool.busy.release()
     else:
         product()
 
