@@ -87,21 +87,17 @@ def evaluate(
         raise DataError(f"the text has {len(ids)} tokens; wanted at least 2, the second to be predicted from the first")
     if n_bytes < 1:
         raise ConfigError(f"n_bytes is {n_bytes}; wanted at least 1")
-    nats, was_training = 0.0, model.training
-    model.eval()
-    try:
-        with tqdm(total=len(ids) - 1, unit="token", unit_scale=True, disable=not progress) as bar, mg.no_grad():
-            for batch in _batches(windows(len(ids), block_size, stride), batch_size):
-                rows = np.stack([ids[window.start : window.end + 1] for window in batch]).astype(np.int64)
-                counted = batch[0].counted
-                read, predicted = (mg.Tensor(part, device=device).data for part in (rows[:, :-1], rows[:, -counted:]))
-                with memory_advice("what takes less: a smaller --batch-size"):
-                    logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
-                    losses = F.cross_entropy(logits, predicted, reduction="none")
-                nats += float(losses.numpy().sum(dtype=np.float64))
-                bar.update(losses.size)
-    finally:
-        model.train(was_training)
+    nats, bar = 0.0, tqdm(total=len(ids) - 1, unit="token", unit_scale=True, disable=not progress)
+    with bar, model.evaluating(), mg.no_grad():
+        for batch in _batches(windows(len(ids), block_size, stride), batch_size):
+            rows = np.stack([ids[window.start : window.end + 1] for window in batch]).astype(np.int64)
+            counted = batch[0].counted
+            read, predicted = (mg.Tensor(part, device=device).data for part in (rows[:, :-1], rows[:, -counted:]))
+            with memory_advice("what takes less: a smaller --batch-size"):
+                logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
+                losses = F.cross_entropy(logits, predicted, reduction="none")
+            nats += float(losses.numpy().sum(dtype=np.float64))
+            bar.update(losses.size)
     return Evaluation(nats, len(ids) - 1, n_bytes)
 
 

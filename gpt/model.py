@@ -195,16 +195,12 @@ class GPT(nn.Module):
 
         Without dropout and without gradients. See `CausalSelfAttention.weights`.
         """
-        was_training, weights = self.training, []
-        self.eval()
-        try:
-            with mg.no_grad():
-                x, _ = self.embed(ids)
-                for block in self.h:
-                    weights.append(block.attn.weights(block.ln_1(x)))
-                    x = block(x)
-        finally:
-            self.train(was_training)
+        weights = []
+        with self.evaluating(), mg.no_grad():
+            x, _ = self.embed(ids)
+            for block in self.h:
+                weights.append(block.attn.weights(block.ln_1(x)))
+                x = block(x)
         return weights
 
     def configure_optimizer(

@@ -66,9 +66,7 @@ def _continue(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[longest - len(prompt) : longest] = prompt
     ended = np.zeros(len(prompts), bool)
-    was_training = model.training
-    model.eval()
-    try:
+    with model.evaluating():
         cache = model.new_cache() if use_cache else None
         for end in range(longest, longest + max_new_tokens):
             if cache is not None and cache.length == block_size:
@@ -85,8 +83,6 @@ def _continue(
             ended |= np.isin(tokens[:, end], stop)
             if ended.all():
                 return
-    finally:
-        model.train(was_training)
 
 
 def generate(model: GPT, ids: Any, max_new_tokens: int, stop_tokens: Any = None, **options: Any) -> Any:

@@ -320,34 +320,24 @@ class Seq2Seq(nn.Module):
         if not len(source):
             return []
         keep_freed_memory()
-        was_training = self.training
-        self.eval()
-        try:
-            with mg.no_grad():
-                memory = self.encode(source).repeat(beam_size)
-                cache = KVCache(dataclasses.replace(self.config.blocks, block_size=max_new_tokens))
+        with self.evaluating(), mg.no_grad():
+            memory = self.encode(source).repeat(beam_size)
+            cache = KVCache(dataclasses.replace(self.config.blocks, block_size=max_new_tokens))
 
-                def next_log_probabilities(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
-                    if cache.length and beam_size > 1:
-                        select_rows(cache, mg.Tensor(rows, device=self.device).data)
-                    logits = self.decode(tokens[:, None], memory, cache)[:, -1]  # (B * beam_size, V)
-                    return F.log_softmax(logits).numpy()
+            def next_log_probabilities(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
+                if cache.length and beam_size > 1:
+                    select_rows(cache, mg.Tensor(rows, device=self.device).data)
+                logits = self.decode(tokens[:, None], memory, cache)[:, -1]  # (B * beam_size, V)
+                return F.log_softmax(logits).numpy()
 
-                found = beam_search(next_log_probabilities, len(source), beam_size, max_new_tokens, length_penalty)
-        finally:
-            self.train(was_training)
+            found = beam_search(next_log_probabilities, len(source), beam_size, max_new_tokens, length_penalty)
         return [hypothesis.tokens for hypothesis in found]
 
     def cross_attention(self, source: Any, ids: Any) -> np.ndarray:
         """Where the decoder looks: weights (n_layer, B, nh, T, S) of each token of `ids` on each of the source's."""
         weights: list[Any] = []
-        was_training = self.training
-        self.eval()
-        try:
-            with mg.no_grad():
-                self.decode(ids, self.encode(source), weights=weights)
-        finally:
-            self.train(was_training)
+        with self.evaluating(), mg.no_grad():
+            self.decode(ids, self.encode(source), weights=weights)
         return np.stack([mg.Tensor(layer).numpy() for layer in weights])
 
 

@@ -156,16 +156,11 @@ class Translator:
     def loss(self, pairs: Sequence[Pair], batch_size: int = 100) -> float:
         """The mean negative log-likelihood of the targets, in nats a token, without dropout."""
         total, count = 0.0, 0
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with mg.no_grad():
-                for batch in batches(self.encode(pairs), batch_size):
-                    tokens = int((batch.targets != PAD).sum())
-                    loss = self.model(*batch)[1]
-                    total, count = total + loss.item() * tokens, count + tokens
-        finally:
-            self.model.train(was_training)
+        with self.model.evaluating(), mg.no_grad():
+            for batch in batches(self.encode(pairs), batch_size):
+                tokens = int((batch.targets != PAD).sum())
+                loss = self.model(*batch)[1]
+                total, count = total + loss.item() * tokens, count + tokens
         return total / count
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,5 +1,6 @@
 """Modules: what they register, save, load and switch; and the layers against their formulas."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_train_and_eval_reach_every_module_inside():
     assert not any(module.training for module in block.modules())
     block.train()
     assert block.drop.training
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_module_is_afterwards_in_the_mode_that_it_was_in(mode):
+    model = nn.Sequential(nn.Dropout(0.5)).train(mode)
+    with contextlib.suppress(KeyError), model.evaluating():
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert all(module.training == mode for module in model.modules())
 
 
 def test_to_converts_every_parameter_and_forgets_gradients():

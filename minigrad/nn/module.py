@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -112,6 +113,16 @@ class Module:
     def eval(self) -> Module:
         """Switch to evaluation: dropout is off."""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside this context this module and all inside it are in evaluation, and then in what this one was in."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def to(self, device: str | None = None, dtype: Any = None) -> Module:
         """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""

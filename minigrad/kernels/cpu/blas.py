@@ -22,7 +22,6 @@ KEPT = 500  # np.matmul keeps the interpreter's lock for results of so few eleme
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of cblas.h
 _INTEL_THREADS, _GNU_THREADS = 0, 3  # of mkl_service.h: of intel-openmp, which comes with `mkl`, and of libgomp
 _WHOLE_OF_32_BITS = 0  # sizes, whatever MKL_INTERFACE_LAYER says
-_layer = _INTEL_THREADS
 _WAIT = "10"  # milliseconds for which MKL's threads keep a core after a product, in case another follows; else 200
 
 
@@ -46,12 +45,8 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
         return {}
     os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # is read when the threads start
     mkl.MKL_Set_Interface_Layer(_WHOLE_OF_32_BITS)
-    # Where libgomp's names are everybody's, as PyTorch makes them, the Intel layer would call some of its functions and
-    # get sums wrong. The layer looks for its functions when it is loaded: now, before somebody else brings libgomp.
-    global _layer
-    _layer = _GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS
     mkl.MKL_Set_Threading_Layer(_layer)
-    mkl.MKL_Get_Max_Threads()
+    mkl.MKL_Get_Max_Threads()  # loads the layer, which looks for its functions now, before somebody else brings libgomp
     mkl.MKL_Set_Num_Threads(1)  # in every thread that does not set a number of its own
     whole, address = ctypes.c_int, ctypes.c_void_p
     found = {}
@@ -63,6 +58,9 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
     return found
 
 
+# Where libgomp's names are everybody's, as PyTorch makes them, the Intel layer would call some of its functions and get
+# sums wrong.
+_layer = _GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS
 _mkl = _load_mkl()
 
 
@@ -73,7 +71,7 @@ def library() -> str:
 
 def survives_fork() -> bool:
     """Can the matrix library's threads start again in a forked child? libgomp's cannot."""
-    return _layer != _GNU_THREADS
+    return not _mkl or _layer != _GNU_THREADS
 
 
 def _layout(a: Any) -> tuple[int, int]:

@@ -178,8 +178,7 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
         finally:
             pool.busy.release()
     else:
-        for task in tasks:
-            task()
+        one_after_the_other(tasks)
 
 
 def with_library_threads(product: Callable[[], Any]) -> None:
