@@ -58,10 +58,8 @@ class CausalSelfAttention(nn.Module):
     def heads(self, x: mg.Tensor, past: int = 0) -> tuple[mg.Tensor, mg.Tensor, mg.Tensor]:
         """Queries, keys and values of x (B, T, C), each (B, nh, T, hs); `past` tokens came before."""
         B, T, C = x.shape
-        q, k, v = (
-            part.reshape(B, T, self.n_head, C // self.n_head).transpose(0, 2, 1, 3)  # (B, nh, T, hs)
-            for part in F.split(self.c_attn(x), C, axis=2)
-        )
+        qkv = self.c_attn(x).reshape(B, T, 3 * self.n_head, C // self.n_head).transpose(0, 2, 1, 3)  # (B, 3 nh, T, hs)
+        q, k, v = F.split(qkv, self.n_head, axis=1)  # (B, nh, T, hs) each
         if self.qk_norm:
             q, k = F.rms_norm(q), F.rms_norm(k)
         if self.rotary:  # only differences of positions count, so padding at the left needs no other treatment

@@ -39,6 +39,13 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or get_array_module(value) is not np
 
 
+def address(array: Array | None) -> int:
+    """Where an array's elements start in memory; 0 for None."""
+    if array is None:
+        return 0
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
 def device_of(array: Array) -> str:
     """`"cpu"`, or `"cuda:0"`, `"cuda:1"`, … for an array on a GPU."""
     return "cpu" if get_array_module(array) is np else f"cuda:{array.device.id}"

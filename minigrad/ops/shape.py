@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import device_of, get_array_module, to_device
-from ..kernels import accelerated, cpu
+from ..kernels import accelerated
+from ..kernels.split import Split as SplitKernel
 from .precision import add_up
 
 
@@ -81,7 +82,7 @@ class Concatenate(Function):
         return None, *stretches(g, ctx.sizes, ctx.axis)
 
 
-@accelerated(cpu=cpu.Split)
+@accelerated(cpu=SplitKernel, cuda=SplitKernel)
 class Split(Function):
     """x cut along `axis` into stretches of the given sizes. Backward: the gradients laid end to end again."""
 

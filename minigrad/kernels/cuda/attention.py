@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ... import random
-from ...backend import get_array_module
+from ...backend import address, get_array_module
 from . import philox
 from .batched_attention import BatchedAttention
-from .launch import ACCESS_BYTES, Kernel, address, compute_capability
+from .launch import ACCESS_BYTES, Kernel, compute_capability
 
 WARPS, WARP_ROWS = 4, 16  # as in flash_attention.cu
 THREADS = 32 * WARPS

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...backend import get_array_module
-from .launch import address, packed
+from ...backend import address, get_array_module
+from .launch import packed
 
 # Numbers from cublasLt.h and library_types.h
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}

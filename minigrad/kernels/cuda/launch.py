@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import get_array_module
+from ...backend import address, get_array_module
 
 FOLDER = Path(__file__).parent
 SCALARS = {"float32": "SCALAR_FLOAT32", "float16": "SCALAR_FLOAT16", "bfloat16": "SCALAR_BFLOAT16"}
@@ -87,13 +87,6 @@ def _function(file: str, name: str, constants: Any, shared_bytes: int, device: i
     if shared_bytes > 48 * 1024:  # more must be asked for
         function.max_dynamic_shared_size_bytes = shared_bytes
     return function
-
-
-def address(array: Any) -> int:
-    """Where an array's elements start; 0 for None."""
-    if array is None:
-        return 0
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
 def packed(x: Any) -> Any:

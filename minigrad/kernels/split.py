@@ -1,10 +1,10 @@
-"""Split, without a copy where none is needed."""
+"""Split, on any device, without a copy where none is needed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from ..backend import address, is_array
 
 
 class Split:
@@ -23,13 +23,15 @@ class Split:
 
     @staticmethod
     def backward(ctx: Any, *gs: Any) -> Any:
-        whole = gs[0].base
-        if type(whole) is not np.ndarray or whole.size != sum(g.size for g in gs) or not whole.flags.c_contiguous:
+        whole, shape, strides = gs[0].base, ctx.shape, gs[0].strides
+        if not is_array(whole) or whole.size != sum(g.size for g in gs) or not whole.flags.c_contiguous:
             return ctx.function.backward(ctx, *gs)
-        whole, end = whole.reshape(ctx.shape), 0
+        axes = sorted(range(len(shape)), key=lambda axis: -strides[axis])  # in the order in which they lie in memory
+        places = sorted(range(len(shape)), key=axes.__getitem__)
+        whole, end = whole.reshape([shape[axis] for axis in axes]).transpose(places), 0
         for g in gs:
             start, end = end, end + g.shape[ctx.axis]
             own = whole[(slice(None),) * ctx.axis + (slice(start, end),)]
-            if (own.ctypes.data, own.strides, own.dtype) != (g.ctypes.data, g.strides, g.dtype):
+            if (address(own), own.strides, own.dtype) != (address(g), g.strides, g.dtype):
                 return ctx.function.backward(ctx, *gs)
         return whole
