@@ -20,6 +20,7 @@ from minigrad import functional as F
 from minigrad import kernels
 from minigrad.kernels import cpu
 from minigrad.kernels.cpu import attention, blas, normalization, pieces, products, threads
+from minigrad.kernels.split import Split
 
 
 @pytest.fixture(autouse=True, params=[1, 2, 3], ids="{} threads".format)
@@ -29,6 +30,7 @@ def tiny_pieces(request, monkeypatch):
     monkeypatch.setattr(kernels, "_switched_off", False)  # whatever MINIGRAD_KERNELS says
     monkeypatch.setattr(pieces, "ALONE", 6)
     monkeypatch.setattr(pieces, "TOGETHER", 12)
+    monkeypatch.setattr(pieces, "LEAST", 12)
     monkeypatch.setattr(products, "LEAST", 8)
     monkeypatch.setattr(products, "SMALL", -1)
     monkeypatch.setattr(products, "FEW", 1)
@@ -188,7 +190,7 @@ def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, d
 def test_split(layout, sizes, seed):
     x = normal(layout.base_shape((3, sum(sizes))), seed)
     fn = lambda x: F.concatenate(F.split(layout.view(x), sizes, axis=1)[::-1], axis=1)  # noqa: E731
-    assert_equals_reference(fn, x, kernel=cpu.Split)
+    assert_equals_reference(fn, x, kernel=Split)
 
 
 def test_split_copies_no_gradients_that_already_lie_end_to_end():
@@ -197,32 +199,33 @@ def test_split_copies_no_gradients_that_already_lie_end_to_end():
     q, k, v = np.split(whole, 3, axis=2)
     one_of_another = (q, k.copy(), v)
     for gradients, copied in (((q, k, v), False), ((k, q, v), True), ((q, q, v), True), (one_of_another, True)):
-        dx = cpu.Split.backward(node, *gradients)
+        dx = Split.backward(node, *gradients)
         np.testing.assert_array_equal(dx, np.concatenate(gradients, axis=2))
         assert np.shares_memory(dx, whole) != copied
     from_a_buffer = np.frombuffer(bytes(8 * 24)).reshape(2, 3, 4)
-    np.testing.assert_array_equal(cpu.Split.backward(node, from_a_buffer, k, v)[..., 4:], whole[..., 4:])
+    np.testing.assert_array_equal(Split.backward(node, from_a_buffer, k, v)[..., 4:], whole[..., 4:])
     rows = whole.reshape(12, 6)[:4].reshape(2, 3, 4), whole.reshape(12, 6)[4:8].reshape(2, 3, 4)
     last = whole.reshape(12, 6)[8:].reshape(2, 3, 4)
-    np.testing.assert_array_equal(cpu.Split.backward(node, *rows, last), np.concatenate([*rows, last], axis=2))
+    np.testing.assert_array_equal(Split.backward(node, *rows, last), np.concatenate([*rows, last], axis=2))
 
 
 def test_queries_keys_and_values_of_one_array_get_its_gradient_without_a_copy():
     def attend(x):
-        q, k, v = (part.reshape(2, 5, 2, 3).transpose(0, 2, 1, 3) for part in F.split(x, 6, axis=2))
+        q, k, v = F.split(x.reshape(2, 5, 6, 3).transpose(0, 2, 1, 3), 2, axis=1)  # (2, 2, 5, 3), as GPT does
         y = F.scaled_dot_product_attention(q, k, v, causal=True)
         return y.transpose(0, 2, 1, 3).reshape(2, 5, 6)
 
-    assert_equals_reference(attend, normal((2, 5, 18)), kernel=cpu.Split)
-    q = normal((2, 2, 5, 3))
-    y = F.scaled_dot_product_attention(*[mg.Tensor(q, requires_grad=True) for _ in range(3)], causal=True)
+    assert_equals_reference(attend, normal((2, 5, 18)), kernel=Split)
+    heads = mg.Tensor(normal((2, 6, 5, 3)), requires_grad=True)
+    q, k, v = F.split(heads, 2, axis=1)
+    y = F.scaled_dot_product_attention(q, k, v, causal=True)
     dq, dk, dv, *_ = cpu.Attention.backward(y.origin[0], normal(y.shape, 1))
-    heads = [g.transpose(0, 2, 1, 3).reshape(2, 5, 6) for g in (dq, dk, dv)]
-    assert all(g.base is dq.base for g in heads)
+    whole = Split.backward(q.origin[0], dq, dk, dv)
+    np.testing.assert_array_equal(whole, np.concatenate([dq, dk, dv], axis=1))
+    assert whole.transpose(0, 2, 1, 3).reshape(2, 5, 18).base is dq.base
 
 
 ROW_BY_ROW = {
-    "gelu": F.gelu,
     "gelu, exact": lambda x: F.gelu(x, approximate="none"),
     "silu": F.silu,
     "tanh": F.tanh,
@@ -237,6 +240,19 @@ ROW_BY_ROW = {
 def test_row_by_row(name, rows, columns, seed):
     fits = rows * columns > 6
     assert_equals_reference(ROW_BY_ROW[name], normal((rows, columns), seed), kernel=cpu.RowByRow if fits else None)
+
+
+@given(layout=layouts, shape=st.lists(st.integers(1, 9), max_size=3).map(tuple), seed=seeds)
+def test_gelu(layout, shape, seed):
+    x = normal(layout.base_shape(shape), seed)
+    whole = layout.view(x).flags.c_contiguous and layout.view(x).size > 6
+    assert_equals_reference(lambda x: F.gelu(layout.view(x)), x, kernel=cpu.GELUTanh if whole else None)
+
+
+def test_gelu_of_infinities_and_of_what_is_no_number():
+    x = np.array([[np.inf, -np.inf, np.nan, 0.0, 40.0, -40.0, 1e20, -1e20]], np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert_equals_reference(F.gelu, x, kernel=cpu.GELUTanh)
 
 
 def test_gradients_that_all_rows_share_are_added_up():

@@ -102,7 +102,7 @@ class SiLU(Function):
         return g * (s * (1 + x * (1 - s)))
 
 
-@accelerated(cpu=cpu.RowByRow, cuda=cuda.GELU)
+@accelerated(cpu=cpu.GELUTanh, cuda=cuda.GELU)
 @computed_in_single
 class GELUTanh(Function):
     """y = x/2 (1 + t) with t = tanh(u), u = c (x + a x^3), c = sqrt(2/pi), a = 0.044715.

@@ -9,24 +9,24 @@ What makes them fast, in the order of what it brings:
   - half of causal attention is not computed at all (attention.py).
 """
 
+from .activation import GELUTanh
 from .attention import Attention
 from .dropout import Dropout
 from .losses import CrossEntropy
 from .normalization import LayerNorm
 from .pieces import RowByRow, in_pieces, in_whole, squared_norm
 from .products import Linear, MatMul
-from .shape import Split
 from .threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Attention",
     "CrossEntropy",
     "Dropout",
+    "GELUTanh",
     "LayerNorm",
     "Linear",
     "MatMul",
     "RowByRow",
-    "Split",
     "get_num_threads",
     "in_pieces",
     "in_whole",

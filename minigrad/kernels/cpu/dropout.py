@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import random
-from .pieces import ALONE, for_each, pieces
+from .pieces import for_each, is_large, pieces
 
 
 class Masks:
@@ -31,7 +31,7 @@ class Dropout:
 
     @staticmethod
     def fits(x: Any, p: float) -> bool:
-        return x.size > ALONE and x.dtype.kind == "f" and p < 1
+        return is_large(x) and x.dtype.kind == "f" and p < 1
 
     @staticmethod
     def forward(ctx: Any, x: Any, p: float) -> Any:

@@ -9,14 +9,20 @@ import numpy as np
 
 from .threads import in_parallel, parts_for, stretch
 
-ALONE = 32 * 1024  # elements in a piece for one thread: a handful of arrays of this size fit into a core's own cache
+ALONE = 64 * 1024  # elements in a piece for one thread: a handful of arrays of this size fit into a core's own cache
 TOGETHER = 128 * 1024  # with several threads: the fewer the calls, the less they wait for Python's interpreter lock
+LEAST = 256 * 1024  # elements that are worth handing to a thread
+
+
+def is_large(x: Any) -> bool:
+    """Does it pay to cut the array?"""
+    return x.size > ALONE
 
 
 def pieces(rows: int, row_size: int) -> tuple[list[slice], int]:
     """The rows of an array cut into pieces, and by how many threads to work on them."""
     elements = rows * row_size
-    parts = parts_for(elements, TOGETHER)
+    parts = parts_for(elements, LEAST)
     size = TOGETHER if parts > 1 else ALONE
     count = max(1, min(rows, parts * round(elements / (size * parts))))  # as many for every thread
     return [stretch(rows, i, count) for i in range(count)], min(parts, count)
@@ -30,7 +36,10 @@ def for_each(cut: Sequence[Any], parts: int, work: Callable[[int, Any], None]) -
         for number in range(mine.start, mine.stop):
             work(number, cut[number])
 
-    in_parallel(share, parts)
+    if parts > 1:
+        in_parallel(share, parts)
+    else:
+        share(0, 1)
 
 
 class RowByRow:
@@ -45,7 +54,7 @@ class RowByRow:
 
     @staticmethod
     def fits(x: Any, *rest: Any) -> bool:
-        return x.ndim > 0 and x.size > ALONE and x.dtype.kind == "f" and x.flags.c_contiguous
+        return x.ndim > 0 and is_large(x) and x.dtype.kind == "f" and x.flags.c_contiguous
 
     @staticmethod
     def forward(ctx: Any, x: Any, *rest: Any) -> Any:
@@ -82,9 +91,9 @@ def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
     """
     cut = []
     for function, arrays in jobs:
-        if arrays[0].size > 2 * ALONE and all(array.flags.c_contiguous for array in arrays):
+        if arrays[0].size > ALONE and all(array.flags.c_contiguous for array in arrays):
             flat = [array.reshape(-1) for array in arrays]
-            cut += [(function, [a[i : i + 2 * ALONE] for a in flat]) for i in range(0, flat[0].size, 2 * ALONE)]
+            cut += [(function, [a[i : i + ALONE] for a in flat]) for i in range(0, flat[0].size, ALONE)]
         else:
             cut.append((function, arrays))
     ends = np.cumsum([arrays[0].size for _, arrays in cut])
@@ -97,7 +106,7 @@ def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
             function, arrays = cut[number]
             results[number] = function(*arrays)
 
-    in_parallel(share, parts_for(total, TOGETHER))
+    in_parallel(share, parts_for(total, LEAST))
     return results
 
 
