@@ -31,24 +31,24 @@ class LayerNorm:
         n = x.shape[-1]
         rows = x.reshape(-1, n)
         y, r = np.empty_like(rows), np.empty((len(rows), 1), x.dtype)
-        x_hat = np.empty_like(rows) if any(ctx.needs_input_grad) else None
+        x_hat = np.empty_like(rows) if any(ctx.needs_input_grad) else y  # without a backward a step on the way to y
         ctx.cut, ctx.parts = pieces(*rows.shape)
         ones = np.ones(n, x.dtype)
 
         def work(_: int, own: slice) -> None:
-            mean = np.dot(rows[own], ones)[:, None] / n
-            centred = np.subtract(rows[own], mean, out=None if x_hat is None else x_hat[own])
-            variance = np.vecdot(centred, centred)
-            variance *= 1 / n
-            variance += eps
-            r[own, 0] = 1 / np.sqrt(variance)
-            centred *= r[own]
-            if gamma is None:
-                y[own] = centred
-            else:
-                np.multiply(centred, gamma, out=y[own])
+            x, h, r_own = rows[own], x_hat[own], r[own]
+            np.subtract(x, np.dot(x, ones)[:, None] / n, out=h)
+            np.vecdot(h, h, out=r_own[:, 0])
+            r_own /= n
+            r_own += eps
+            np.divide(1, np.sqrt(r_own, out=r_own), out=r_own)
+            h *= r_own
+            if gamma is not None:
+                h = np.multiply(h, gamma, out=y[own])
             if beta is not None:
-                y[own] += beta
+                np.add(h, beta, out=y[own])
+            elif gamma is None and x_hat is not y:
+                y[own] = h
 
         for_each(ctx.cut, ctx.parts, work)
         ctx.save(x_hat, r, gamma)
