@@ -12,6 +12,7 @@ A product with the transpose of a small matrix takes OpenBLAS longer than to lay
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -20,9 +21,10 @@ import numpy as np
 from ... import random
 from .dropout import Masks
 from .pieces import for_each
-from .products import LEAST, same_floats
+from .products import same_floats
 from .threads import parts_for, stretch
 
+LEAST = 5e7  # multiplications that are worth handing to a thread: their many calls wait for each other
 SAFE = 60.0
 TILE = 64  # queries in a tile
 GROUP = 192 * 1024  # elements of a tile over all the heads that are worked on at once
@@ -134,7 +136,7 @@ def forward_group(q: Any, k: Any, v: Any, y: Any, causal: bool, drop: Masks | No
 def softmax_in_place(s: Any, causal: bool) -> None:
     """Turn scores s (b, h, t, u) into weights, 0 for the future: exp(s) or exp(s - m), divided by its sums."""
     t, u = s.shape[2:]
-    past = np.tri(t, dtype=s.dtype)
+    past = triangle(t, s.dtype)
     if not (s.max() < SAFE and s.min() > -SAFE):
         if causal:
             np.copyto(s[..., u - t :], -np.inf, where=past == 0)
@@ -148,19 +150,25 @@ def softmax_in_place(s: Any, causal: bool) -> None:
     s *= 1 / sums
 
 
+@functools.lru_cache(maxsize=4)
+def triangle(t: int, dtype: Any) -> Any:
+    """A matrix (t, t) with 1 for what a query may look at in its own tile, 0 above the diagonal."""
+    return np.tri(t, dtype=dtype)
+
+
 def backward_group(
     g: Any, q: Any, k: Any, v: Any, y: Any, dq: Any, dk: Any, dv: Any, tiles: list[Any], drop: Masks | None
 ) -> None:
     """Fill dq, dk and dv, all (b, h, …, D). The last tile comes first: it has all the keys and so starts dk and dv."""
     scale = q.dtype.type(1 / math.sqrt(q.shape[3]))
-    v = np.ascontiguousarray(v.swapaxes(2, 3))  # (b, h, D, U)
+    v = np.multiply(v.swapaxes(2, 3), scale, order="C")  # (b, h, D, U); with it dS is scaled, and so are dq and dk
     stop = T = q.shape[2]
     for number in reversed(range(len(tiles))):
         p = tiles[number]
         start, keys = stop - p.shape[2], p.shape[3]
         own = slice(start, stop)
         dy = g[:, :, own]  # (b, h, t, D)
-        shift = np.vecdot(dy, y[:, :, own])[..., None]  # (b, h, t, 1)
+        shift = scale * np.vecdot(dy, y[:, :, own])[..., None]  # (b, h, t, 1)
         if drop is not None:
             dy = dy * q.dtype.type(drop.scale)
         ds = dy @ v[..., :keys]  # (b, h, t, keys)
@@ -175,8 +183,6 @@ def backward_group(
         np.matmul(ds, k[:, :, :keys], out=dq[:, :, own])
         add_product(ds, q[:, :, own], dk[:, :, :keys], first=stop == T)
         stop = start
-    dq *= scale
-    dk *= scale
 
 
 def add_product(a: Any, b: Any, out: Any, first: bool) -> None:
