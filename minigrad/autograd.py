@@ -116,7 +116,9 @@ class detect_anomaly(contextlib.ContextDecorator):
 
 
 def call_in_scope(module: Any, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """`forward(*args, **kwargs)`, with all operations inside marked as the module's."""
+    """`forward(*args, **kwargs)`, with all operations inside marked as the module's, if they are recorded."""
+    if _mode.no_grad:
+        return forward(*args, **kwargs)
     outer = _mode.scope
     _mode.scope = Scope(module, outer)
     try:
@@ -272,6 +274,7 @@ class Function:
                 arrays[i] = argument.data
                 tensor_arguments.append(i)
                 needs_grad[i] = recording and argument.requires_grad
+        wanted = True in needs_grad
         on_gpu = get_array_module(*arrays) is not np
         if on_gpu:
             check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
@@ -284,10 +287,12 @@ class Function:
         except (IndexError, TypeError, ValueError) as error:
             kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
             raise kind(f"{cls.__name__}: {error}; got {', '.join(map(describe, args))}") from error
+        if not wanted and type(result) is np.ndarray:
+            return Variable._from_operation(result, None)
         results = result if isinstance(result, tuple) else (result,)
         outputs = [y if type(y) is np.ndarray else as_array(y) for y in results]
         differentiable = [y.dtype.kind in "fV" for y in outputs]  # "V" is bfloat16
-        recorded = True in needs_grad and True in differentiable
+        recorded = wanted and True in differentiable
         if recorded:
             ctx.parents = parents = []
             for argument, needs in zip(args, needs_grad, strict=True):

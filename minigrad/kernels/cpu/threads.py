@@ -172,7 +172,9 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
     this, the tasks run one after the other.
     """
     pool = _pool
-    if pool.busy.acquire(blocking=False):
+    if len(tasks) == 1 and pool.started:
+        tasks[0]()
+    elif pool.busy.acquire(blocking=False):
         try:
             pool.run(tasks)
         finally:
