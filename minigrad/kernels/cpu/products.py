@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,9 @@ class Linear:
         ctx.parts = parts_for(work, LEAST)
         ctx.head_start = min(0.5, LATE / work) if ctx.parts > 1 else 0.0
 
-        ctx.by_library = ctx.parts > 1 and (library() == "mkl" or n < FEW)
-        if ctx.by_library:
-            with_library_threads(product(rows, weight.T, y))
+        ctx.in_one = ctx.parts == 1 or library() == "mkl" or n < FEW
+        if ctx.in_one:
+            multiply(product(rows, weight.T, y), ctx.parts)
             if bias is not None:
                 y += bias
             return y.reshape(*x.shape[:-1], outputs)
@@ -83,11 +84,11 @@ class Linear:
         dbias = np.empty(outputs, x.dtype) if wants_bias else None
 
         ones = np.ones(n, x.dtype)
-        if ctx.by_library:
+        if ctx.in_one:
             if dx is not None:
-                with_library_threads(product(g_rows, weight, dx))
+                multiply(product(g_rows, weight, dx), ctx.parts)
             if dweight is not None:
-                with_library_threads(product(g_rows.T, rows, dweight))
+                multiply(product(g_rows.T, rows, dweight), ctx.parts)
             if dbias is not None:  # by NumPy's library, on one thread: two would take cores from MKL's next product
                 np.dot(ones, g_rows, dbias)
             return None if dx is None else dx.reshape(x.shape), dweight, dbias
@@ -105,6 +106,14 @@ class Linear:
             tasks.append(functools.partial(one_after_the_other, calls))
         run_together(tasks)
         return None if dx is None else dx.reshape(x.shape), dweight, dbias
+
+
+def multiply(product: Callable[[], Any], parts: int) -> None:
+    """Carry out a product in one call: on the library's own threads if it is worth several parts, else on this one."""
+    if parts > 1:
+        with_library_threads(product)
+    else:
+        run_together([product])
 
 
 class MatMul:
