@@ -189,9 +189,13 @@ class Worker:
         ours = [*(worker.connection for worker in parallel.workers), self.connection]
         server = Server(parallel, len(ours), self.gradients)
         self.process = fork.Process(target=server.serve, args=(theirs, ours), daemon=True)
-        with warnings.catch_warnings():  # of locks that other threads may hold: the pool starts its threads afresh
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the copy until it ignores Ctrl-C
+        try:
+            with warnings.catch_warnings():  # of locks that other threads may hold: the pool starts its threads afresh
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def ask(self, what: str, *arguments: Any) -> None:
@@ -250,6 +254,7 @@ class Server:
     def serve(self, connection: Any, others: list[Any]) -> None:
         """Answer one question after another, until the pipe is closed."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends the others
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for other in others:  # copies of the first process's ends: with them nobody would notice that it closed its own
             other.close()
         set_num_threads(self.parallel.pool.size)
