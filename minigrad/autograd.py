@@ -116,9 +116,7 @@ class detect_anomaly(contextlib.ContextDecorator):
 
 
 def call_in_scope(module: Any, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """`forward(*args, **kwargs)`, with all operations inside marked as the module's, if they are recorded."""
-    if _mode.no_grad:
-        return forward(*args, **kwargs)
+    """`forward(*args, **kwargs)`, with all operations inside marked as the module's."""
     outer = _mode.scope
     _mode.scope = Scope(module, outer)
     try:

@@ -209,6 +209,12 @@ def test_split_copies_no_gradients_that_already_lie_end_to_end():
     np.testing.assert_array_equal(Split.backward(node, *rows, last), np.concatenate([*rows, last], axis=2))
 
 
+def test_split_gives_plain_arrays_whatever_the_memory_of_a_gradient_is(tmp_path):
+    node = F.split(mg.Tensor(normal((2, 3)), requires_grad=True), 3, axis=1)[0].origin[0]
+    mapped = np.memmap(tmp_path / "gradient", np.float64, "w+", shape=(2, 3))
+    assert type(Split.backward(node, np.asarray(mapped))) is np.ndarray
+
+
 def test_queries_keys_and_values_of_one_array_get_its_gradient_without_a_copy():
     def attend(x):
         q, k, v = F.split(x.reshape(2, 5, 6, 3).transpose(0, 2, 1, 3), 2, axis=1)  # (2, 2, 5, 3), as GPT does
@@ -562,6 +568,30 @@ def test_the_threads_of_a_pool_end_with_it():
     for thread in started:
         thread.join(10)
         assert not thread.is_alive()
+
+
+BEFORE_AND_AFTER_A_PRODUCT = """
+import numpy as np, minigrad as mg
+from minigrad import functional as F
+def results():
+    rng = np.random.default_rng(0)
+    q, k, v = (mg.Tensor(rng.standard_normal((1, 1, 700, 64)).astype("float32"), requires_grad=True) for _ in range(3))
+    x = mg.Tensor(rng.standard_normal((1, 200_000)), requires_grad=True)
+    y = F.scaled_dot_product_attention(q, k, v, causal=True).sum() + F.layer_norm(x).sum() + F.cross_entropy(x, [7])
+    y.backward()
+    return [y.data.tobytes()] + [tensor.grad.tobytes() for tensor in (q, k, v, x)]
+mg.set_num_threads({threads})
+first = results()
+mg.Tensor(np.ones((300, 300), "float32")) @ mg.Tensor(np.ones((300, 300), "float32"))
+assert results() == first
+"""
+
+
+def test_results_are_the_same_bit_for_bit_whatever_ran_before():
+    """Matrix libraries are held to one thread before the first operation that uses them, not after it."""
+    code = BEFORE_AND_AFTER_A_PRODUCT.format(threads=mg.get_num_threads())
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_thread_that_does_not_start_is_started_the_next_time(monkeypatch):

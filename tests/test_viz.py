@@ -294,6 +294,24 @@ def test_odd_names_are_written_as_they_are(name):
 # Files and Jupyter
 
 
+def test_what_is_recorded_inside_no_grad_is_shown_in_all_its_modules():
+    class Recorded(nn.Module):
+        def forward(self, x):
+            with mg.enable_grad():
+                return (x * 2).sum()
+
+    class Outer(nn.Module):
+        def __init__(self):
+            self.inner = Recorded()
+
+        def forward(self, x):
+            with mg.no_grad():
+                return self.inner(x)
+
+    scope = Outer()(mg.Tensor([1.0], requires_grad=True)).origin[0].scope
+    assert (scope.kind, scope.outer.kind) == ("Recorded", "Outer")
+
+
 def test_text_files_need_no_graphviz(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program: None)
     _, _, loss = small_loss()

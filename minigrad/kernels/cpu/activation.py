@@ -11,7 +11,10 @@ from .products import FLOATS
 
 
 class GELUTanh:
-    """As ops/activation.py, step by step, but in few arrays: what is written afresh has to be fetched first."""
+    """As ops/activation.py, step by step, but in few arrays: what is written afresh has to be fetched first.
+
+    float16 is left to the reference.
+    """
 
     returns_new_arrays = True
 

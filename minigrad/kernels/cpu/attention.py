@@ -24,7 +24,7 @@ from .pieces import for_each
 from .products import same_floats
 from .threads import parts_for, stretch
 
-LEAST = 5e7  # multiplications that are worth handing to a thread: their many calls wait for each other
+LEAST = 5e7  # multiplications that are worth handing to a thread, since a tile takes many calls that need Python's lock
 SAFE = 60.0
 TILE = 64  # queries in a tile
 GROUP = 192 * 1024  # elements of a tile over all the heads that are worked on at once
@@ -88,7 +88,7 @@ def like_heads_of_tokens(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def like_parts_of_one(q: Any, k: Any, v: Any) -> Any:
-    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D): see shape.py."""
+    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D): see ../split.py."""
     if not q.shape == k.shape == v.shape:
         return [like_heads_of_tokens(x.shape, x.dtype) for x in (q, k, v)]
     B, H, T, D = q.shape
@@ -153,7 +153,9 @@ def softmax_in_place(s: Any, causal: bool) -> None:
 @functools.lru_cache(maxsize=4)
 def triangle(t: int, dtype: Any) -> Any:
     """A matrix (t, t) with 1 for what a query may look at in its own tile, 0 above the diagonal."""
-    return np.tri(t, dtype=dtype)
+    past = np.tri(t, dtype=dtype)
+    past.setflags(write=False)  # all calls have the same one
+    return past
 
 
 def backward_group(

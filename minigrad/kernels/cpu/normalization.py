@@ -44,11 +44,11 @@ class LayerNorm:
             np.divide(1, np.sqrt(r_own, out=r_own), out=r_own)
             h *= r_own
             if gamma is not None:
-                h = np.multiply(h, gamma, out=y[own])
-            if beta is not None:
-                np.add(h, beta, out=y[own])
-            elif gamma is None and x_hat is not y:
+                np.multiply(h, gamma, out=y[own])
+            elif x_hat is not y:
                 y[own] = h
+            if beta is not None:
+                y[own] += beta
 
         for_each(ctx.cut, ctx.parts, work)
         ctx.save(x_hat, r, gamma)

@@ -11,7 +11,8 @@ from .threads import in_parallel, parts_for, stretch
 
 ALONE = 64 * 1024  # elements in a piece for one thread: a handful of arrays of this size fit into a core's own cache
 TOGETHER = 128 * 1024  # with several threads: the fewer the calls, the less they wait for Python's interpreter lock
-LEAST = 256 * 1024  # elements that are worth handing to a thread
+LEAST = 256 * 1024  # elements that are worth handing to a thread,
+LEAST_WHOLE = 32 * 1024  # and where work takes whole matrices, which is dearer
 
 
 def is_large(x: Any) -> bool:
@@ -36,14 +37,11 @@ def for_each(cut: Sequence[Any], parts: int, work: Callable[[int, Any], None]) -
         for number in range(mine.start, mine.stop):
             work(number, cut[number])
 
-    if parts > 1:
-        in_parallel(share, parts)
-    else:
-        share(0, 1)
+    in_parallel(share, parts)
 
 
 class RowByRow:
-    """For operations f(x, …) in which every row of the result depends on the same row of x alone, like GELU or RMSNorm.
+    """For operations f(x, …) in which every row of the result depends on the same row of x alone, like SiLU or RMSNorm.
 
     The operation's own forward and backward run on one piece of the rows after the other, each with a context of its
     own. The gradient of x is put together from those of the pieces; gradients of further arguments, which all rows
@@ -118,7 +116,7 @@ def in_whole(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> None:
         for function, arrays in largest_first[i::parts]:
             function(*arrays)
 
-    in_parallel(share, parts_for(sum(arrays[0].size for _, arrays in jobs), ALONE))
+    in_parallel(share, parts_for(sum(arrays[0].size for _, arrays in jobs), LEAST_WHOLE))
 
 
 def squared_norm(arrays: list[Any]) -> Any:

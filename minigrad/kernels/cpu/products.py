@@ -108,12 +108,12 @@ class Linear:
         return None if dx is None else dx.reshape(x.shape), dweight, dbias
 
 
-def multiply(product: Callable[[], Any], parts: int) -> None:
-    """Carry out a product in one call: on the library's own threads if it is worth several parts, else on this one."""
+def multiply(call: Callable[[], Any], parts: int) -> None:
+    """A whole product in one call: on the library's own threads if it is worth several parts, else on this one."""
     if parts > 1:
-        with_library_threads(product)
+        with_library_threads(call)
     else:
-        run_together([product])
+        run_together([call])
 
 
 class MatMul:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ... import kernels
-from ...backend import check_same_device, device_of, get_array_module
+from ...backend import address, check_same_device, device_of, get_array_module
 from . import graph
-from .launch import SCALARS, Kernel, address
+from .launch import SCALARS, Kernel
 
 CHUNK = 4096  # elements that a block has, as in adamw.cu
 THREADS = 256
