@@ -1,10 +1,10 @@
-"""Split, on the CPU and with the kernels of a GPU, without a copy where none is needed."""
+"""Heads side by side in memory, on the CPU and with the kernels of a GPU: taking them apart and together is no copy."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..backend import address
+from ..backend import address, get_array_module
 
 
 class Split:
@@ -35,3 +35,18 @@ class Split:
             if (address(own), own.strides, own.dtype) != (address(g), g.strides, g.dtype):
                 return ctx.function.backward(ctx, *gs)
         return whole
+
+
+def heads_of_tokens(shape: tuple[int, ...], like: Any) -> Any:
+    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that putting the heads together is free."""
+    B, H, T, D = shape
+    return get_array_module(like).empty((B, T, H, D), like.dtype).transpose(0, 2, 1, 3)
+
+
+def parts_of_one(q: Any, k: Any, v: Any) -> list[Any]:
+    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D), for `Split` to hand on."""
+    if not q.shape == k.shape == v.shape:
+        return [heads_of_tokens(x.shape, x) for x in (q, k, v)]
+    B, H, T, D = q.shape
+    packed = get_array_module(q).empty((B, T, 3, H, D), q.dtype)
+    return [packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3)]

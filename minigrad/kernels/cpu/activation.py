@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .pieces import for_each, in_pieces, is_large, pieces
-from .products import FLOATS
+from .products import same_floats
 
 
 class GELUTanh:
@@ -20,7 +20,7 @@ class GELUTanh:
 
     @staticmethod
     def fits(x: Any) -> bool:
-        return x.dtype in FLOATS and is_large(x) and x.flags.c_contiguous
+        return same_floats(x) and is_large(x) and x.flags.c_contiguous
 
     @staticmethod
     def forward(ctx: Any, x: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ... import random
+from ..split import heads_of_tokens, parts_of_one
 from .dropout import Masks
 from .pieces import for_each
 from .products import same_floats
@@ -51,7 +52,7 @@ class Attention:
 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool, mask: Any, dropout_p: float) -> Any:
-        y = like_heads_of_tokens(q.shape[:3] + v.shape[3:], q.dtype)
+        y = heads_of_tokens(q.shape[:3] + v.shape[3:], q)
         parts = parts_for(4 * q.size * k.shape[2], LEAST)  # two products, and their weights in between
         ctx.groups = groups(q, k, parts)
         ctx.parts = min(parts, len(ctx.groups))
@@ -71,7 +72,7 @@ class Attention:
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         q, k, v, y = ctx.saved
-        dq, dk, dv = like_parts_of_one(q, k, v)
+        dq, dk, dv = parts_of_one(q, k, v)
 
         def work(number: int, group: Any) -> None:
             arrays = [array[group] for array in (g, q, k, v, y, dq, dk, dv)]
@@ -79,20 +80,6 @@ class Attention:
 
         for_each(ctx.groups, ctx.parts, work)
         return dq, dk, dv, None, None, None
-
-
-def like_heads_of_tokens(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that putting the heads together is free."""
-    B, H, T, D = shape
-    return np.empty((B, T, H, D), dtype).transpose(0, 2, 1, 3)
-
-
-def like_parts_of_one(q: Any, k: Any, v: Any) -> Any:
-    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D): see ../split.py."""
-    if not q.shape == k.shape == v.shape:
-        return [like_heads_of_tokens(x.shape, x.dtype) for x in (q, k, v)]
-    B, H, T, D = q.shape
-    return np.empty((B, T, 3, H, D), q.dtype).transpose(2, 0, 3, 1, 4)
 
 
 def groups(q: Any, k: Any, parts: int) -> list[tuple[slice, slice]]:

@@ -51,14 +51,13 @@ class Linear:
         rows, y = x.reshape(n, inputs), np.empty((n, outputs), x.dtype)
         work = max(n, FEW) * outputs * inputs
         ctx.parts = parts_for(work, LEAST)
-        ctx.head_start = min(0.5, LATE / work) if ctx.parts > 1 else 0.0
-
         ctx.in_one = ctx.parts == 1 or library() == "mkl" or n < FEW
         if ctx.in_one:
             multiply(product(rows, weight.T, y), ctx.parts)
             if bias is not None:
                 y += bias
             return y.reshape(*x.shape[:-1], outputs)
+        ctx.head_start = min(0.5, LATE / work)
         tasks = []
         for i in range(ctx.parts):
             if n >= outputs:

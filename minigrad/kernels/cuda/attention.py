@@ -11,6 +11,7 @@ import numpy as np
 
 from ... import random
 from ...backend import address, get_array_module
+from ..split import heads_of_tokens, parts_of_one
 from . import philox
 from .batched_attention import BatchedAttention
 from .launch import ACCESS_BYTES, Kernel, compute_capability
@@ -60,7 +61,7 @@ class FlashAttention:
     def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool, mask: Any, dropout_p: float) -> Any:
         q, k, v = (_rows(x) for x in (q, k, v))
         ctx.causal, ctx.dropout = bool(causal), philox.draw_dropout(dropout_p)
-        y = _like_heads_of_tokens(q)
+        y = heads_of_tokens(q.shape, q)
         lse = get_array_module(q).empty(q.shape[:3], "float32")
         arrays = [*_with_strides(q, k, v, y), lse]
         _launch("attention_forward", "FORWARD", ctx, q, k, q.shape[2], *arrays)
@@ -77,7 +78,7 @@ class FlashAttention:
         kernel(
             -(-lse.size // DELTA_QUERIES), THREADS, *_with_strides(g, y), delta, _size(q, k), q.shape[0], ctx.dropout
         )
-        dq, dk, dv = _gradients(q, k, v)
+        dq, dk, dv = parts_of_one(q, k, v)
         inputs = [*_with_strides(g, q, k, v), lse, delta]
         if wants_q:
             _launch("attention_backward_queries", "QUERY", ctx, q, k, q.shape[2], *inputs, *_with_strides(dq))
@@ -158,19 +159,3 @@ def _with_strides(*arrays: Any) -> list[Any]:
 
 def _size(q: Any, k: Any) -> Any:
     return np.array([(q.shape[1], q.shape[2], k.shape[2])], SIZE)
-
-
-def _like_heads_of_tokens(x: Any) -> Any:
-    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D)."""
-    B, H, T, D = x.shape
-    return get_array_module(x).empty((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
-
-
-def _gradients(q: Any, k: Any, v: Any) -> list[Any]:
-    """Empty arrays for dq, dk and dv. Of equal shapes they lie side by side, as (B, T, 3, H, D), like the packed q, k
-    and v that a layer projects its input to."""
-    if q.shape != k.shape:
-        return [_like_heads_of_tokens(x) for x in (q, k, v)]
-    B, H, T, D = q.shape
-    packed = get_array_module(q).empty((B, T, 3, H, D), q.dtype)
-    return [packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3)]
