@@ -152,6 +152,10 @@ def backward_group(
     scale = q.dtype.type(1 / math.sqrt(q.shape[3]))
     v = np.multiply(v.swapaxes(2, 3), scale, order="C")  # (b, h, D, U); with it dS is scaled, and so are dq and dk
     stop = T = q.shape[2]
+    sums = [dk, dv]
+    if len(tiles) > 1:  # heads of packed projections lie far apart: adding there takes longer
+        sums = [np.empty(part.shape, part.dtype) for part in sums]
+    dk_sum, dv_sum = sums
     for number in reversed(range(len(tiles))):
         p = tiles[number]
         start, keys = stop - p.shape[2], p.shape[3]
@@ -166,12 +170,14 @@ def backward_group(
         else:
             ds *= drop.drawn[number]
             weights = p * drop.drawn[number]
-        add_product(weights, dy, dv[:, :, :keys], first=stop == T)
+        add_product(weights, dy, dv_sum[:, :, :keys], first=stop == T)
         ds -= shift
         ds *= p
         np.matmul(ds, k[:, :, :keys], out=dq[:, :, own])
-        add_product(ds, q[:, :, own], dk[:, :, :keys], first=stop == T)
+        add_product(ds, q[:, :, own], dk_sum[:, :, :keys], first=stop == T)
         stop = start
+    if len(tiles) > 1:
+        dk[...], dv[...] = sums
 
 
 def add_product(a: Any, b: Any, out: Any, first: bool) -> None:
