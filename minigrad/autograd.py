@@ -12,6 +12,7 @@ reference cycle and disappears as soon as the last tensor that needs it does.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import traceback
 import weakref
@@ -81,7 +82,20 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
-class no_grad(contextlib.ContextDecorator):
+class _Setting(contextlib.ContextDecorator):
+    """A context that can decorate a function, if calling that runs its body."""
+
+    def __call__(self, function: Any) -> Any:
+        later = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+        if any(is_of_kind(function) for is_of_kind in later):
+            raise TypeError(
+                f"{type(self).__name__} cannot decorate {function.__name__}: its body does not run when it is called, "
+                f"but later; put `with {type(self).__name__}():` into it, around what computes"
+            )
+        return super().__call__(function)
+
+
+class no_grad(_Setting):
     """Inside this context (or a function decorated with it) no operation is recorded."""
 
     def __enter__(self) -> None:
@@ -91,7 +105,7 @@ class no_grad(contextlib.ContextDecorator):
         _mode.no_grad -= 1
 
 
-class enable_grad(contextlib.ContextDecorator):
+class enable_grad(_Setting):
     """Inside this context (or a function decorated with it) operations are recorded, even if it is inside `no_grad`."""
 
     def __enter__(self) -> None:
@@ -102,7 +116,7 @@ class enable_grad(contextlib.ContextDecorator):
         _mode.no_grad = _mode.outer.pop()
 
 
-class detect_anomaly(contextlib.ContextDecorator):
+class detect_anomaly(_Setting):
     """Inside this context a NaN or infinity born in a backward raises and shows where the forward was called.
 
     Run both the forward and the backward inside it. It is slow: every gradient is inspected.

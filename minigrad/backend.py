@@ -134,8 +134,8 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
 
     Those of another byte order than this machine's are converted.
     """
-    if isinstance(value, np.generic):
-        value = np.asarray(value)
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
+        value = np.asarray(value)  # np.matrix has another product; a memory map would hand its class on to results
     elif not isinstance(value, np.ndarray) and not is_array(value):
         made = np.asarray(value)
         if made.dtype == np.float64 and dtype is None:

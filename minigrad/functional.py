@@ -4,7 +4,8 @@
     y = F.softmax(F.linear(x, weight, bias), axis=-1)
 
 The mathematics and the backward passes are in `minigrad/ops/`, one class an operation. Wherever a tensor is wanted an
-array, a list or a number will do; it takes no gradient. Every result is a new tensor; inputs are never changed.
+array, a list or a number will do; it takes no gradient. Every result is a new tensor, but where there is nothing to do
+(`astype`, `to`, `dropout`); inputs are never changed.
 
 dtypes: Python numbers, NumPy scalars and 0-d arrays and tensors adopt the dtype of the tensor they meet, and so do
 integer tensors that meet floating ones (PyTorch's rules). Elementwise operations on float32 and float64 give float64,
@@ -16,11 +17,11 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from .autograd import Variable, describe
+from .autograd import Variable, describe, is_recording
 from .backend import DType, as_array, as_dtype, check_device, device_of, is_array, kind_of, to_device
 from .ops import activation, attention, elementwise, indexing, loss, normalization, reduce
 from .ops import dropout as dropout_op
@@ -45,7 +46,20 @@ def _operand(value: Any) -> Any:
         return value
     if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 and value.dtype.kind in "biuf":
         return value.item()
-    return value if isinstance(value, (builtins.int, builtins.float)) else as_array(value)
+    return value if isinstance(value, (builtins.int, builtins.float)) else _array(value)
+
+
+def _array(value: Any) -> Any:
+    """An array of what is no tensor. Of a list of tensors it would have no gradient, so there must be none to have."""
+    if isinstance(value, (list, tuple)) and is_recording() and _asks_for_gradient(value):
+        raise TypeError("got a list of tensors that require gradients where one tensor is wanted; stack() makes it one")
+    return as_array(value)
+
+
+def _asks_for_gradient(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return builtins.any(map(_asks_for_gradient, value))
+    return isinstance(value, Variable) and value.requires_grad
 
 
 def _dtype(value: Any) -> Any:
@@ -69,7 +83,7 @@ def _pair(a: Any, b: Any) -> tuple[Any, Any]:
         common = np.promote_types(a_dtype, b_dtype)
     else:  # a floating dtype wins over integers and booleans, whatever their widths
         common = builtins.max(a_dtype, b_dtype, key=lambda dtype: "biuf".index(kind_of(dtype)))
-    return astype(a, common), astype(b, common)
+    return _astype(a, common), _astype(b, common)
 
 
 def _adopting(number: Any, other: Any) -> Any:
@@ -82,7 +96,7 @@ def _adopting(number: Any, other: Any) -> Any:
 
 def _tensor(value: Any) -> Any:
     """A tensor or an array: the operand of a function of one argument."""
-    return value if isinstance(value, Variable) else as_array(value)
+    return value if isinstance(value, Variable) else _array(value)
 
 
 def _constant(value: Any) -> Any:
@@ -222,22 +236,28 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     return elementwise.Clip.apply(_tensor(x), low, high)
 
 
-def astype(x: Any, dtype: DType) -> Any:
-    """x in another dtype; x itself if it has it. The gradient is converted back."""
+def astype(x: Any, dtype: DType) -> Tensor:
+    """x in another dtype; a tensor that has it is returned itself. The gradient is converted back."""
     dtype = as_dtype(dtype)
     if kind_of(dtype) not in "biuf":
         raise TypeError(f"astype: a tensor holds real numbers or booleans, not {dtype}")
+    x = _astype(_tensor(x), dtype)
+    return cast("Tensor", x) if isinstance(x, Variable) else Variable._from_operation(x, None)
+
+
+def _astype(x: Any, dtype: Any) -> Any:
     if _dtype(x) == dtype:
         return x
     return shape_op.Astype.apply(x, dtype) if isinstance(x, Variable) else x.astype(dtype)
 
 
-def to(x: Any, device: str) -> Any:
-    """x on another device; x itself if it is there. The gradient is moved back."""
+def to(x: Any, device: str) -> Tensor:
+    """x on another device; a tensor that is there is returned itself. The gradient is moved back."""
     check_device(device)
+    x = x if isinstance(x, Variable) else Variable._from_operation(_array(x), None)
     here = device_of(x.data)
     if here == device or (device == "cuda" and here.startswith("cuda")):
-        return x
+        return cast("Tensor", x)
     return shape_op.ToDevice.apply(x, device)
 
 
@@ -340,8 +360,9 @@ def swapaxes(x: Any, a: builtins.int, b: builtins.int) -> Tensor:
     return shape_op.Transpose.apply(x, order)
 
 
-def broadcast_to(x: Any, shape: Sequence[builtins.int]) -> Tensor:
+def broadcast_to(x: Any, shape: builtins.int | Sequence[builtins.int]) -> Tensor:
     """x repeated along new axes, and along axes of size 1, to the given shape."""
+    shape = (shape,) if isinstance(shape, (builtins.int, np.integer)) else shape
     return shape_op.BroadcastTo.apply(_tensor(x), tuple(shape))
 
 
@@ -400,6 +421,10 @@ def plain_index(index: Any, device: str) -> Any:
 def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
     """x with `value` written where the boolean mask, which broadcasts to the shape of x, is true."""
     mask = _mask("masked_fill", mask)
+    if isinstance(value, Variable):
+        if value.requires_grad and is_recording():
+            raise TypeError("masked_fill: value takes no gradient, but it requires one; use where(mask, value, x)")
+        value = value.item()
     return indexing.MaskedFill.apply(_tensor(x), mask, value)
 
 

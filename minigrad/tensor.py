@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,14 @@ class Tensor(autograd.Variable):
     def __float__(self) -> float:
         return float(self.item())
 
+    def __int__(self) -> int:
+        return int(self.item())
+
     def __bool__(self) -> bool:
         return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def to(self, device: str) -> Tensor:
         """The tensor on another device (itself if it is there); the gradient finds its way back."""
@@ -173,6 +180,32 @@ class Tensor(autograd.Variable):
     def __rmatmul__(self, other: Any) -> Tensor:
         return F.matmul(other, self)
 
+    # p -= …, for a leaf that requires gradients: in place, as an optimizer would. Any other tensor becomes a new one.
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, operation: Callable[[Array, Any], Array], other: Any) -> Any:
+        if not self.requires_grad or self.origin is not None:
+            return NotImplemented  # Python goes on with the operator that makes a new tensor
+        if autograd.is_recording():
+            raise autograd.AutogradError(
+                "changing a leaf that requires gradients in place is not recorded; do it inside no_grad(), or write "
+                "x = x + … to go on with a new tensor"
+            )
+        operation(self.data, self._beside(other, "changing a tensor in place"))
+        autograd.mark_written(self.data)
+        return self
+
     def __neg__(self) -> Tensor:
         return F.negative(self)
 
@@ -184,10 +217,11 @@ class Tensor(autograd.Variable):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write in place. Not recorded, so not allowed on a tensor that takes part in gradients (but for no_grad)."""
-        if self.requires_grad and autograd.is_recording():
+        wants = self.requires_grad or (isinstance(value, autograd.Variable) and value.requires_grad)
+        if wants and autograd.is_recording():
             raise autograd.AutogradError(
-                "writing in place to a tensor that requires gradients is not recorded; do it inside no_grad(), or use "
-                "where() or masked_fill()"
+                "writing in place to a tensor that requires gradients, or one that does into another, is not recorded; "
+                "do it inside no_grad(), or use where(), masked_fill(), concatenate() or stack()"
             )
         self.data[F.plain_index(index, self.device)] = self._beside(value, "writing to a tensor")
         autograd.mark_written(self.data)

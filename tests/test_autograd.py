@@ -1,6 +1,7 @@
 """The tape: what is recorded, how gradients meet, what is freed and when, and what is refused."""
 
 import gc
+import operator
 import threading
 import weakref
 
@@ -537,6 +538,70 @@ def test_writing_to_a_tensor_that_wants_gradients_needs_no_grad():
         (x * 2)[0] = 1.0
 
 
+def test_writing_a_tensor_that_wants_gradients_into_one_that_does_not_needs_no_grad():
+    w, sums = leaf([1.0, 2.0]), mg.Tensor(np.zeros(2))
+    with pytest.raises(mg.AutogradError, match="one that does into another"):
+        sums[0] += (w * w).sum()
+    with mg.no_grad():
+        sums[0] += (w * w).sum()
+    assert sums.data.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize(
+    "change", [operator.iadd, operator.isub, operator.imul, operator.itruediv], ids=lambda change: change.__name__
+)
+def test_a_leaf_is_changed_in_place_inside_no_grad(change):
+    w = leaf([1.0, 2.0])
+    array, expected = w.data, change(w.data.copy(), 4.0)
+    stale = (w * w).sum()
+    with mg.no_grad():
+        assert change(w, 4.0) is w
+    assert w.data is array
+    np.testing.assert_array_equal(array, expected)
+    with pytest.raises(mg.AutogradError, match="written to in place"):
+        stale.backward()
+
+
+def test_a_step_of_gradient_descent_by_hand_trains_the_module():
+    layer = nn.Linear(2, 1)
+    for _ in range(50):
+        layer.zero_grad()
+        loss = (layer([[1.0, 2.0]]) - 3.0) ** 2
+        loss.sum().backward()
+        with mg.no_grad():
+            for p in layer.parameters():
+                p -= 0.05 * p.grad
+    assert loss.item() < 1e-6
+
+
+def test_changing_a_leaf_in_place_is_refused_while_operations_are_recorded():
+    w = leaf([1.0, 2.0])
+    with pytest.raises(mg.AutogradError, match="changing a leaf"):
+        w *= 2
+
+
+def test_adding_to_a_sum_makes_a_new_tensor():
+    w = leaf([1.0, 2.0])
+    total = first = w.sum()
+    total += (w * w).sum()
+    total.backward()
+    assert first.item() == 3
+    np.testing.assert_array_equal(w.grad, [3, 5])
+
+
+@pytest.mark.parametrize("mode", [mg.no_grad, mg.enable_grad, mg.detect_anomaly])
+def test_what_runs_later_cannot_be_decorated(mode):
+    def numbers():
+        yield 1
+
+    async def number():
+        return 1
+
+    for function in (numbers, number):
+        with pytest.raises(TypeError, match=f"put `with {mode.__name__}\\(\\):` into it"):
+            mode()(function)
+
+
 # Operations of one's own
 
 
@@ -695,6 +760,20 @@ def test_an_output_of_integer_dtype_leaves_the_gradients_of_the_others_alone():
     assert (largest.requires_grad, place.requires_grad, place.item()) == (True, False, 1)
     largest.backward()
     np.testing.assert_array_equal(x.grad, [0, 1, 0])
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_a_tensor_holds_a_plain_array_whatever_class_it_comes_in():
+    x = mg.Tensor(np.matrix([[1.0, 2.0], [3.0, 4.0]]))
+    assert (x * x).data.tolist() == [[1, 4], [9, 16]]
+    assert type(x.data) is np.ndarray
+
+
+def test_tensors_of_one_number_format_as_numbers():
+    x = mg.Tensor([2.75])
+    assert f"{x:.1f}" == "2.8"
+    assert f"{x}" == str(x)
+    assert int(x) == 2
 
 
 def test_arrays_of_another_byte_order_are_converted():

@@ -86,6 +86,15 @@ BAD = {
     ),
     "var": (lambda: F.var(f32(1)), ValueError, ["Var", "correction 1", "(1,) float32"]),
     "max of nothing": (lambda: F.max(f32(0)), ValueError, ["Max", "(0,) float32"]),
+    "split into sizes below zero": (lambda: F.split(f32(2), [3, -1]), ValueError, ["Split", "[3, -1]", "none below 0"]),
+    "a list of tensors": (lambda: F.sum([f32(2), f32(2)]), TypeError, ["list of tensors", "stack()"]),
+    "a list of lists of tensors": (lambda: f32(2) + [[f32(), f32()]], TypeError, ["list of tensors", "stack()"]),
+    "masked_fill by a tensor": (
+        lambda: F.masked_fill(f32(3), np.ones(3, bool), f32()),
+        TypeError,
+        ["masked_fill", "value takes no gradient", "where"],
+    ),
+    "rotary at half a place": (lambda: F.rotary(f32(3, 2), offset=0.5), ValueError, ["Rotary", "whole offset", "0.5"]),
     # axes
     "sum axis": (lambda: f32(2, 3).sum(axis=2), ValueError, ["sum", "axis 2", "(2, 3)"]),
     "mean axis": (lambda: f32(2, 3).mean(axis=-3), ValueError, ["mean", "axis -3", "(2, 3)"]),

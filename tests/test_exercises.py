@@ -493,6 +493,35 @@ def test_a_replacement_takes_the_arguments_of_the_operation():
         kernels.replacing({Add: Double})
 
 
+def test_the_same_context_can_be_entered_again():
+    x = mg.Tensor([1.0, 2.0])
+    doubled = kernels.replacing({Tanh: Double})
+    with doubled, doubled:
+        assert F.tanh(x).data.tolist() == [2, 4]
+    assert F.tanh(x).data.tolist() == np.tanh(x.data).tolist()
+
+
+def test_contexts_may_end_in_any_order():
+    x = mg.Tensor([1.0, 2.0])
+    first, second = kernels.replacing({Tanh: Double}), kernels.replacing({GELUTanh: Double})
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert F.gelu(x).data.tolist() == [2, 4]
+    second.__exit__()
+    assert F.tanh(x).data.tolist() == np.tanh(x.data).tolist()
+    assert F.gelu(x).data[0] < 1
+
+
+def test_a_replacement_derives_from_function():
+    class Plain:
+        def forward(ctx, x):
+            return x
+
+    with pytest.raises(TypeError, match="Plain.* cannot stand for Tanh"):
+        kernels.replacing({Tanh: Plain})
+
+
 # Operations from a folder
 
 

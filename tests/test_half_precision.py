@@ -104,3 +104,9 @@ def test_the_loss_of_half_precision_logits_is_single():
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     np.testing.assert_allclose(logits.grad, wide.grad, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_linear_rounds_once_after_adding_its_bias(dtype):
+    x, weight, bias = (mg.Tensor(a, dtype=dtype) for a in ([[1.0, 1.0]], [[256.0, 0.25]], [-256.0]))
+    assert F.linear(x, weight, bias).item() == 0.25  # 256.25 has too many digits for either dtype

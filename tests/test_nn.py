@@ -168,6 +168,19 @@ def test_sequential_applies_its_modules_in_order():
     assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+@pytest.mark.parametrize("inside", [F.gelu, [nn.ReLU()], None], ids=["a function", "a list", "None"])
+def test_sequential_takes_nothing_but_modules(inside):
+    with pytest.raises(TypeError, match=f"Sequential: wanted modules, got {type(inside).__name__} at place 1"):
+        nn.Sequential(nn.Linear(1, 1), inside)
+
+
+def test_a_module_in_two_places_comes_once():
+    layer = nn.Linear(1, 1)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    assert [name for name, _ in model.named_modules()] == ["", "0", "1"]
+    assert model([[2.0]]).shape == (1, 1)
+
+
 def test_module_lists_keep_the_order_of_many():
     layers = nn.ModuleList(nn.Linear(1, i + 1) for i in range(12))
     assert [layer.weight.shape[0] for layer in layers] == list(range(1, 13))

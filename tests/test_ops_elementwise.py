@@ -247,3 +247,11 @@ def test_the_first_power_is_a_new_array():
     y = x**1
     y[0] = 5.0
     np.testing.assert_array_equal(x.numpy(), [1, 2])
+
+
+def test_power_at_zero_and_of_two_numbers():
+    base, exponent = mg.Tensor(np.zeros(3), requires_grad=True), mg.Tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    with np.errstate(divide="ignore"):
+        (base**exponent).sum().backward()
+    assert exponent.grad.tolist() == [-np.inf, 0, 0]  # 0^b falls from infinity to 0 at b = 0, and stays there
+    assert F.power(2, 1).item() == 2

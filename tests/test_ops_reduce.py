@@ -127,3 +127,25 @@ def test_nothing_reaches_what_is_not_the_largest_not_even_an_infinite_gradient()
     with np.errstate(divide="ignore"):
         F.sqrt(x.max()).backward()
     np.testing.assert_array_equal(x.grad, [np.inf, 0])
+
+
+def test_logsumexp_with_infinity_is_infinity():
+    with np.errstate(invalid="ignore"):
+        assert F.logsumexp([np.inf, 0.0]).item() == np.inf
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "var"])
+@pytest.mark.parametrize(("shape", "axis"), [((1_000_000, 2), 0), ((500_000, 2, 2), (0, 1)), ((2, 1_000_000), 1)])
+def test_many_float32_rows_are_added_up_without_losing_digits(reduction, shape, axis):
+    x = np.full(shape, 0.1, np.float32)
+    x[::2] = 0.3
+    ours = getattr(mg.Tensor(x), reduction)(axis)
+    exact = getattr(mg.Tensor(x.astype(np.float64)), reduction)(axis)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours.data, exact.data, rtol=1e-5)
+
+
+def test_the_gradient_of_what_was_broadcast_to_many_rows_loses_no_digits():
+    bias = mg.Tensor(np.zeros(2, np.float32), requires_grad=True)
+    (mg.Tensor(np.zeros((1_000_000, 2), np.float32)) + bias).backward(np.full((1_000_000, 2), 0.1, np.float32))
+    np.testing.assert_allclose(bias.grad, 1e5, rtol=1e-5)

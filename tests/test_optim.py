@@ -308,3 +308,10 @@ def test_clipping_takes_one_tensor():
     p.grad = np.array([3.0, 4.0])
     assert optim.clip_grad_norm(p, 1.0) == 5
     np.testing.assert_allclose(p.grad, [0.6, 0.8], rtol=1e-5)
+
+
+def test_clipping_half_precision_by_a_factor_that_has_no_place_in_it():
+    p = mg.Tensor(np.zeros(4, np.float16), requires_grad=True)
+    p.grad = np.full(4, 60000, np.float16)
+    optim.clip_grad_norm([p], 1e-3)
+    np.testing.assert_allclose(p.grad, 5e-4, rtol=1e-2)

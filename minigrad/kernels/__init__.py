@@ -24,9 +24,10 @@ _C = TypeVar("_C", bound=type)
 _setting = os.environ.get("MINIGRAD_KERNELS", "")
 if _setting not in ("", "reference", "cuda"):
     raise ValueError(f"MINIGRAD_KERNELS is {_setting!r}; wanted reference, cuda, or nothing")
-_switched_off = _setting == "reference"
+_switched_off = int(_setting == "reference")  # by how many
 _devices = {"cpu", "cuda"} if _setting == "cuda" else {"cpu"}  # whose kernels run
-_replacements: Mapping[Any, Any] = {}  # never changed, only exchanged for another
+_contexts: list[Mapping[Any, Any]] = []  # what each `replacing` in use replaces, the innermost last
+_replacements: Mapping[Any, Any] = {}  # by all of them; never changed, only exchanged for another
 
 
 class reference(contextlib.ContextDecorator):
@@ -34,11 +35,11 @@ class reference(contextlib.ContextDecorator):
 
     def __enter__(self) -> None:
         global _switched_off
-        self.before, _switched_off = _switched_off, True
+        _switched_off += 1
 
     def __exit__(self, *exception: object) -> None:
         global _switched_off
-        _switched_off = self.before
+        _switched_off -= 1
 
 
 class replacing(contextlib.ContextDecorator):
@@ -54,6 +55,8 @@ class replacing(contextlib.ContextDecorator):
 
     def __init__(self, replacements: Mapping[Any, Any]) -> None:
         for operation, replacement in replacements.items():
+            if not hasattr(replacement, "apply"):  # which all that is derived from Function has
+                raise TypeError(f"{replacement!r} cannot stand for {operation.__name__}: it derives from no Function")
             wanted, given = (list(inspect.signature(c.forward).parameters) for c in (operation, replacement))
             if wanted != given:
                 raise TypeError(
@@ -63,12 +66,18 @@ class replacing(contextlib.ContextDecorator):
         self.replacements = dict(replacements)
 
     def __enter__(self) -> None:
-        global _replacements
-        self.before, _replacements = _replacements, {**_replacements, **self.replacements}
+        _contexts.append(self.replacements)
+        self.renew()
 
     def __exit__(self, *exception: object) -> None:
+        innermost = max(i for i, replacements in enumerate(_contexts) if replacements is self.replacements)
+        del _contexts[innermost]
+        self.renew()
+
+    @staticmethod
+    def renew() -> None:
         global _replacements
-        _replacements = self.before
+        _replacements = {operation: own for context in _contexts for operation, own in context.items()}
 
 
 def in_use(device: str = "cpu") -> bool:

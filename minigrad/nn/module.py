@@ -43,10 +43,17 @@ class Module:
         return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module, named "", and all modules inside it with their dotted names."""
+        """This module, named "", and all inside it with their dotted names; one that is shared comes once."""
+        seen: set[Module] = set()
+        for name, module in self._tree(prefix):
+            if module not in seen:
+                seen.add(module)
+                yield name, module
+
+    def _tree(self, prefix: str) -> Iterator[tuple[str, Module]]:
         yield prefix, self
         for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from child._tree(f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> Iterator[Module]:
         """This module and all modules inside it."""
@@ -149,6 +156,8 @@ class ModuleList(Module):
 
     def __init__(self, modules: Any = ()) -> None:
         for i, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise TypeError(f"{type(self).__name__}: wanted modules, got {type(module).__name__} at place {i}")
             setattr(self, str(i), module)
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ Where an input was broadcast, its gradient is summed back to its shape (`sum_to`
 from __future__ import annotations
 
 from ..autograd import Function
-from ..backend import get_array_module
+from ..backend import get_array_module, is_array
 from .precision import choose, computed_in_single, kept_where
 from .shape import sum_to
 
@@ -82,17 +82,17 @@ class Divide(Function):
 class Power(Function):
     """y = a^b.
 
-        dy/da = b a^(b-1)      and 0 where b = 0, also for a = 0, whose power -1 is not finite
+        dy/da = b a^(b-1)      and 0 where b = 0, even at a = 0, where a^(b-1) = 1/0 is not finite
         dy/db = a^b ln(a)      since a^b = exp(b ln a)
 
-    For a = 0 the second is 0 where b > 0 (0^b stays 0 as b moves), although ln(0) is not finite. It is NaN for a < 0,
+    For a = 0 the second is 0 where b >= 0 (0^b stays 0 as b moves), although ln(0) is not finite. It is NaN for a < 0,
     where a^b is not defined around b. Small whole powers are written as products: NumPy's power is many times slower.
     """
 
     @staticmethod
     def forward(ctx, a, b):
         y = small_power(a, b)
-        y = y.copy() if y is a else y
+        y = y.copy() if y is a and is_array(a) else y
         ctx.save(a, b, y)
         return y
 
@@ -110,7 +110,8 @@ class Power(Function):
             slope = b * small_power(a, b_1)
             da = sum_to((g * slope).astype(g.dtype, copy=False), shape_of(a))
         if wants_b:
-            base = xp.where(xp.asarray(a) == 0, 1, a).astype(g.dtype, copy=False)  # ln(1) = 0 stands in for 0^b ln(0)
+            is_zero = (xp.asarray(a) == 0) & (b >= 0)
+            base = xp.where(is_zero, 1, a).astype(g.dtype, copy=False)  # ln(1) = 0 stands in for 0^b ln(0)
             db = sum_to(g * y * xp.log(base), shape_of(b))
         return da, db
 

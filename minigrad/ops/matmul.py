@@ -6,13 +6,13 @@ import math
 
 from ..autograd import Function
 from ..kernels import accelerated, cpu, cuda
-from .precision import add_up
+from .precision import add_up, in_single
 from .shape import sum_to
 
 
 def matmul(a, b):
-    """a @ b, of the dtype of a: NumPy gives float32 for bfloat16."""
-    return (a @ b).astype(a.dtype, copy=False)
+    """a @ b, of the dtype of a."""
+    return (in_single(a) @ in_single(b)).astype(a.dtype, copy=False)
 
 
 @accelerated(cpu=cpu.MatMul, cuda=cuda.MatMul)
@@ -69,10 +69,10 @@ class Linear(Function):
             raise ValueError("wanted x (…, I), weight (O, I) and bias (O,) or None")
         ctx.save(x, weight)
         n = math.prod(x.shape[:-1])
-        y = matmul(x.reshape(n, inputs), weight.T)  # (N, O)
+        y = in_single(x.reshape(n, inputs)) @ in_single(weight).T  # (N, O)
         if bias is not None:
-            y += bias
-        return y.reshape(*x.shape[:-1], outputs)
+            y += in_single(bias)
+        return y.astype(x.dtype, copy=False).reshape(*x.shape[:-1], outputs)
 
     @staticmethod
     def backward(ctx, g):
@@ -83,5 +83,5 @@ class Linear(Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         dx = matmul(g_rows, weight).reshape(x.shape) if wants_x else None
         dweight = matmul(g_rows.T, x.reshape(n, inputs)) if wants_weight else None
-        dbias = add_up(g_rows, axis=0) if wants_bias else None
+        dbias = add_up(g_rows, axis=(0,)) if wants_bias else None
         return dx, dweight, dbias

@@ -1,4 +1,5 @@
-"""Reductions over axes. `axis` is None (all axes), a tuple of axes counted from 0, or (); `keepdims` as in NumPy.
+"""Reductions over axes. `axis` is None (all axes), a tuple of axes counted from 0, or (), which adds up
+nothing; `keepdims` as in NumPy.
 
 `spread` gives a reduced array its removed axes back, with size 1, so that it broadcasts against x.
 """
@@ -42,7 +43,7 @@ class Mean(Function):
     @staticmethod
     def forward(ctx, x, axis, keepdims):
         ctx.shape, ctx.axis = x.shape, axis
-        return x.mean(axis=axis, keepdims=keepdims)
+        return add_up(x, axis, keepdims) / count(x.shape, axis)
 
     @staticmethod
     def backward(ctx, g):
@@ -63,9 +64,9 @@ class Var(Function):
         ctx.axis, ctx.n = axis, count(x.shape, axis) - correction
         if ctx.n <= 0:
             raise ValueError(f"wanted more than {correction} elements along axis {axis}, for correction {correction}")
-        d = x - x.mean(axis=axis, keepdims=True)
+        d = x - add_up(x, axis, keepdims=True) / count(x.shape, axis)
         ctx.save(d)
-        return (d * d).sum(axis=axis, keepdims=keepdims) / ctx.n
+        return add_up(d * d, axis, keepdims) / ctx.n
 
     @staticmethod
     def backward(ctx, g):
@@ -117,7 +118,7 @@ class LogSumExp(Function):
     """y = ln(sum of e^x), computed as m + ln(sum of e^(x - m)) with m = max(x) so that nothing overflows.
 
     Backward. dy/dx_i = e^(x_i) / sum_j e^(x_j) = e^(x_i - y): the softmax of x.
-    A row that is -inf throughout gives y = -inf and no gradient.
+    A row that is -inf throughout gives y = -inf and no gradient, one with +inf gives y = inf, and NaN for a gradient.
     """
 
     @staticmethod
@@ -125,12 +126,13 @@ class LogSumExp(Function):
         xp = get_array_module(x)
         m = finite_max(x, axis)
         e = xp.exp(x - m)
-        total = e.sum(axis=axis, keepdims=True)
+        total = add_up(e, axis, keepdims=True)
         e /= xp.where(total == 0, 1, total)
         ctx.axis = axis
         ctx.save(e)
-        with_infinity = xp.where(total == 0, -xp.inf, xp.log(xp.where(total == 0, 1, total)) + m).astype(e.dtype)
-        return with_infinity if keepdims else with_infinity.squeeze(axis=axis)
+        y = xp.log(xp.where(total == 0, 1, total)) + m
+        y = xp.where(total == 0, -xp.inf, xp.where(m == xp.inf, xp.inf, y)).astype(e.dtype)
+        return y if keepdims else y.squeeze(axis=axis)
 
     @staticmethod
     def backward(ctx, g):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..autograd import Function
 from ..backend import get_array_module, kind_of
+from .precision import computed_in_single
 
 
 def turns(xp, length, size, offset, base, dtype):
@@ -36,6 +37,7 @@ def turn(x, cos, sin):
     return y
 
 
+@computed_in_single
 class Rotary(Function):
     """Rotary position embedding (Su et al., 2021): pairs of channels are turned, the further the later the position.
 
@@ -56,7 +58,7 @@ class Rotary(Function):
 
     @staticmethod
     def forward(ctx, x, offset, base):
-        if x.ndim < 2 or x.shape[-1] % 2 or kind_of(x.dtype) != "f" or not base > 0:
+        if x.ndim < 2 or x.shape[-1] % 2 or kind_of(x.dtype) != "f" or not base > 0 or offset % 1:
             raise ValueError("wanted floating x (…, T, D) with an even D, a whole offset and a base above 0")
         xp = get_array_module(x)
         table = (*x.shape[-2:], offset, base, x.dtype)
