@@ -580,10 +580,10 @@ def measure_kernels(args: Any, figures: Figures) -> None:
                 repeats = args.rounds or (10 if args.quick else 20)
                 answer = ask(processes["minigrad"], "kernel", name=name, dtype=dtype, trial=args.trial, repeats=repeats)
                 figures.all["kernels"].setdefault(dtype, {})[name] = answer
+                figures.write()
                 if "failed" in answer:
                     print(f"{name}, {dtype}: {answer['failed']}", file=sys.stderr, flush=True)
                     break
-        figures.write()
 
 
 def contestants(args: Any) -> list[str]:

@@ -58,7 +58,7 @@ for part in $only; do
 done
 [ -z "$data" ] || [ -e "$data" ] || fail "--data $data: there is no such file"
 
-work=$(mktemp -d)
+work=$(mktemp -d) parts=$out/parts child=
 trap 'rm -rf "$work"' EXIT
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 if compgen -G ".whl/*.whl" >/dev/null; then
@@ -97,14 +97,28 @@ if [ ${#missing[@]} -gt 0 ]; then
 else
     lacks="no Python package is missing"
 fi
+if [ -z "$dry_run" ]; then
+    problem=$("$python" -c 'import minigrad; minigrad.Tensor(0.0, device="cuda")' 2>&1) ||
+        lacks+="; the card cannot be used: ${problem##*$'\n'}"
+fi
 echo "$lacks"
 
-[ -n "$dry_run" ] || mkdir -p "$out" "$work/parts" || exit 1
-[ -n "$dry_run" ] || { : >"$out/log.txt" && echo "$lacks" >"$work/parts/missing.txt"; }
+if [ -z "$dry_run" ]; then
+    mkdir -p "$out" && rm -rf "$parts" && mkdir "$parts" || exit 1
+    : >"$out/log.txt" && echo "$lacks" >"$parts/missing.txt"
+fi
 
 report() {
-    "$python" benchmarks/cuda_report.py "$work/parts" "$out" || echo "the report could not be written" >&2
+    "$python" benchmarks/cuda_report.py "$parts" "$out" || echo "the report could not be written" >&2
 }
+
+stop() {  # as a machine does whose time is up: what the part has printed and measured so far stays in $out/parts
+    trap '' INT TERM
+    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+    report
+    exit 143
+}
+trap stop INT TERM
 
 # run NAME COMMAND…: with its limit; its output goes to the log, and what became of it to the report
 run() {
@@ -115,10 +129,15 @@ run() {
         return
     fi
     echo "$name, at most $limit s …"
-    timeout --signal=INT --kill-after=5 "$limit" "$@" >"$work/parts/$name.log" 2>&1 </dev/null || status=$?
-    { printf '\n===== %s: %s\n' "$name" "$*" && cat "$work/parts/$name.log"; } >>"$out/log.txt"
+    set -m  # or what runs in the background would not hear SIGINT
+    timeout --signal=INT --kill-after=5 "$limit" "$@" >"$parts/$name.log" 2>&1 </dev/null &
+    child=$!
+    set +m
+    wait "$child" || status=$?
+    child=
+    { printf '\n===== %s: %s\n' "$name" "$*" && cat "$parts/$name.log"; } >>"$out/log.txt"
     printf '{"seconds": %d, "limit": %d, "status": %d}\n' $((SECONDS - begun)) "$limit" "$status" \
-        >"$work/parts/$name.json"
+        >"$parts/$name.json"
     echo "$name ended with status $status after $((SECONDS - begun)) s"
     report
 }
@@ -130,21 +149,22 @@ tests() {
     has xdist && more+=(-n "$(($(nproc) < 6 ? $(nproc) : 6))")
     has pytest_timeout && more+=(--timeout 60 --timeout-method=thread)
     run "$name" env MINIGRAD_KERNELS="$kernels" "$python" -m pytest -q -m cuda -p no:benchmark -p no:cacheprovider \
-        --continue-on-collection-errors --junitxml "$work/parts/$name.xml" ${more[@]+"${more[@]}"} "$@"
+        --continue-on-collection-errors --junitxml "$parts/$name.xml" ${more[@]+"${more[@]}"} "$@"
 }
 
 on_card=tests/test_cuda_kernels_on_card.py
+mapfile -t others < <(grep -l "mark\.cuda" tests/test_*.py | grep -v "$on_card")  # to collect all takes a third of the time
 for part in $only; do
     case $part in
     tests)
-        tests tests_off reference --ignore "$on_card" tests
-        tests tests_on cuda --ignore "$on_card" tests
+        tests tests_off reference "${others[@]}"
+        tests tests_on cuda "${others[@]}"
         ;;
     kernels) tests kernels cuda "$on_card" ;;
     bench)
         against=torch
         has torch || against=none
-        run bench "$python" benchmarks/cuda.py --against "$against" --json "$work/parts/bench.figures.json"
+        run bench "$python" benchmarks/cuda.py --against "$against" --json "$parts/bench.figures.json"
         ;;
     recipe)
         more=()
@@ -155,7 +175,7 @@ for part in $only; do
         ;;
     profile)
         run profile "$python" benchmarks/cuda.py --against none --tables profile --rows baby,124m \
-            --json "$work/parts/profile.figures.json"
+            --json "$parts/profile.figures.json"
         ;;
     esac
 done

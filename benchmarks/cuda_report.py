@@ -48,9 +48,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def verdict(ended: dict[str, Any]) -> str:
+def verdict(ended: dict[str, Any], found: dict[str, Any]) -> str:
     if ended["status"] in TIMED_OUT:
         return f"stopped at its limit of {ended['limit']} s"
+    if ended["status"] == 0 and found.get("passed") == 0:
+        return "failed (not one test ran)"
     return "done" if ended["status"] == 0 else f"failed (status {ended['status']})"
 
 
@@ -98,7 +100,8 @@ def collect(folder: Path) -> dict[str, Any]:
         if (folder / f"{name}.json").exists():
             ended = json.loads((folder / f"{name}.json").read_text("utf-8"))
             log = (folder / f"{name}.log").read_text("utf-8", errors="replace")
-            parts[name] = {**ended, "verdict": verdict(ended), "results": results(name, folder, log), "log": log}
+            found = results(name, folder, log)
+            parts[name] = {**ended, "verdict": verdict(ended, found), "results": found, "log": log}
     note = folder / "missing.txt"
     return {
         "versions": versions(),

@@ -23,9 +23,9 @@ def pytest_collection_modifyitems(config, items):
     skip_slow = pytest.mark.skip(reason="takes minutes: give --slow to run it")
     skip_cuda = pytest.mark.skip(reason="no NVIDIA GPU that CuPy can use on this machine")
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(skip_slow)
-        if "cuda" in item.keywords and not mg.cuda_is_available():
+        if item.get_closest_marker("cuda") and not mg.cuda_is_available():
             item.add_marker(skip_cuda)
 
 

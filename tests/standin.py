@@ -784,7 +784,9 @@ cupy.cuda = types.SimpleNamespace(
     ),
 )
 cupy.get_default_pinned_memory_pool = lambda: types.SimpleNamespace(malloc=lambda size: None)
-cupy.get_default_memory_pool = lambda: types.SimpleNamespace(total_bytes=lambda: 5 * 2**30, used_bytes=lambda: 2**30)
+cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
+    total_bytes=lambda: 5 * 2**30, used_bytes=lambda: 2**30, free_all_blocks=lambda: None
+)
 
 
 def _erf(x: ndarray) -> ndarray:

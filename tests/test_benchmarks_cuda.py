@@ -418,6 +418,50 @@ class TestCheck:
         assert 'error: device "cuda" needs' in text
         assert text.count("error: device") == (tmp_path / "log.txt").read_text("utf-8").count("error: device") == 1
 
+    def test_a_machine_whose_time_is_up_keeps_what_was_there(self, tmp_path):
+        """The outer limit ends the script in the middle of a part: its output stays, and the part ends too."""
+        python, out = tmp_path / "python", tmp_path / "out"
+        part = f"echo half of the figures; exec {sys.executable} -c 'import time; time.sleep(60)'"
+        python.write_text(
+            f'#!/bin/sh\ncase "$1" in benchmarks/cuda.py) echo $$ >{tmp_path}/pid; {part};; esac\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        script = subprocess.Popen(
+            [BASH, self.script, "--only", "bench", out],
+            env={**os.environ, "PYTHON": str(python)},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        log = out / "parts" / "bench.log"
+        until(lambda: log.exists() and "half of the figures" in log.read_text())
+        script.terminate()
+        assert script.wait(60) == 143
+        assert "half of the figures" in log.read_text()
+        assert (out / "report.md").exists()
+        until(lambda: not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists())
+
+    def test_a_part_over_its_limit_is_interrupted_and_can_save_what_it_has(self, tmp_path):
+        python, out = tmp_path / "python", tmp_path / "out"
+        code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved')"
+        python.write_text(
+            f'#!/bin/sh\ncase "$1" in benchmarks/cuda.py) exec {sys.executable} -c "{code}";; esac\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        run([BASH, self.script, "--only", "bench", "--limit", "bench=2", out], PYTHON=str(python))
+        assert "saved" in (out / "log.txt").read_text()
+        assert "stopped at its limit of 2 s" in (out / "report.md").read_text("utf-8")
+
+
+def until(is_so, seconds=30):
+    """Wait until is_so()."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
 
 # The report
 
@@ -445,6 +489,10 @@ def test_report(tmp_path):
         **{"best_val_loss": 1.4689, "steps": 500, "of": 500, "training_seconds": 65}
     }
     assert all_["parts"]["tests_off"]["results"] == {"tests": 3, "skipped": 1, "passed": 1, "failed": ["a::c"]}
+    (parts / "kernels.log").write_text("379 skipped", "utf-8")
+    (parts / "kernels.xml").write_text('<testsuite tests="9" skipped="9"></testsuite>', "utf-8")
+    (parts / "kernels.json").write_text('{"seconds": 1, "limit": 9, "status": 0}', "utf-8")
+    assert cuda_report.collect(parts)["parts"]["kernels"]["verdict"] == "failed (not one test ran)"
     text = cuda_report.markdown(all_)
     assert "| Tests, kernels off | stopped at its limit of 75 s | 75 | 1 passed, 1 failed, 1 skipped |" in text
     assert "| The baby recipe | done | 70 | best validation loss 1.4689, 500/500 steps in 65 s |" in text

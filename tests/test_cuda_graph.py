@@ -3,6 +3,9 @@
 Here on the stand-in for CuPy, whose streams capture and replay; see on_card.py.
 """
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import standin
@@ -222,3 +225,19 @@ def test_the_stand_ins_streams_have_what_cupys_have():
     for name in ("using_allocator", "set_pinned_memory_allocator", "get_current_stream"):
         assert hasattr(real.cuda, name)
     assert hasattr(real, "get_default_pinned_memory_pool")
+
+
+def test_a_graphs_pool_that_gets_no_memory_asks_for_what_is_free_in_cupys_own(monkeypatch):
+    """Evaluation leaves much there, and CuPy frees what is free in the pool that asks, in no other."""
+    freed = []
+
+    class Memory(standin.Memory):
+        def __init__(self, size):
+            super().__init__(size if freed else 2**40)
+
+    pool = types.SimpleNamespace(free_all_blocks=lambda: freed.append(True))
+    monkeypatch.setitem(sys.modules, "cupy", standin.cupy)
+    monkeypatch.setattr(standin.cupy.cuda, "Memory", Memory)
+    monkeypatch.setattr(standin.cupy, "get_default_memory_pool", lambda: pool)
+    graph._device_memory(1024)
+    assert freed == [True]

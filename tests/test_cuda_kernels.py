@@ -280,6 +280,16 @@ def test_clipping(dtype, gradients, max_norm):
 
 
 @needs_compiler
+def test_clipping_hides_no_nan():
+    weights, grads = parameters_and_gradients("float32", "float32", 1)
+    grads[0][1, 2] = np.nan
+    with emulated():
+        norm = fused.clip_grad_norm(weights, grads, 1.0)
+    assert np.isnan(norm)
+    assert all(np.isnan(g).all() for g in grads)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_adamw(dtype):
     """Five steps against the optimizer itself; a 16-bit parameter is its master, rounded."""

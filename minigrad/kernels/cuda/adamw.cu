@@ -51,7 +51,8 @@ extern "C" __global__ void finish_norm(const float *squares, int number, float m
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
         norm[0] = sqrtf(sum) / loss_scale;
-        norm[1] = fminf(max_norm / (norm[0] + 1e-6f), 1.0f) / loss_scale;
+        const float factor = max_norm / (norm[0] + 1e-6f);
+        norm[1] = (factor >= 1 ? 1.0f : factor) / loss_scale;  // NaN stays NaN, of which fminf would make 1
     }
 }
 

@@ -54,6 +54,7 @@ class FlashAttention:
             and q.shape[3] % WARP_ROWS == 0
             and q.shape[2] > 1  # a single query is a product with a vector
             and min(q.size, k.size) > 0
+            and 3 * q.shape[1] * max(q.shape[2], k.shape[2]) * q.shape[3] < 2**31  # strides of packed gradients
             and compute_capability() >= 80
         )
 

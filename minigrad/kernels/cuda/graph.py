@@ -105,8 +105,9 @@ class Captured:
     next call overwrites. Work goes to a stream of its own, which waits for the caller's, as the caller's does for it.
 
     A graph knows only addresses, so its memory comes from a pool that nobody else uses, and parameters and the
-    optimizer's arrays have to stay where they are; after replacing them, call `restart`. Arguments of other shapes, or
-    another seed, make a new graph. If a step cannot be captured, `say` is told why, once, and it goes on as it is.
+    optimizer's arrays have to stay where they are; what the host decided in the capture, such as whether modules are in
+    training, it decided for good. After a change of either, call `restart`. Arguments of other shapes, or another seed,
+    make a new graph. If a step cannot be captured, `say` is told why, once, and it goes on as it is.
 
     forget: called after a capture that failed, to drop what the function left behind.
     """
@@ -210,12 +211,15 @@ def _device_memory(size: int) -> Any:
     """New memory for the pool of a graph.
 
     A pool that gets none gives back all that is free in it and asks again. In a capture that would be memory that the
-    graph uses, so there it is told by an error that it does not know.
+    graph uses, so there it is told by an error that it does not know. What is free in CuPy's own pool, where evaluation
+    leaves much, this pool does not know of.
     """
-    cuda = importlib.import_module("cupy").cuda
+    xp = importlib.import_module("cupy")
+    cuda = xp.cuda
     try:
         return cuda.MemoryPointer(cuda.Memory(size), 0)
     except cuda.runtime.CUDARuntimeError as error:
         if _recording is None:
-            raise
+            xp.get_default_memory_pool().free_all_blocks()
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
         raise CaptureError(f"there is no memory for {size} bytes more: {error}") from error
