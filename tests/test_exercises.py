@@ -172,6 +172,16 @@ MISTAKES = {
             "g.swapaxes(-1, -2) @ a",
             "dL/db is g^T a, in another shape: a transposition is in the wrong place, it is a^T g",
         ),
+        (
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape)",
+            "(g @ b.swapaxes(-1, -2)).sum(tuple(i for i in range(a.ndim - 2) if a.shape[i] == 1), keepdims=True)",
+            "one matrix and a batch of matrices: line",
+        ),
+        (
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape)",
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape if len(a_shape) > 1 else g.shape[:-1] + a_shape)",
+            "a vector and a batch of matrices: line",
+        ),
     ],
     "ex05_linear.py": [
         ("g_rows.T @ rows", "g_rows.T @ rows / len(rows)", "dL/dweight is the mean over the 3 rows; wanted the sum"),
@@ -315,6 +325,11 @@ MISTAKES = {
             "dL/dv has the shape of the result, (2, 3, 4), but v is (1, 3, 4): sum over the axes along which v",
         ),
         (
+            "sum_to(dq, q.shape)",
+            "dq",
+            "queries that all heads share: dL/dq has the shape of the result, (2, 3, 4), but q is (3, 4): sum over",
+        ),
+        (
             "dq = ctx.scale * ds @ k",
             "dq = ctx.scale * ds.swapaxes(-1, -2) @ q",
             "dL/dq is what dL/dk should be: return the",
@@ -430,10 +445,10 @@ def test_when_all_are_right_pytest_says_how_to_train_with_them(copied):
     write_solutions(copied)
     result = show(copied)
     assert result.returncode == 0
-    assert (
-        "10 of 10 right; train with them: python examples/train_shakespeare.py --preset cpu --ops . --max"
-        in result.stdout
+    (program,) = re.findall(
+        r"10 of 10 right; train with them: python (\S+) --preset cpu --ops \. --max-iters 100", result.stdout
     )
+    assert (copied / program).resolve() == EXERCISES.parent / "train_shakespeare.py"  # from where pytest was run
 
 
 def test_the_readmes_walk_through_shows_what_pytest_shows(tmp_path):
@@ -609,6 +624,15 @@ def test_a_file_that_cannot_be_used_gets_one_clear_line(before, after, message, 
 def test_an_operation_that_cannot_train_is_refused(before, after, message, tmp_path):
     (own,) = load_operations(written(tmp_path, mine=CUBE.replace(before, after)))
     with pytest.raises(ConfigError, match=re.escape(message)):
+        check(own)
+
+
+def test_attention_that_forgets_that_heads_share_their_queries_cannot_train(tmp_path):
+    body = BACKWARD["ex10_attention.py"].replace("sum_to(dq, q.shape)", "dq")
+    (own,) = load_operations(written(tmp_path, mine=with_backward("ex10_attention.py", body)))
+    with pytest.raises(
+        ConfigError, match=re.escape("Attention.backward returned a gradient (2, 3, 4) float32 for argument 0")
+    ):
         check(own)
 
 

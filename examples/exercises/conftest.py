@@ -1,9 +1,13 @@
 """What pytest shows for the exercises: one line for each, and no tracebacks."""
 
 import os
+import shlex
 from pathlib import Path
 
+import gpt
+
 FOLDER = Path(__file__).parent
+TRAIN = Path(gpt.__file__).parents[1] / "examples" / "train_shakespeare.py"  # FOLDER may be a copy elsewhere
 COLOURS = {"right": "green", "wrong": "red", "not written yet": "yellow"}
 
 
@@ -36,5 +40,6 @@ def next_step(graded):
         for file, _, state, _ in graded:
             if state == wanted:
                 return f"{what} {file}"
-    folder = os.path.relpath(FOLDER)
-    return f"train with them: python examples/train_shakespeare.py --preset cpu --ops {folder} --max-iters 100"
+    program, folder = map(os.path.relpath, (TRAIN, FOLDER))  # from where pytest was run
+    command = ["python", program, "--preset", "cpu", "--ops", folder, "--max-iters", "100"]
+    return f"train with them: {shlex.join(command)}"

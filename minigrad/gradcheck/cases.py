@@ -139,6 +139,7 @@ def cases() -> Iterator[Case]:
     mask[1] = False  # a query that may look nowhere
     yield Case("Attention", "mask", lambda q, k, v: attention(q, k, v, mask=mask), qkv)
     yield Case("Attention", "dropout", seeded(lambda q, k, v: attention(q, k, v, True, dropout_p=0.3)), qkv)
+    yield Case("Attention", "shared queries", attention, [normal(3, 4), normal(2, 3, 4), normal(2, 3, 4)])
 
     yield Case("SquaredReLU", "", F.squared_relu, [away_from(0, 3, 2)])
     yield Case("Rotary", "", F.rotary, [normal(2, 3, 4)])

@@ -137,8 +137,10 @@ PRODUCTS = [
     pair("two square matrices", normal(3, 3), normal(3, 3, seed=1)),
     pair("two batches of matrices", normal(2, 3, 4), normal(2, 4, 5)),
     pair("a batch of matrices and one matrix", normal(2, 3, 4), normal(4, 5)),
+    pair("one matrix and a batch of matrices", normal(3, 4), normal(2, 4, 5)),
     pair("leading axes of size 1 on both sides", normal(2, 1, 3, 4), normal(3, 4, 2)),
     pair("a vector and a matrix", normal(4), normal(4, 3)),
+    pair("a vector and a batch of matrices", normal(4), normal(2, 4, 3)),
     pair("a batch of matrices and a vector", normal(2, 3, 4), normal(4)),
     pair("two vectors", normal(4), normal(4, seed=1)),
 ]
@@ -550,6 +552,7 @@ EXERCISES = [
             look_case("a mask that lets one query look nowhere", normal(3, 2), normal(4, 2), normal(4, 5), mask=SEES),
             look_case("heads", normal(2, 2, 3, 4), normal(2, 2, 3, 4, seed=1), normal(2, 2, 3, 4, seed=2), causal=True),
             look_case("keys that all heads share", normal(2, 3, 4), normal(3, 4), normal(1, 3, 4)),
+            look_case("queries that all heads share", normal(3, 4), normal(2, 3, 4), normal(2, 3, 4, seed=1)),
             look_case("dropout", normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4, seed=1), dropout=0.4),
         ],
         attention_terms,
