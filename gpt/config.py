@@ -1,4 +1,7 @@
-"""The shape of a GPT, how it is trained, and the presets. Every field is an option of examples/train_shakespeare.py."""
+"""The shape of a GPT, how it is trained, and the presets.
+
+Every field is an option of examples/train_shakespeare.py, but for vocab_size, which follows from the text.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ def add_graph_option(parser: argparse.ArgumentParser) -> None:
 def _check_choices(options: Any) -> None:
     for each in fields(options):
         value, choices = getattr(options, each.name), each.metadata["choices"]
+        if each.type == "bool" and type(value) is not bool:  # "no" counts as true
+            raise ConfigError(f"{each.name} is {value!r}; wanted True or False")
         if choices and value not in choices:
             raise ConfigError(f"{each.name} is {value!r}; wanted {' or '.join(map(repr, choices))}")
 

@@ -161,6 +161,8 @@ def test_optimizer_decays_matrices_only():
         ({"dropout": "a"}, "dropout is 'a'; wanted a probability"),
         ({"logit_softcap": math.inf}, "logit_softcap is inf; wanted a number of at least 0, not infinity"),
         ({"logit_softcap": None}, "logit_softcap is None; wanted a number"),
+        ({"bias": "no"}, "bias is 'no'; wanted True or False"),
+        ({"tie_weights": 1}, "tie_weights is 1; wanted True or False"),
     ],
 )
 def test_contradicting_options(options, message):

@@ -87,6 +87,8 @@ def test_at_initialisation_logits_are_of_order_one_whatever_the_width_and_depth(
         ({"n_embd": 9, "n_head": 1}, "position 'sinusoidal' wants an even n_embd, not 9"),
         ({"source_vocab_size": 3}, "source_vocab_size is 3; wanted a whole number of at least 4"),
         ({"position": "rotary"}, "position is 'rotary'; wanted 'sinusoidal' or 'learned'"),
+        ({"bias": "no"}, "bias is 'no'; wanted True or False"),
+        ({"norm_first": 3}, "norm_first is 3; wanted True or False"),
         ({"tie_weights": "all"}, "tie_weights 'all' wants one vocabulary, not 9 and 7"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"n_layer": 0}, "n_layer is 0"),
