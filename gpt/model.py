@@ -31,8 +31,8 @@ def new_norm(config: GPTConfig) -> nn.Module:
 class CausalSelfAttention(nn.Module):
     """Every token asks (q) all tokens up to itself (k) and takes what they offer (v), in nh heads side by side.
 
-    qk_norm: each head's q and k have length sqrt(hs), and so a score q k / sqrt(hs) lies within ±sqrt(hs), whatever the
-        weights (Henry et al., 2020, with a fixed scale in place of a learned one).
+    qk_norm: in heads of size D every q and k has length sqrt(D), and so a score q k / sqrt(D) lies within ±sqrt(D),
+        whatever the weights (Henry et al., 2020, with a fixed scale in place of a learned one).
     position "rotary": q and k are turned by their positions, which leaves their lengths as they are.
     """
 

@@ -100,6 +100,17 @@ def test_an_operation_shows_its_kernel(sections):
     assert "the code above is what runs" in text_of(sections[without][1])
 
 
+def test_every_root_in_a_sentence_is_typeset(pages):
+    def words(element):  # the text outside of formulas and code
+        if element.tag == "code" or "math" in (element.get("class") or "").split():
+            return ""
+        return (element.text or "") + "".join(words(each) + (each.tail or "") for each in element)
+
+    plain_text = [words(p) for page in pages.values() for p in page.iter("p")]
+    assert any("as in PyTorch" in text for text in plain_text)
+    assert [text for text in plain_text if "sqrt(" in text] == []
+
+
 def test_code_leads_to_the_helpers_that_it_calls_and_to_the_functions(sections):
     assert "shape.html#sum_to" in {a.get("href") for a in with_class(sections["MatMul"][1], "code")[0].iter("a")}
     model = with_class(sections["gpt.model.CausalSelfAttention"][1], "code")[0]

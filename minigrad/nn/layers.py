@@ -14,9 +14,9 @@ from .module import Module, Parameter
 
 
 class Linear(Module):
-    """y = x W^T + b: (…, in_features) -> (…, out_features). weight (out, in), bias (out,).
+    """y = x W^T + b: (…, C) -> (…, O), from C in_features to O out_features. weight (O, C), bias (O,).
 
-    Both start uniform within ±1/sqrt(in_features), as in PyTorch.
+    Both start uniform within ±1/sqrt(C), as in PyTorch.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
