@@ -108,8 +108,9 @@ class Attention(nn.Module):
     def forward(
         self, x: mg.Tensor, keys_values: tuple[mg.Tensor, ...], mask: Any = None, weights: list | None = None
     ) -> mg.Tensor:
-        """x (B, T, C) and the context's k and v -> (B, T, C). mask: True where a token may look, to (B, nh, T, S).
+        """x (B, T, C) and the context's k and v -> (B, T, C).
 
+        mask: True where a token may look, broadcast to (B, nh, T, S).
         weights: a list, to which the attention weights (B, nh, T, S) are added.
         """
         (k, v), q = keys_values, self.heads(self.c_q(x))

@@ -1,5 +1,5 @@
 """Attention product by product gives what the operation gives: the kernels run in the emulator on a CPU, the products
-in a twin of cuBLASLt. nvcc, where it is at hand, compiles the kernels for five generations of cards."""
+in a twin of cuBLASLt. nvcc, where it is at hand, compiles the kernels for cards from Turing to Hopper."""
 
 import ctypes
 import math
@@ -375,7 +375,7 @@ def test_on_a_gpu_dropout_drops_what_the_operation_drops(monkeypatch):
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc to compile the kernels")
-def test_kernels_compile_for_five_generations_of_cards(tmp_path):
+def test_kernels_compile_for_cards_from_turing_to_hopper(tmp_path):
     """And keep all variables in registers. Those of 16 bits are compiled by test_cuda_kernels.py."""
     code = tmp_path / "softmax.cu"
     code.write_text(launch.source("softmax.cu", {"": launch.SCALARS["float32"]}), "utf-8")

@@ -1,7 +1,7 @@
 """The CUDA kernels give what the operations that they replace give.
 
 There is no card here: an emulator runs them on the CPU (cuda_emulator), in two orders of the threads, since a race
-shows as a difference between the two. nvcc, where it is at hand, compiles them for five generations of cards.
+shows as a difference between the two. nvcc, where it is at hand, compiles them for cards from Turing to Hopper.
 """
 
 import itertools
@@ -352,7 +352,7 @@ SOURCES = {
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc to compile the kernels")
 @pytest.mark.parametrize("file", SOURCES)
-def test_kernels_compile_for_five_generations_of_cards(file, tmp_path):
+def test_kernels_compile_for_cards_from_turing_to_hopper(file, tmp_path):
     code = tmp_path / "kernel.cu"
     constants = {"": launch.SCALARS["bfloat16"], **SOURCES[file]}
     code.write_text(launch.source(file, constants))

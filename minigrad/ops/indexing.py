@@ -11,7 +11,7 @@ from .precision import choose, kept_where
 
 
 class GetItem(Function):
-    """y = x[index], with slices, integers, None, ..., integer arrays and boolean arrays, combined as in NumPy.
+    """y = x[index], with slices, integers, None, Ellipsis (`...`), integer arrays and boolean arrays, as in NumPy.
 
     Backward. dx is zero except dx[index], where element i of y adds its g_i. Slices and boolean masks name no place
     twice, so there the gradient is simply written; an integer array may name a place many times, and that place then
