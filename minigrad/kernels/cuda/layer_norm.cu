@@ -22,23 +22,14 @@ typedef Pack<scalar, WIDTH> Elements;
 __device__ __forceinline__ int first_row() { return blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
 __device__ __forceinline__ int row_step() { return gridDim.x * (blockDim.x / 32); }
 
-// The forward of y = layer_norm(x), or, where `other` is not null, of sum = x + other and y = layer_norm(sum).
-extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *other, const scalar *gamma,
-                                              const scalar *beta, float eps, int rows, scalar *sum, scalar *y,
-                                              float *mu, float *r) {
+extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *gamma, const scalar *beta, float eps,
+                                              int rows, scalar *y, float *mu, float *r) {
     for (int row = first_row(); row < rows; row += row_step()) {
         const long long start = (long long)row * CHANNELS;
         float own[STRETCHES][WIDTH];
         float total = 0;
         EACH_STRETCH_UNROLLED(s, column) {
-            Elements loaded = load<WIDTH>(x + start + column);
-            if (other) {
-                const Elements added = load<WIDTH>(other + start + column);
-                FOR_EACH_ELEMENT(i) {  // the sum is rounded as it is stored, so that the norm is that of what is stored
-                    loaded.values[i] = to_scalar(to_float(loaded.values[i]) + to_float(added.values[i]));
-                }
-                store<WIDTH>(sum + start + column, loaded);
-            }
+            const Elements loaded = load<WIDTH>(x + start + column);
             FOR_EACH_ELEMENT(i) {
                 own[s][i] = to_float(loaded.values[i]);
                 total += own[s][i];
@@ -69,10 +60,8 @@ extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *oth
 }
 
 // dx, and for every block the sums over its rows of g x_hat and of g, (gridDim.x, C) each; sum_rows.cu adds these up.
-// Where `also` is not null it is a gradient that reaches x by another way, the residual stream's, and is added to dx.
-extern "C" __global__ void layer_norm_backward(const scalar *g, const scalar *also, const scalar *x,
-                                               const scalar *gamma, const float *mu, const float *r, int rows,
-                                               scalar *dx, float *dgamma, float *dbeta) {
+extern "C" __global__ void layer_norm_backward(const scalar *g, const scalar *x, const scalar *gamma, const float *mu,
+                                               const float *r, int rows, scalar *dx, float *dgamma, float *dbeta) {
     float own_dgamma[STRETCHES][WIDTH] = {}, own_dbeta[STRETCHES][WIDTH] = {};
     for (int row = first_row(); row < rows; row += row_step()) {
         const long long start = (long long)row * CHANNELS;
@@ -95,10 +84,8 @@ extern "C" __global__ void layer_norm_backward(const scalar *g, const scalar *al
         projection = warp_sum(projection) / CHANNELS;
         EACH_STRETCH(s, column) {
             Elements result;
-            if (also) result = load<WIDTH>(also + start + column);
             FOR_EACH_ELEMENT(i) {
-                const float value = scale * (g_hat[s][i] - shift - x_hat[s][i] * projection);
-                result.values[i] = to_scalar(also ? value + to_float(result.values[i]) : value);
+                result.values[i] = to_scalar(scale * (g_hat[s][i] - shift - x_hat[s][i] * projection));
             }
             store<WIDTH>(dx + start + column, result);
         }

@@ -35,7 +35,7 @@ class LayerNorm:
         y, mu, r = xp.empty_like(x), xp.empty(rows, "float32"), xp.empty(rows, "float32")
         blocks = -(-rows // (THREADS // WARP))
         kernel = _kernel("layer_norm_forward", x)
-        kernel(blocks, THREADS, x, None, gamma, beta, float(eps), rows, None, y, mu, r)
+        kernel(blocks, THREADS, x, gamma, beta, float(eps), rows, y, mu, r)
         ctx.save(x, gamma, mu, r)
         return y
 
@@ -48,7 +48,7 @@ class LayerNorm:
         blocks = min(-(-rows // (THREADS // WARP)), 2 * multiprocessors())
         dx, dgamma, dbeta = xp.empty_like(x), *(xp.empty((blocks, channels), "float32") for _ in range(2))
         kernel = _kernel("layer_norm_backward", x)
-        kernel(blocks, THREADS, packed(g), None, x, gamma, mu, r, rows, dx, dgamma, dbeta)
+        kernel(blocks, THREADS, packed(g), x, gamma, mu, r, rows, dx, dgamma, dbeta)
         return (
             dx,
             add_strips(dgamma, x.dtype) if wants_gamma else None,
