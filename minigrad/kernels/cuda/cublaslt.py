@@ -74,7 +74,6 @@ class Product(NamedTuple):
     dtype: str
     tf32: bool
     bias: bool
-    accumulate: bool
     alignments: tuple[int, ...]
 
 
@@ -103,18 +102,16 @@ def _uniform(shape: tuple[int, ...], strides: list[int]) -> int | None:
     return axes[-1][1] if axes else 0
 
 
-def product(a: Any, b: Any, bias: Any = None, out: Any = None, accumulate: bool = False, tf32: bool = False) -> Any:
+def product(a: Any, b: Any, bias: Any = None, tf32: bool = False) -> Any:
     """y = a @ b + bias: a (…, M, K), b (…, K, N), equal leading axes, bias (N,) or None -> y (…, M, N).
 
-    `out` is written to, or with `accumulate` added to, instead of a new array. What cuBLASLt cannot read as it lies is
-    copied first.
+    What cuBLASLt cannot read as it lies is copied first.
     """
     xp = get_array_module(a)
     shape = (*a.shape[:-1], b.shape[-1])
-    y = xp.empty(shape, a.dtype) if out is None else out
+    y = xp.empty(shape, a.dtype)
     if not y.size or not a.shape[-1]:
-        if not accumulate:
-            y[...] = 0 if bias is None else bias
+        y[...] = 0 if bias is None else bias
         return y
     a, b = (x if matrix_of(x) else xp.ascontiguousarray(x) for x in (a, b))
     bias = packed(bias)
@@ -128,7 +125,6 @@ def product(a: Any, b: Any, bias: Any = None, out: Any = None, accumulate: bool 
         dtype=str(a.dtype),
         tf32=tf32,
         bias=bias is not None,
-        accumulate=accumulate,
         alignments=tuple(math.gcd(place, WIDEST_ALIGNMENT) for place in places),
     )
     _plan(what, _device()).run(places, address(bias))
@@ -149,10 +145,8 @@ class Plan:
         self._set(lt.cublasLtMatmulDescSetAttribute, self.operation, TRANSPOSE_B, ctypes.c_int32(not what.a.transposed))
         epilogue = EPILOGUE_BIAS if what.bias else EPILOGUE_NONE
         self._set(lt.cublasLtMatmulDescSetAttribute, self.operation, EPILOGUE, ctypes.c_int32(epilogue))
-        if not what.y.transposed:
-            raise CublasError(f"cuBLASLt: wanted a row-major array to write to, for {what}")
         self.layouts = [self._layout(matrix, what) for matrix in (what.b, what.a, what.y)]
-        self.alpha, self.beta = number(1), number(1 if what.accumulate else 0)
+        self.alpha, self.beta = number(1), number(0)
         self.bias, self.handle = what.bias, _handle(device)
         self.algorithm = self._choose(what, device)
         self.workspace = _workspace(device)
