@@ -8,6 +8,7 @@ import numpy as np
 
 from ... import random
 from ...backend import get_array_module
+from . import philox
 from .launch import SCALARS, Kernel, packed
 
 THREADS = 256
@@ -24,20 +25,18 @@ class Dropout:
 
     @staticmethod
     def forward(ctx: Any, x: Any, p: float) -> Any:
-        ctx.p, ctx.draw = p, random.next_draw()
-        return Dropout.apply(ctx, x)
+        ctx.dropout = philox.draw_dropout(p)
+        return _drop(x, ctx.dropout)
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
-        return Dropout.apply(ctx, g), None
+        return _drop(g, ctx.dropout), None
 
-    @staticmethod
-    def apply(ctx: Any, x: Any) -> Any:
-        x = packed(x)
-        y = get_array_module(x).empty_like(x)
-        dropped, scale = random.dropout_threshold(ctx.p)
-        seed, draw = (np.uint64(number % 2**64) for number in ctx.draw)
-        blocks = -(-x.size // (8 * THREADS))
-        kernel = Kernel("dropout.cu", "dropout", x.dtype)
-        kernel(blocks, THREADS, x, np.int64(x.size), np.uint32(dropped), scale, draw, random.earlier, seed, y)
-        return y
+
+def _drop(x: Any, dropout: Any) -> Any:
+    """x m / (1 - p) for the mask m that the draw `dropout` stands for."""
+    x = packed(x)
+    y = get_array_module(x).empty_like(x)
+    blocks = -(-x.size // (8 * THREADS))
+    Kernel("dropout.cu", "dropout", x.dtype)(blocks, THREADS, x, np.int64(x.size), dropout, random.earlier, y)
+    return y
