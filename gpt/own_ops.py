@@ -34,6 +34,7 @@ from minigrad import kernels
 from minigrad.autograd import AutogradError
 from minigrad.gradcheck.cases import cases, operations
 from minigrad.serialization import write_atomically
+from minigrad.viz.tape import nodes_of
 
 from .config import GPTConfig
 from .errors import ConfigError
@@ -172,18 +173,7 @@ def operations_of(config: GPTConfig) -> set[str]:
     ids = np.zeros((1, 2), int)
     _, loss = GPT(small)(ids, ids)
     assert loss is not None
-    return names_on_tape(loss)
-
-
-def names_on_tape(tensor: mg.Tensor) -> set[str]:
-    """The names of the operations that made a tensor."""
-    nodes = {tensor.origin[0]} if tensor.origin else set()
-    waiting = list(nodes)
-    while waiting:
-        parents = {parent[0] for parent in waiting.pop().parents if isinstance(parent, tuple)} - nodes
-        nodes |= parents
-        waiting += parents
-    return {node.function.__name__ for node in nodes}
+    return {node.function.__name__ for node in nodes_of(loss)}
 
 
 # Comparing two runs

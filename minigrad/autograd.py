@@ -371,7 +371,7 @@ def _check_finite(node: Context, i: int, gradient: Array) -> None:
         )
 
 
-def _count_uses(root: Context) -> dict[Context, int]:
+def count_uses(root: Context) -> dict[Context, int]:
     """For every node reachable from `root`: how many edges lead to it, that is, how many gradients it will be sent."""
     uses = {root: 0}
     stack = [root]
@@ -403,7 +403,7 @@ def backward(
     if root.origin is None:
         _add_to_leaf(root, grad)
         return
-    uses = _count_uses(root.origin[0])
+    uses = count_uses(root.origin[0])
     arrived: dict[tuple[Context, int], Array] = {root.origin: grad}
     owned: set[tuple[Context, int]] = set()
     ready = [root.origin[0]]

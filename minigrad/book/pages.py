@@ -325,7 +325,7 @@ class Book:
         return Chapter("kernels", "Kernels", introduction, sections)
 
     def tape(self) -> Chapter:
-        parts: list[Any] = [Function.apply, Context, autograd._count_uses, autograd.input_gradients, autograd.backward]
+        parts: list[Any] = [Function.apply, Context, autograd.count_uses, autograd.input_gradients, autograd.backward]
         sections = [Section("walk", "A walk, step by step", self.walk())]
         for part in parts:
             title = f"<code>{part.__qualname__}</code>"

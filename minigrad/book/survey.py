@@ -11,7 +11,7 @@ from .. import functional, kernels
 from ..autograd import AutogradError, Function, Variable
 from ..gradcheck import GradcheckError, largest_error
 from ..gradcheck.cases import cases
-from ..viz.tape import operations
+from ..viz.tape import nodes_of
 
 
 class Check(NamedTuple):
@@ -76,7 +76,7 @@ def layers_and_operations(loss: Variable) -> dict[type, Layer]:
             raise ValueError(f"the {scope.kind} that made this tensor is gone; keep the model while its tape is read")
         return found.setdefault(type(module), Layer(set(), set()))
 
-    for node in operations(loss):
+    for node in nodes_of(loss):
         scope = node.scope
         if scope is None:
             continue

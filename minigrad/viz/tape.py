@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..autograd import AutogradError, Context, Scope, Variable, owner_of
+from ..autograd import AutogradError, Context, Scope, Variable, count_uses, owner_of
 from ..backend import Array, is_array
 from ..nn import Module
 
@@ -34,7 +34,7 @@ class Tape:
                 f"none requires gradients"
             )
         self.root = root
-        self.nodes = operations(root)
+        self.nodes = nodes_of(root)
         self.uses: dict[Variable, list[Context]] = {} if root.origin else {root: []}
         for node in self.nodes:
             for parent in node.parents:
@@ -105,16 +105,9 @@ class Tape:
         return result
 
 
-def operations(root: Variable) -> list[Context]:
+def nodes_of(root: Variable) -> list[Context]:
     """All nodes of the tape that ends in `root`, in the order of the forward."""
-    waiting = [root.origin[0]] if root.origin else []
-    found = set(waiting)
-    while waiting:
-        for parent in waiting.pop().parents:
-            if isinstance(parent, tuple) and parent[0] not in found:
-                found.add(parent[0])
-                waiting.append(parent[0])
-    return sorted(found, key=lambda node: node.started)
+    return sorted(count_uses(root.origin[0]) if root.origin else (), key=lambda node: node.started)
 
 
 def saved_arrays(node: Context) -> list[Array]:
