@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .backend import Array, as_array, check_same_device, get_array_module, is_array
+from .backend import Array, as_array, check_same_device, device_of, get_array_module, is_array
 from .kernels import implementation
 
 
@@ -389,17 +389,18 @@ def count_uses(root: Context) -> dict[Context, int]:
 
 def backward(
     root: Variable,
-    grad: Array,
+    grad: Any = None,
     retain_graph: bool = False,
     run: Callable[[Context, list[Array]], list[Array | None]] = input_gradients,
 ) -> None:
-    """Walk the tape from `root`, whose gradient is `grad`, and add dL/dx to the `grad` of every leaf x.
+    """Walk the tape from `root`, whose gradient is `grad` (1 for a scalar), and add dL/dx to the `grad` of each leaf x.
 
     A node is ready when every node that used its outputs has run, so it runs once, with its whole gradient. Where
     several gradients meet, the first to arrive is borrowed, the second makes a new array, and later ones are added to
     that array in place: no array that somebody else holds is ever written to.
     `run` runs one node's backward; viz puts a stopwatch around it.
     """
+    grad = _starting_gradient(root, grad)
     if root.origin is None:
         _add_to_leaf(root, grad)
         return
@@ -433,6 +434,19 @@ def backward(
                 uses[parent[0]] -= 1
                 if not uses[parent[0]]:
                     ready.append(parent[0])
+
+
+def _starting_gradient(root: Variable, grad: Any) -> Array:
+    """dL/d(root) as an array like the root's."""
+    shape, dtype = root.data.shape, root.data.dtype
+    if grad is None:
+        if root.data.size != 1:
+            raise AutogradError(f"backward: only a scalar can do without grad; this is {shape}")
+        return get_array_module(root.data).ones_like(root.data)
+    grad = as_array(grad.data if isinstance(grad, Variable) else grad, dtype, device_of(root.data))
+    if grad.shape != shape:
+        raise ValueError(f"backward: grad has shape {grad.shape}; wanted {shape}, the shape of the tensor")
+    return grad
 
 
 def _zeros(node: Context, i: int) -> Array:

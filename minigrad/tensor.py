@@ -16,7 +16,6 @@ from .backend import (
     as_array,
     check_same_device,
     device_of,
-    get_array_module,
     is_array,
     kind_of,
     to_device,
@@ -90,13 +89,6 @@ class Tensor(autograd.Variable):
         """
         if not self.requires_grad:
             raise autograd.AutogradError("backward: this tensor does not depend on any tensor that requires gradients")
-        if grad is None:
-            if self.size != 1:
-                raise autograd.AutogradError(f"backward: only a scalar can do without grad; this is {self.shape}")
-            grad = get_array_module(self.data).ones_like(self.data)
-        grad = as_array(grad.data if isinstance(grad, Tensor) else grad, self.dtype, self.device)
-        if grad.shape != self.shape:
-            raise ValueError(f"backward: grad has shape {grad.shape}; wanted {self.shape}, the shape of the tensor")
         autograd.backward(self, grad, retain_graph)
 
     def zero_grad(self) -> None:

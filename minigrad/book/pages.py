@@ -357,7 +357,7 @@ class Book:
             return gradients
 
         loss = names["loss"]
-        autograd.backward(loss, np.ones_like(loss.data), run=run)
+        autograd.backward(loss, run=run)
         ends = " and ".join(f"`{name}.grad` is `{array(names[name].grad)}`" for name in ("x", "w"))
         start = f"The loss is `{array(loss.data)}`. Its backward starts with dL/dL = 1 and walks the tape from the end:"
         end = f"x reached the loss in two ways, so two gradients arrive there and add up: {ends}."

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, TextIO
 
 import numpy as np
 
-from ..autograd import AutogradError, Context, Variable, backward, input_gradients
-from ..backend import Array, as_array, device_of, get_array_module
+from ..autograd import Context, Variable, backward, input_gradients
+from ..backend import Array, get_array_module
 from ..nn import Module
 from .tape import Kept, Tape, norm, short_bytes, short_number
 
@@ -211,7 +211,6 @@ def trace(
     Inspecting the gradients costs time that is not counted. Raises AutogradError where `backward` does.
     """
     tape = Tape("viz.trace", loss, model)
-    start = _starting_gradient(loss, grad)
     kept = tape.kept()
     rows: list[Row] = []
 
@@ -225,23 +224,11 @@ def trace(
         rows.append(node.traced)
         return gradients
 
-    backward(loss, start, retain_graph, run)
+    backward(loss, grad, retain_graph, run)
     result = Trace(tuple(rows), len(tape.nodes) - len(rows), any(node.xp is not np for node in tape.nodes))
     if not quiet:
         print(result.table(limit), file=file or sys.stdout)
     return result
-
-
-def _starting_gradient(loss: Any, grad: Any) -> Array:
-    """dL/d(loss), as `Tensor.backward` takes it."""
-    if grad is None:
-        if loss.data.size != 1:
-            raise AutogradError(f"viz.trace: only a scalar can do without grad; this is {loss.data.shape}")
-        return get_array_module(loss.data).ones_like(loss.data)
-    grad = as_array(grad.data if isinstance(grad, Variable) else grad, loss.data.dtype, device_of(loss.data))
-    if grad.shape != loss.data.shape:
-        raise ValueError(f"viz.trace: grad has shape {grad.shape}; wanted {loss.data.shape}, the shape of the tensor")
-    return grad
 
 
 def _wait_for(grads: list[Array]) -> None:
