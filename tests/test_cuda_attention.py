@@ -324,7 +324,7 @@ def test_the_rows_that_ldmatrix_reads_at_once_lie_in_different_banks(head_size):
 
 def compile_flash(folder, dtype, head_size, causal, dropout, *architectures):
     """(name, architecture, what the assembler says of spilled registers) of each kernel."""
-    constants = {"": launch.SCALARS[dtype], **attention.constants(head_size, causal, dropout)}
+    constants = {launch.SCALARS[dtype]: 1, **attention.constants(head_size, causal, dropout)}
     file = folder / "flash_attention.cu"
     file.write_text(launch.source("flash_attention.cu", constants), "utf-8")
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]

@@ -378,7 +378,7 @@ def test_on_a_gpu_dropout_drops_what_the_operation_drops(monkeypatch):
 def test_kernels_compile_for_cards_from_turing_to_hopper(tmp_path):
     """And keep all variables in registers. Those of 16 bits are compiled by test_cuda_kernels.py."""
     code = tmp_path / "softmax.cu"
-    code.write_text(launch.source("softmax.cu", {"": launch.SCALARS["float32"]}), "utf-8")
+    code.write_text(launch.source("softmax.cu", {launch.SCALARS["float32"]: 1}), "utf-8")
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 86, 89, 90)]
     command = [NVCC, "-std=c++17", "-fatbin", "-Xptxas=-v", *targets, "-o", tmp_path / "out.fatbin", code]
     built = subprocess.run(command, capture_output=True, text=True)

@@ -354,7 +354,7 @@ SOURCES = {
 @pytest.mark.parametrize("file", SOURCES)
 def test_kernels_compile_for_cards_from_turing_to_hopper(file, tmp_path):
     code = tmp_path / "kernel.cu"
-    constants = {"": launch.SCALARS["bfloat16"], **SOURCES[file]}
+    constants = {launch.SCALARS["bfloat16"]: 1, **SOURCES[file]}
     code.write_text(launch.source(file, constants))
     targets = itertools.chain(*(["-gencode", f"arch=compute_{a},code=sm_{a}"] for a in ARCHITECTURES))
     built = subprocess.run(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Kernel:
 
     def __init__(self, file: str, name: str, dtype: Any, **constants: int) -> None:
         self.file, self.name = file, name
-        self.constants = (("", SCALARS[str(dtype)]), *constants.items())
+        self.constants = ((SCALARS[str(dtype)], 1), *constants.items())
 
     def __call__(self, blocks: int | Sequence[int], threads: int, *arguments: Any, shared_bytes: int = 0) -> None:
         grid = (blocks,) if isinstance(blocks, int) else tuple(blocks)
@@ -66,8 +66,7 @@ def _argument(value: Any) -> Any:
 
 def source(file: str, constants: Any) -> str:
     """The text of a .cu file behind its constants and common.cuh, with the text of what it includes in place."""
-    pairs = constants.items() if isinstance(constants, Mapping) else constants
-    defines = "".join(f"#define {name or value} {value if name else 1}\n" for name, value in pairs)
+    defines = "".join(f"#define {name} {value}\n" for name, value in dict(constants).items())
     return defines + (FOLDER / "common.cuh").read_text("utf-8") + _text(file)
 
 
