@@ -1,4 +1,4 @@
-"""Text files into token files for `load_prepared`: in parallel, and never a whole file in memory."""
+"""Text files into token files for `data.load_tokens`: in parallel, and never a whole file in memory."""
 
 from __future__ import annotations
 
