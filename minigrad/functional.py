@@ -241,8 +241,10 @@ def astype(x: Any, dtype: DType) -> Tensor:
     dtype = as_dtype(dtype)
     if kind_of(dtype) not in "biuf":
         raise TypeError(f"astype: a tensor holds real numbers or booleans, not {dtype}")
-    x = _astype(_tensor(x), dtype)
-    return cast("Tensor", x) if isinstance(x, Variable) else Variable._from_operation(x, None)
+    x = _tensor(x)
+    if not isinstance(x, Variable):
+        return Variable._from_operation(x.astype(dtype), None)
+    return cast("Tensor", x) if _dtype(x) == dtype else shape_op.Astype.apply(x, dtype)
 
 
 def _astype(x: Any, dtype: Any) -> Any:
