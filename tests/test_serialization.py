@@ -84,6 +84,31 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(file, fails, mo
     assert os.listdir(file.parent) == [file.name]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(file):
+    before = os.umask(0o027)
+    try:
+        mg.save({"x": np.zeros(1)}, file)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o640
+    file.chmod(0o604)
+    mg.save({"x": np.ones(1)}, file)
+    assert file.stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take special rights on Windows")
+def test_a_symbolic_link_stays_one_and_its_file_is_written(file, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file.symlink_to(elsewhere / "target")
+    for value in (1.0, 2.0):
+        mg.save({"x": np.array([value])}, file)
+        assert file.is_symlink()
+        assert mg.load(elsewhere / "target")["x"].item() == value
+    assert os.listdir(elsewhere) == ["target"]
+
+
 def test_a_full_disk_is_an_error_that_names_the_file(file, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
