@@ -61,7 +61,7 @@ def choose_processes(config: TrainConfig, model: GPT) -> int:
     """
     device = model.wte.weight.device
     if config.processes > 1 and (device != "cpu" or not can_share()):
-        where = "on this system" if device == "cpu" else f"on {device}"
+        where = "here" if device == "cpu" else f"on {device}"
         raise ConfigError(f"processes is {config.processes}, but {where} a single one trains: take 1")
     if config.processes > config.batch_size:
         raise ConfigError(f"processes is {config.processes}, more than the {config.batch_size} sequences of a batch")

@@ -36,8 +36,11 @@ class WorkerError(RuntimeError):
 
 
 def can_share() -> bool:
-    """Can this system's processes be copied, with all that they hold? (macOS can, but its matrix library cannot.)"""
-    return hasattr(os, "fork") and sys.platform != "darwin"
+    """Can this process be copied, with all that it holds? (macOS can, but its matrix library cannot.)
+
+    A daemonic process, as those of multiprocessing's pools are, may not have processes of its own.
+    """
+    return hasattr(os, "fork") and sys.platform != "darwin" and not multiprocessing.current_process().daemon
 
 
 class DataParallel:
@@ -68,14 +71,14 @@ class DataParallel:
     `close`.
 
     Raises MemoryError if one of the processes runs out of memory, `WorkerError` if one fails in another way, ValueError
-    for arrays with different numbers of rows, or with none.
+    for arrays with different numbers of rows, or with none, and for tensors that require gradients.
     """
 
     def __init__(self, module: Module, loss: Callable[..., Tensor], processes: int) -> None:
         if processes < 1:
             raise ValueError(f"DataParallel: processes is {processes}; wanted at least 1")
         if processes > 1 and not can_share():
-            raise ValueError("DataParallel: this system cannot copy a process; take processes=1")
+            raise ValueError("DataParallel: this process cannot be copied; take processes=1")
         self.module, self.loss, self.processes = module, loss, processes
         self.params = list(module.parameters())
         elsewhere = {p.device for p in self.params} - {"cpu"}
@@ -87,7 +90,13 @@ class DataParallel:
         self.pool = threads.Pool(max(1, get_num_threads() // processes))
 
     def __call__(self, *batch: Any) -> Tensor:
-        """The mean loss of a batch of arrays (n, …), all with the same number of rows."""
+        """The mean loss of a batch of arrays (n, …), all with the same number of rows. Of tensors the arrays are taken.
+
+        No gradient would come back from the other processes, so tensors that require one are refused with ValueError.
+        """
+        if any(isinstance(x, Tensor) and x.requires_grad for x in batch):
+            raise ValueError("DataParallel: wanted a batch of arrays, got a tensor that requires gradients")
+        batch = tuple(x.data if isinstance(x, Tensor) else x for x in batch)
         rows = {len(array) for array in batch}
         if len(rows) != 1 or rows == {0}:
             raise ValueError(f"DataParallel: wanted arrays with rows, all of one number of rows, got {sorted(rows)}")

@@ -1,5 +1,6 @@
 """Data parallelism: several processes give the loss and the gradients that one gives, and nothing is left of them."""
 
+import multiprocessing
 import os
 import signal
 
@@ -293,6 +294,32 @@ def test_threads_are_shared_out():
             assert mg.get_num_threads() == 5
     finally:
         mg.set_num_threads(threads)
+
+
+def test_tensors_count_as_the_arrays_they_hold():
+    """No gradient comes back to a batch, so one that wants it is refused, however many processes there are."""
+    for processes in (1, 2):
+        model, alone = net(), net()
+        x, targets = batch(5)
+        with DataParallel(model, model.loss, processes) as parallel:
+            loss = parallel(mg.Tensor(x), mg.Tensor(targets))
+            loss.backward()
+            assert loss.item() == pytest.approx(alone.loss(x, targets).item(), rel=1e-12)
+            alone.loss(x, targets).backward()
+            assert_same(gradients(model), gradients(alone))
+            with pytest.raises(ValueError, match="DataParallel: .* got a tensor that requires gradients"):
+                parallel(mg.Tensor(x, requires_grad=True), targets)
+
+
+def test_a_daemonic_process_is_not_copied(monkeypatch):
+    """multiprocessing forbids such a process, as those of a pool are, to have processes of its own."""
+    model = net()
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    assert not can_share()
+    with pytest.raises(ValueError, match="DataParallel: this process cannot be copied; take processes=1"):
+        DataParallel(model, model.loss, 2)
+    monkeypatch.undo()
+    assert can_share()
 
 
 def test_bad_input():

@@ -144,7 +144,7 @@ def test_how_many_processes_share_a_batch(monkeypatch):
         choose_processes(TrainConfig(processes=5, batch_size=4), Model())
     monkeypatch.setattr(trainer_module, "can_share", lambda: False)
     assert choose_processes(TrainConfig(), Model()) == 1
-    with pytest.raises(ConfigError, match="processes is 2, but on this system a single one trains"):
+    with pytest.raises(ConfigError, match="processes is 2, but here a single one trains"):
         choose_processes(TrainConfig(processes=2), Model())
 
 
