@@ -4,14 +4,15 @@
     python examples/prepare_data.py books/ --tokenizer bpe.json --vocab-size 4096 --out tokens   # learn bpe.json first
     python examples/train_shakespeare.py --data tokens
 
-Files are taken in the order given, those of a folder sorted. Between two files stands <|endoftext|>, unless tokens are
-characters. The last tokens of all are kept for validation.
+Files are taken in the order given, those of a folder sorted, but for what this program wrote there. Between two files
+stands <|endoftext|>, unless tokens are characters. The last tokens of all are kept for validation.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,12 +43,18 @@ def main() -> None:
     args = parser.parse_args()
 
     check_options(args.val_fraction, args.workers)
-    files = text_files(args.files)
+    written = [args.out / name for name in (TRAIN, VAL, META)]
+    if args.tokenizer not in ("char", "gpt2"):
+        written.append(Path(args.tokenizer))
+    files = text_files(args.files, leave_out=written)
+    args.out.mkdir(parents=True, exist_ok=True)  # an error before the work, if it cannot be made
+    if args.vocab_size is not None:
+        Path(args.tokenizer).parent.mkdir(parents=True, exist_ok=True)
     size = sum(file.stat().st_size for file in files)
     print(f"texts       {len(files):,} files, {size:,} bytes")
 
     def bar(title: str) -> tqdm:
-        return tqdm(total=size, desc=title, unit="B", unit_scale=True)
+        return tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=sys.stderr is None)
 
     tokenizer = choose_tokenizer(args.tokenizer, args.vocab_size, files, bar)
     print(f"tokenizer   {args.tokenizer}, {tokenizer.vocab_size:,} tokens", flush=True)

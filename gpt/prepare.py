@@ -31,17 +31,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def text_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def text_files(paths: Iterable[str | os.PathLike[str]], leave_out: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
     """The files named, and all below the folders named, sorted there, but for those with a name that begins with a dot.
+
+    leave_out: files below the folders that are no texts.
 
     Raises `DataError` if a file is missing or empty, and if a folder has none.
     """
     files: list[Path] = []
+    others = {Path(path).resolve() for path in leave_out}
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
+            folder = path.resolve()
             below = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-            found = [path / file for file in sorted(below) if not any(part.startswith(".") for part in file.parts)]
+            texts = (file for file in sorted(below) if folder / file not in others)
+            found = [path / file for file in texts if not any(part.startswith(".") for part in file.parts)]
             if not found:
                 raise DataError(f"{path}: there are no files in this folder")
         files += found

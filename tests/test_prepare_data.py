@@ -250,6 +250,29 @@ def test_from_texts_to_a_sample(texts, tmp_path, capsys, kind):
     assert capsys.readouterr().out.startswith("the cat")
 
 
+@pytest.mark.parametrize("out", [".", "tokens"])
+def test_what_the_program_wrote_is_no_text(texts, capsys, out):
+    """A second time it finds its own files beside the texts, and makes the same ones again."""
+    bpe, out = texts / "bpe.json", texts / out
+    common = ["prepare_data", texts, "--out", out, "--tokenizer", bpe]
+    assert run_program(*common, "--vocab-size", 280) == 0
+    first, data_id = capsys.readouterr().out, load_data(out).data_id
+    assert "2 files" in first
+    assert run_program(*common) == 0
+    assert capsys.readouterr().out == first
+    assert load_data(out).data_id == data_id
+
+
+@pytest.mark.parametrize("out", ["b.txt", "b.txt/below"])
+@pytest.mark.parametrize("option", ["--out", "--tokenizer"])
+def test_what_cannot_be_written_is_refused_before_the_work(texts, tmp_path, monkeypatch, option, out):
+    monkeypatch.setattr(BPETokenizer, "train", lambda *rest: pytest.fail("it learns"))
+    options = {"--out": tmp_path / "out", "--tokenizer": tmp_path / "bpe.json", "--vocab-size": 280}
+    options[option] = texts / out
+    message = run_program("prepare_data", texts, *(x for pair in options.items() for x in pair))
+    assert re.match(r"error: .*(File exists|Not a directory|is there already)", message)
+
+
 def test_a_learned_vocabulary_is_never_written_over(texts, tmp_path):
     (tmp_path / "bpe.json").write_text("precious", encoding="utf-8")
     common = ["prepare_data", texts, "--out", tmp_path / "out", "--vocab-size", 280, "--tokenizer"]
