@@ -36,7 +36,8 @@ def main() -> None:
     stride = max(1, model.config.block_size // 2) if args.stride is None else args.stride
     print(f"text           {args.data}: {n_bytes:,} bytes, {len(ids):,} tokens")
     print(f"windows        {model.config.block_size} tokens, each {stride} after the last", flush=True)
-    result = evaluate(model, ids, n_bytes, stride, args.batch_size, progress=sys.stderr.isatty())
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    result = evaluate(model, ids, n_bytes, stride, args.batch_size, progress=terminal)
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.4f} per token")
     print(f"bits per byte  {result.bits_per_byte:.4f}")

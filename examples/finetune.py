@@ -29,7 +29,7 @@ from gpt.data import Dataset, load_text
 from gpt.errors import run_program
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
 from gpt.tokenizer import END_OF_TEXT
-from gpt.trainer import Trainer, check_same_text, keep_previous_run, resume_command
+from gpt.trainer import Trainer, check_same_text, keep_previous_run, resume_command, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,8 @@ def main() -> None:
         keep_the_model(Path(config.model), "--out", args.out)
     if config.lora_rank and args.save_pretrained is not None:
         keep_the_model(Path(config.model), "--save-pretrained", args.save_pretrained)
+    if args.save_pretrained is not None and args.save_pretrained.resolve() == args.out.resolve():
+        raise ConfigError(f"--save-pretrained {args.save_pretrained} is the run's --out; wanted another folder")
     mg.manual_seed(config.seed)
     if saved is not None and not config.lora_rank:
         model, tokenizer = saved.model(args.device), saved.tokenizer
@@ -149,25 +151,24 @@ def main() -> None:
     data_id = hashlib.sha256(text.text.encode()).hexdigest()
     check_same_text(saved, data_id)
     data = Dataset(tokenizer.encode(text.text), block_size)
-    trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
-    if saved is not None:
-        trainer.resume(saved)
-    elif (aside := keep_previous_run(args.out)) is not None:
-        if (args.out / lora.ADAPTERS).exists():
-            (args.out / lora.ADAPTERS).rename(aside / lora.ADAPTERS)
-        print(f"an earlier run was in {args.out}; its files are now in {aside}")
+    with run_folder(args.out):
+        trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
+        if saved is not None:
+            trainer.resume(saved)
+        elif (aside := keep_previous_run(args.out)) is not None:
+            print(f"an earlier run was in {args.out}; its files are now in {aside}")
 
-    print(f"device      {args.device}")
-    print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
-    print(f"model       {config.model}: {n_weights:,} parameters, and {model.num_parameters():,} learn")
-    print(f"training    {', '.join(f'{field.name} {getattr(trainer.config, field.name)}' for field in OPTIONS)}")
-    print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
-    finished = trainer.train()
-    trainer.plot_losses()
-    if finished:
-        finish(trainer, args.save_pretrained)
-    else:
-        print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
+        print(f"device      {args.device}")
+        print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
+        print(f"model       {config.model}: {n_weights:,} parameters, and {model.num_parameters():,} learn")
+        print(f"training    {', '.join(f'{field.name} {getattr(trainer.config, field.name)}' for field in OPTIONS)}")
+        print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
+        finished = trainer.train()
+        trainer.plot_losses()
+        if finished:
+            finish(trainer, args.save_pretrained)
+        else:
+            print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
 
 
 def new_config(given: dict[str, Any]) -> FinetuneConfig:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import importlib
 import io
 import runpy
@@ -22,14 +23,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 import minigrad as mg
 from gpt import ConfigError, DataError, GPTConfig, checkpoint
+from gpt.config import PRESETS
 from gpt.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
 from gpt.ladder import RUNGS, SMALL
+from gpt.trainer import progress_bar, run_folder
 from minigrad import optim
 from minigrad.serialization import write_atomically
 
@@ -71,19 +72,20 @@ def main() -> None:
     args = parse_arguments()
     mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
     tokens = load_data(args.data)
-    climbs = read_climbs(args.out / "ladder.csv", tokens.data_id)
-    print(f"device      {args.device}")
-    print(f"data        {tokens.about}")
-    if args.rung == "gpt":
-        climbs["gpt"] = train_gpt(args, tokens)
-    else:
-        train_small(args, tokens, climbs)
-    write_climbs(args.out / "ladder.csv", climbs, tokens.data_id)
-    print()
-    print_table(climbs, tokens)
-    picture = plot(climbs, args.out / "ladder.png")
-    print(f"\ncurves  {args.out / 'ladder.csv'}")
-    print(f"plot    {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
+    with run_folder(args.out):
+        climbs = read_climbs(args.out / "ladder.csv", tokens.data_id)
+        print(f"device      {args.device}")
+        print(f"data        {tokens.about}")
+        if args.rung == "gpt":
+            climbs["gpt"] = train_gpt(args, tokens)
+        else:
+            train_small(args, tokens, climbs)
+        write_climbs(args.out / "ladder.csv", climbs, tokens.data_id)
+        print()
+        print_table(climbs, tokens)
+        picture = plot(climbs, args.out / "ladder.png")
+        print(f"\ncurves  {args.out / 'ladder.csv'}")
+        print(f"plot    {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
 
 
 # The small rungs
@@ -111,8 +113,7 @@ def train(model: Any, data: Dataset, steps: int, device: str) -> list[tuple[int,
     """The whole of training: a batch, its loss, the gradients, a step. (step, validation loss) along the way."""
     optimizer = optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     curve = []
-    terminal = sys.stderr.isatty()
-    with tqdm(total=steps, unit="it", mininterval=0.2 if terminal else 20, dynamic_ncols=terminal) as bar:
+    with progress_bar(total=steps) as bar:
         for step in range(steps + 1):
             if step % EVAL_INTERVAL == 0 or step == steps:
                 curve.append((step, validation_loss(model, data.val)))
@@ -141,11 +142,15 @@ def validation_loss(model: Any, ids: Any) -> float:
 
 
 def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
-    """Run examples/train_shakespeare.py with the preset "baby" in the folder --out/gpt, and evaluate its best model."""
+    """Run examples/train_shakespeare.py with the preset "baby" in the folder --out/gpt, and evaluate its best model.
+
+    A run there that was stopped goes on.
+    """
     program, out = Path(__file__).with_name("train_shakespeare.py"), args.out / "gpt"
     options = ["--preset", "baby", "--device", args.device, "--out", out, "--seed", args.seed]
     options += ["--max-iters", args.steps, "--lr-decay-iters", args.steps]
     options += ["--data", args.data] if args.data else []
+    options += ["--resume"] if is_unfinished(out / checkpoint.LAST, args, tokens) else []
     before, sys.argv = sys.argv, [str(program), *map(str, options)]
     print(f"running     python {' '.join(sys.argv)}\n", flush=True)
     try:
@@ -154,10 +159,21 @@ def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
         sys.argv = before
     best, last = checkpoint.load(out / checkpoint.BEST), checkpoint.load(out / checkpoint.LAST)
     if last.run["iteration"] < args.steps:
-        raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; go on as shown above")
+        raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; the same command goes on")
     model = best.model(args.device)
     curve = [(row["iteration"], row["val_loss"]) for row in last.run["rows"] if "val_loss" in row]
     return Climb(model.num_parameters(), [*curve[:-1], (args.steps, validation_loss(model, tokens.val))])
+
+
+def is_unfinished(last: Path, args: argparse.Namespace, tokens: Tokens) -> bool:
+    """Was a run stopped there that these options ask for?"""
+    if not last.exists():
+        return False
+    saved = checkpoint.load(last)
+    now = {**PRESETS["baby"], "seed": args.seed, "max_iters": args.steps, "lr_decay_iters": args.steps}
+    before = {**dataclasses.asdict(saved.config), **saved.run["train_config"]}
+    same = all(before.get(name) == value for name, value in now.items()) and saved.run["data_id"] == tokens.data_id
+    return same and saved.run["iteration"] < args.steps
 
 
 # What came of it

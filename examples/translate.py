@@ -23,6 +23,7 @@ import importlib
 import io
 import itertools
 import json
+import math
 import shlex
 import sys
 import time
@@ -40,7 +41,7 @@ from gpt.config import _check_choices, _check_whole, option
 from gpt.errors import CheckpointError, ConfigError, run_program
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.seq2seq import Seq2SeqConfig
-from gpt.trainer import DivergedError, keep_previous_run, resume_command
+from gpt.trainer import DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
 from gpt.translator import MODEL, Batch, Translator, as_batch, batches
 from minigrad import optim
 from minigrad.serialization import load_with_metadata, write_atomically
@@ -49,7 +50,8 @@ TASKS = {"dates": date_pairs, "numbers": number_pairs}
 ALSO = {"steps": ["--max-iters"], "warmup": ["--warmup-iters"]}  # what examples/train_shakespeare.py calls them
 LOG_INTERVAL = 10  # steps between readings of the loss
 ABOUT = "minigrad.translate"  # under which the file of a run has what is no array
-CHANGEABLE = ("steps", "eval_interval", "beam_size", "length_penalty")  # by --resume, with no step done otherwise
+# By --resume, with no step done otherwise; a file of pairs may lie elsewhere now, but has to hold the same pairs.
+CHANGEABLE = ("steps", "eval_interval", "beam_size", "length_penalty", "data")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class TrainingConfig:
     warmup: int = option(300, "steps over which the learning rate rises, to 1 / sqrt(n_embd * warmup)")
     average: int = option(100, "the weights that are judged and kept are a mean over about so many steps; 1 for none")
     label_smoothing: float = option(0.0, "share of each target that all characters get alike")
-    grad_clip: float = option(1.0, "the largest global norm of the gradient")
+    grad_clip: float = option(1.0, "the largest global norm of the gradient; 0 for no limit")
     eval_interval: int = option(250, "steps between estimates, from --eval-pairs, of validation loss and exact match")
     eval_pairs: int = option(500, "validation pairs for each of these estimates; at the end it is all of them")
     beam_size: int = option(4, "hypotheses of the beam search at the end, and of --translate")
@@ -144,28 +146,27 @@ def main() -> None:
     translator.settings = dataclasses.asdict(config) | {"data": args.data}
     model = translator.model
     model.to(args.device)
-    files = (MODEL, LAST, "loss.png", "cross_attention.png")
-    if not args.resume and (aside := keep_previous_run(args.out, files)) is not None:
-        print(f"an earlier run was in {args.out}; its files are now in {aside}")
-    print(f"device      {args.device}")
-    print(
-        f"data        {args.data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out; for example"
-    )
-    print(f"            {quote(train[0][0])} -> {quote(train[0][1])}")
-    print(f"model       {model.num_parameters():,} parameters: {describe(args, MODEL_OPTIONS)}")
-    print(f"training    {describe(args, TRAIN_OPTIONS)}")
-    options = pick(args, MODEL_OPTIONS + TRAIN_OPTIONS) | {"data": args.data}
-    training = Training(translator, train, val, config, args.out, options)
-    if args.resume:
-        training.resume()
-    print(f"run         {args.out}, from step {training.done}", flush=True)
-    training.run()
-    best = Translator.load(args.out, args.device)
-    finish(best, val, config, args.out)
-    pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
-    print(f"pictures    {', '.join(map(str, filter(None, pictures))) or 'none: matplotlib is not installed'}")
-    again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
-    print(f"\nmore of it: {shlex.join(again)}")
+    with run_folder(args.out):
+        if not args.resume and (aside := keep_previous_run(args.out)) is not None:
+            print(f"an earlier run was in {args.out}; its files are now in {aside}")
+        print(f"device      {args.device}")
+        what = f"{args.data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out"
+        print(f"data        {what}; for example")
+        print(f"            {quote(train[0][0])} -> {quote(train[0][1])}")
+        print(f"model       {model.num_parameters():,} parameters: {describe(args, MODEL_OPTIONS)}")
+        print(f"training    {describe(args, TRAIN_OPTIONS)}")
+        options = pick(args, MODEL_OPTIONS + TRAIN_OPTIONS) | {"data": args.data}
+        training = Training(translator, train, val, config, args.out, options)
+        if args.resume:
+            training.resume()
+        print(f"run         {args.out}, from step {training.done}", flush=True)
+        training.run()
+        best = Translator.load(args.out, args.device)
+        finish(best, val, config, args.out)
+        pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
+        print(f"pictures    {', '.join(map(str, filter(None, pictures))) or 'none: matplotlib is not installed'}")
+        again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
+        print(f"\nmore of it: {shlex.join(again)}")
 
 
 def pick(args: argparse.Namespace, fields: list[dataclasses.Field]) -> dict[str, Any]:
@@ -207,16 +208,9 @@ class Training:
 
     def run(self) -> None:
         self.model.train()
-        terminal = sys.stderr.isatty()
         started = time.perf_counter()
-        bar = tqdm(
-            itertools.islice(self.batches(), self.done, self.config.steps),
-            initial=self.done,
-            total=self.config.steps,
-            unit="it",
-            mininterval=0.2 if terminal else 20,
-            dynamic_ncols=terminal,
-        )
+        batches = itertools.islice(self.batches(), self.done, self.config.steps)
+        bar = progress_bar(iterable=batches, initial=self.done, total=self.config.steps)
         try:
             for step, batch in enumerate(bar, self.done):
                 loss = self.step(step, batch)
@@ -243,7 +237,7 @@ class Training:
         _, loss = self.model(*batch, label_smoothing=self.config.label_smoothing)
         assert loss is not None
         loss.backward()
-        optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip)
+        optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
         for group in self.optimizer.groups:
             group["lr"] = optim.warmup_inverse_square_root(step, self.model.config.n_embd, self.config.warmup)
         self.optimizer.step()

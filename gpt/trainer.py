@@ -1,7 +1,7 @@
 """Training: nanoGPT's loop, with a run that can stop at any time and go on exactly where it was.
 
 A run's folder holds `last.safetensors` and `best.safetensors`, `metrics.csv`, and `loss.png` where matplotlib is
-installed.
+installed; those of the programs' other runs hold other files of `RUN_FILES`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from minigrad.kernels.cuda.graph import Captured
 from minigrad.kernels.cuda.products import rounding_to_tf32
 from minigrad.serialization import naming, write_atomically
 
-from . import checkpoint, precision
+from . import checkpoint, lora, precision, pretrained, translator
 from .config import TrainConfig
 from .data import Dataset
+from .download import reason
 from .errors import CheckpointError, ConfigError, GPTError, memory_advice
 from .model import GPT
 from .tokenizer import Tokenizer
@@ -121,15 +122,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.write_metrics()
         self.model.train()
-        terminal = sys.stderr.isatty()
-        bar = tqdm(
-            total=self.config.max_iters,
-            initial=self.iteration,
-            unit="it",
-            mininterval=0.2 if terminal else 20,
-            dynamic_ncols=terminal,
-            smoothing=0.05,
-        )
+        bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
         tf32 = rounding_to_tf32(self.config.dtype == "tf32")
         with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY), tf32, self.parallel:
             self.restart_clock()
@@ -357,6 +350,18 @@ class Trainer:
         return self.out / "loss.png"
 
 
+def progress_bar(**options: Any) -> tqdm:
+    """A bar of steps on standard error, seldom drawn where that is no terminal, and not at all where it is closed."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(
+        unit="it",
+        mininterval=0.2 if terminal else 20,
+        dynamic_ncols=terminal,
+        disable=sys.stderr is None,
+        **options,
+    )
+
+
 def check_same_text(saved: checkpoint.Checkpoint | None, data_id: str) -> None:
     """Raise `ConfigError` if the run that is resumed, if there is one, was trained on another text."""
     if saved is not None and saved.run["data_id"] != data_id:
@@ -368,20 +373,65 @@ def resume_command() -> str:
     return shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
 
 
-RUN_FILES = (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png", "ops.csv", "ops.png")
+ENGINE = "engine"  # a folder in that of a run with --ops: the same run with the engine's operations alone
+RUN_FILES = (
+    *(checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png", "ops.csv", "ops.png", lora.ADAPTERS),
+    *(translator.MODEL, "cross_attention.png"),
+)
 
 
-def keep_previous_run(out: Path, files: Sequence[str] = RUN_FILES) -> Path | None:
+@contextlib.contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Make the folder of a run, and keep other runs out of it until the end.
+
+    What a run that was killed in the middle of writing left there is removed. Raises `ConfigError` if the folder cannot
+    be made, if another run is using it, and if it has a model in Hugging Face's layout, which `gpt.loading.load_model`
+    would take for the run's.
+    """
+    if (out / pretrained.CONFIG).is_file():
+        raise ConfigError(
+            f"{out / pretrained.CONFIG} is there, so what loads a model from {out} would not take the run's, but the "
+            f"one that this file belongs to; name another folder with --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be made ({reason(error)})") from error
+    with open(out / ".lock", "a") as file:
+        if _lock(file, out):
+            for folder, name in itertools.product((out, out / ENGINE), RUN_FILES):
+                for left in folder.glob(f".{name}.????????"):  # see write_atomically
+                    left.unlink(missing_ok=True)
+        yield
+
+
+def _lock(file: Any, out: Path) -> bool:
+    """Lock a file until it is closed. False where there are no such locks: on Windows and in some file systems.
+
+    It is a process that has such a lock, not an open file: when the process dies it is free again, even if copies of
+    the process, as `DataParallel` makes them, are still there.
+    """
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise ConfigError(f"another run is using {out}; wait for its end, or name another folder with --out") from error
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def keep_previous_run(out: Path) -> Path | None:
     """Move the files of an earlier run in `out` into a folder of their own; that folder, or None if there was none.
 
-    An earlier run is one that left the first of `files`.
+    An earlier run, of whichever program, is one that left any of `RUN_FILES`.
     """
-    if not (out / files[0]).exists():
+    found = [name for name in RUN_FILES if (out / name).exists()]
+    if not found:
         return None
     number = next(n for n in range(1, sys.maxsize) if not (out / f"previous-{n}").exists())
     aside = out / f"previous-{number}"
     aside.mkdir()
-    for name in files:
-        if (out / name).exists():
-            (out / name).rename(aside / name)
+    for name in [*found, *([ENGINE] if (out / ENGINE).is_dir() else [])]:
+        (out / name).rename(aside / name)
     return aside

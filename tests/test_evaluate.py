@@ -159,6 +159,11 @@ def test_the_program_prints_the_three_figures(folder, capsys, stride):
     assert printed == pytest.approx(wanted, abs=1e-4)
 
 
+def test_the_program_needs_no_standard_error(folder, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert run_program("evaluate", "--model", folder, "--data", folder / "text.txt") == 0
+
+
 def test_the_program_takes_adapters(folder, capsys, tmp_path):
     model = lora.add_adapters(load_model(folder)[0], rank=2)
     for parameter in model.parameters():

@@ -262,6 +262,16 @@ def test_adapters_are_not_merged_into_the_only_copy_of_their_model(finetune, bas
     assert "is where --model gpt2 lies" in finetune("run", *LORA, "--save-pretrained", "gpt2", model="gpt2")
 
 
+def test_a_run_does_not_go_where_a_model_for_other_tools_is(finetune, base, tmp_path):
+    """What loads a model would take that one for the run's. Nor is one written to the folder of the run."""
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    assert str(finetune(base)).endswith("name another folder with --out")
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    message = f"error: --save-pretrained {tmp_path / 'x' / '..' / 'run'} is the run's --out; wanted another folder"
+    assert finetune("run", "--save-pretrained", tmp_path / "x" / ".." / "run") == message
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_done_is_said_before_the_work(finetune, base, text, tmp_path):
     """The files of an earlier run stay where they are."""
     assert finetune("run", "--max-iters", 0) == 0

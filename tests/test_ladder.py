@@ -17,6 +17,7 @@ from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS
 from gpt.evaluate import evaluate
 from gpt.ladder import RUNGS, SMALL, Head, MultiHead, WithLayerNorm
+from gpt.trainer import Trainer
 from minigrad import functional as F
 from minigrad import optim
 from minigrad.gradcheck import gradcheck_directional
@@ -307,6 +308,37 @@ def test_the_last_rung_runs_the_training_program(text, tmp_path, capsys, monkeyp
     assert table["gpt"][:2] == (best.model().num_parameters(), 4)
     assert table["gpt"][2] == pytest.approx(math.log(best.config.vocab_size), abs=0.1)
     assert table["gpt"][3] == 1.48
+
+
+def test_the_last_rung_goes_on_where_it_was_stopped(text, tmp_path, capsys, monkeypatch):
+    """But for other options, or on another text, it begins anew."""
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "dropout": 0.2, "batch_size": 2}
+    monkeypatch.setitem(PRESETS, "baby", {**small, "max_iters": 5000, "eval_iters": 2, "processes": 1})
+    run = ["ladder", "--data", text, "--rung", "gpt", "--device", "cpu", "--out", tmp_path, "--steps", 4]
+    step = Trainer.step
+
+    def interrupted(trainer, learning_rate):
+        trainer.interrupted = trainer.iteration == 1
+        return step(trainer, learning_rate)
+
+    for options, begins in (([], 2), (["--seed", 5], 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "step", interrupted)
+            message = run_program(*run)
+        assert message == "error: gpt: stopped at step 2 of 4; the same command goes on"
+        capsys.readouterr()
+        assert run_program(*run, *options) == 0
+        assert f"{tmp_path / 'gpt'}, from step {begins}\n" in capsys.readouterr().out
+    assert run_program(*run, "--seed", 5) == 0
+    assert "from step 0\n" in capsys.readouterr().out, "one that was finished is trained again"
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_the_work(text, tmp_path, monkeypatch):
+    program = load_program("ladder")
+    monkeypatch.setattr(program, "train", lambda *rest: pytest.fail("it trains"))
+    monkeypatch.setattr(sys, "argv", ["ladder.py", "--all", "--data", str(text), "--out", str(text / "below")])
+    with pytest.raises(ConfigError, match="below: cannot be made"):
+        program.main()
 
 
 def test_without_matplotlib_it_says_so(text, tmp_path, capsys, monkeypatch):

@@ -1,10 +1,14 @@
 """Training runs: they learn, keep the best, stop at any time, and go on exactly."""
 
 import csv
+import importlib.util
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +19,16 @@ from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, GPTConfig, che
 from gpt import trainer as trainer_module
 from gpt.config import TrainConfig
 from gpt.data import Dataset
-from gpt.trainer import DivergedError, Trainer, choose_processes, keep_previous_run, resume_command
+from gpt.trainer import (
+    RUN_FILES,
+    DivergedError,
+    Trainer,
+    choose_processes,
+    keep_previous_run,
+    progress_bar,
+    resume_command,
+    run_folder,
+)
 from minigrad.distributed import can_share
 
 WORDS = ["amber", "birch", "cedar", "dunes", "ember", "flint", "grove", "heath"]
@@ -229,7 +242,7 @@ def test_metrics_and_plot(tmp_path):
 
 
 def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     trainer = new_trainer(tmp_path)
     trainer.train()
     assert trainer.plot_losses() is None
@@ -277,6 +290,86 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         assert keep_previous_run(tmp_path) == tmp_path / f"previous-{number}"
         kept = {path.name for path in (tmp_path / f"previous-{number}").iterdir()}
         assert kept == {"last.safetensors", "best.safetensors", "metrics.csv", "ops.csv", "ops.png"}
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_any_file_of_any_program_s_run_is_an_earlier_run(tmp_path, name):
+    """And with it goes the engine's run, which a run with --ops leaves in a folder."""
+    (tmp_path / "my.txt").touch()
+    (tmp_path / "engine").mkdir()
+    assert keep_previous_run(tmp_path) is None
+    (tmp_path / name).touch()
+    aside = keep_previous_run(tmp_path)
+    assert {path.name for path in aside.iterdir()} == {name, "engine"}
+    assert {path.name for path in tmp_path.iterdir()} == {aside.name, "my.txt"}
+
+
+class TestRunFolder:
+    """A run has its folder to itself."""
+
+    def test_it_is_made(self, tmp_path):
+        with run_folder(tmp_path / "a" / "b"):
+            assert (tmp_path / "a" / "b").is_dir()
+
+    def test_it_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").touch()
+        for out in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(ConfigError, match=f"{out}: cannot be made"), run_folder(out):
+                pass
+
+    def test_a_model_for_other_tools_would_be_taken_for_the_run_s(self, tmp_path):
+        (tmp_path / "config.json").touch()
+        with pytest.raises(ConfigError, match="config.json is there.*; name another folder"), run_folder(tmp_path):
+            pass
+
+    def test_what_a_killed_run_was_writing_is_removed(self, tmp_path):
+        left = [tmp_path / ".last.safetensors.0123abcd", tmp_path / "engine" / ".best.safetensors.abcd_f9z"]
+        others = [
+            tmp_path / "last.safetensors",
+            tmp_path / ".last.safetensors.of-yesterday",
+            tmp_path / ".mine.0123abcd",
+        ]
+        (tmp_path / "engine").mkdir()
+        for path in (*left, *others):
+            path.touch()
+        with run_folder(tmp_path):
+            assert not any(path.exists() for path in left)
+            assert all(path.exists() for path in others)
+
+    @pytest.mark.skipif(importlib.util.find_spec("fcntl") is None, reason="this system has no such locks")
+    def test_no_other_run_can_use_it_until_the_process_dies(self, tmp_path):
+        """Not even if the process was copied, as `DataParallel` does it, and the copy is still there."""
+        program = (
+            "import os, pathlib, sys, time\nfrom gpt.trainer import run_folder\n"
+            "with run_folder(pathlib.Path(sys.argv[1])):\n"
+            "    copy = os.fork()\n    if copy:\n        print(copy, flush=True)\n    time.sleep(100)\n"
+        )
+        command = [sys.executable, "-c", program, tmp_path]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent) as process:
+            copy = int(process.stdout.readline())
+            try:
+                with pytest.raises(ConfigError, match=f"another run is using {tmp_path}; wait"), run_folder(tmp_path):
+                    pass
+                process.kill()
+                process.wait()
+                with run_folder(tmp_path):
+                    os.kill(copy, 0)  # it is there
+            finally:
+                process.kill()
+                os.kill(copy, signal.SIGKILL)
+
+    def test_without_locks_a_run_goes_on(self, tmp_path, monkeypatch):
+        """And removes nothing, which another run may be writing."""
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        (tmp_path / ".last.safetensors.0123abcd").touch()
+        with run_folder(tmp_path):
+            assert (tmp_path / ".last.safetensors.0123abcd").exists()
+
+
+def test_a_run_needs_no_standard_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(progress_bar(iterable=range(3))) == [0, 1, 2]
+    trained(tmp_path)
 
 
 def test_the_command_that_goes_on_can_be_pasted(monkeypatch):

@@ -332,7 +332,7 @@ def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
     assert re.search(r"^pictures +none: matplotlib is not installed", capsys.readouterr().out, re.M)
-    assert {path.name for path in tmp_path.iterdir()} == {MODEL, LAST}
+    assert {path.name for path in tmp_path.iterdir()} == {MODEL, LAST, ".lock"}
 
 
 def test_a_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path, capsys):
@@ -462,12 +462,51 @@ def test_what_makes_a_run_another_one_is_refused(tmp_path):
     for options, message in (
         (["--seed", 7], "--resume with seed 7, but the run has seed 1"),
         (["--n-embd", 32], "--resume with n_embd 32, but the run has n_embd 16"),
-        (["--data", "other.tsv"], f"--resume with data other.tsv, but the run has data {pairs}"),
         (["--out", "nowhere"], "nowhere/last.safetensors: there is no such file"),
     ):
         assert message in str(run_program("translate", "--out", tmp_path, "--resume", *options))
     pairs.write_text("".join(f"{i}\t{i + 1}\n" for i in range(100, 129)), encoding="utf-8")
     assert "was trained on other pairs" in str(run_program("translate", "--out", tmp_path, "--resume"))
+
+
+def test_a_run_goes_on_where_its_pairs_have_been_moved(tmp_path, capsys):
+    pairs, moved = tmp_path / "pairs.tsv", tmp_path / "moved.tsv"
+    pairs.write_text("".join(f"{i}\t{i}\n" for i in range(100, 130)), encoding="utf-8")
+    out = ["--out", tmp_path / "run"]
+    assert run_program("translate", *TINY, "--data", pairs, "--steps", 1, *out) == 0
+    pairs.rename(moved)
+    for options in (["--data", moved], []):  # the new place is remembered
+        assert run_program("translate", "--resume", *options, "--steps", 2, *out) == 0
+        assert f"data        {moved}: " in capsys.readouterr().out
+
+
+def test_no_limit_on_the_gradient_is_written_as_0(tmp_path):
+    """As for the other programs: it trains as with a limit that is never reached."""
+    for clip in (0, 1e9):
+        assert run_program("translate", *TINY, "--steps", 2, "--grad-clip", clip, "--out", tmp_path / str(clip)) == 0
+    none, high = (tensors_of(tmp_path / str(clip) / MODEL)[0] for clip in (0, 1e9))
+    assert none == high
+
+
+def test_the_run_of_another_program_is_moved_aside(tmp_path, capsys):
+    (tmp_path / "best.safetensors").write_bytes(b"precious")
+    (tmp_path / "metrics.csv").touch()
+    assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
+    aside = tmp_path / "previous-1"
+    assert f"its files are now in {aside}" in capsys.readouterr().out
+    assert {path.name for path in aside.iterdir()} == {"best.safetensors", "metrics.csv"}
+    assert (aside / "best.safetensors").read_bytes() == b"precious"
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "config.json").touch()  # of a model for other tools
+    program = load_program("translate")
+    monkeypatch.setattr(program.Training, "run", lambda training: pytest.fail("it trains"))
+    for out, message in ((tmp_path / "file", "cannot be made"), (tmp_path, "name another folder with --out")):
+        monkeypatch.setattr("sys.argv", list(map(str, ["translate.py", *TINY, "--out", out])))
+        with pytest.raises(ConfigError, match=message):
+            program.main()
     mg.save({"x": np.zeros(2)}, tmp_path / LAST)
     assert "but no run of examples/translate.py" in str(run_program("translate", "--out", tmp_path, "--resume"))
 
