@@ -26,7 +26,7 @@ from gpt.errors import DataError, TokenError, run_program
 from gpt.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 from gpt.sample import stream
 from gpt.tokenizer import StreamDecoder
-from gpt.trainer import DivergedError, Trainer, check_same_text, keep_previous_run, resume_command
+from gpt.trainer import ENGINE, DivergedError, Trainer, check_same_text, keep_previous_run, resume_command, run_folder
 from minigrad import kernels
 
 MODEL_OPTIONS = [field for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
@@ -108,34 +108,35 @@ def main() -> None:
             print(f"an earlier run was in {out}; its files are now in {aside}")
         return trainer
 
-    if own:
-        describe_operations(own, config, args.ops)
-    trainer = new_trainer(args.out, saved)
-    print(f"device      {device}")
-    print(f"data        {tokens.about}")
-    print(f"model       {trainer.model.num_parameters():,} parameters: {describe(config, MODEL_OPTIONS)}")
-    print(f"training    {describe(trainer.config, TRAIN_OPTIONS)}")
-    print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
+    with run_folder(args.out):
+        if own:
+            describe_operations(own, config, args.ops)
+        trainer = new_trainer(args.out, saved)
+        print(f"device      {device}")
+        print(f"data        {tokens.about}")
+        print(f"model       {trainer.model.num_parameters():,} parameters: {describe(config, MODEL_OPTIONS)}")
+        print(f"training    {describe(trainer.config, TRAIN_OPTIONS)}")
+        print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
 
-    finished = train(trainer, own)
-    picture = trainer.plot_losses()
-    print(f"loss curve  {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
-    print(f"metrics     {args.out / 'metrics.csv'}")
-    if not finished:
-        print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
-        return
-    print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {args.out / checkpoint.BEST}")
-    show_sample(checkpoint.load(args.out / checkpoint.BEST), device)
-    print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(args.out)])}")
-    if own:
-        last = args.out / "engine" / checkpoint.LAST
-        engine = new_trainer(args.out / "engine", checkpoint.load(last) if args.resume and last.exists() else None)
-        print(f"\nnow the same run with the engine's operations alone, in {engine.out}", flush=True)
-        with kernels.reference():
-            if not engine.train():
-                print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
-                return
-        compare(Comparison.of(trainer.rows, engine.rows), own, args.out)
+        finished = train(trainer, own)
+        picture = trainer.plot_losses()
+        print(f"loss curve  {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
+        print(f"metrics     {args.out / 'metrics.csv'}")
+        if not finished:
+            print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
+            return
+        if (args.out / checkpoint.BEST).exists():  # operations of one's own can give no number from the first step on
+            print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {args.out / checkpoint.BEST}")
+            show_sample(checkpoint.load(args.out / checkpoint.BEST), device)
+            print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(args.out)])}")
+        if own:
+            engine = new_trainer(args.out / ENGINE, engine_run(trainer) if args.resume else None)
+            print(f"\nnow the same run with the engine's operations alone, in {engine.out}", flush=True)
+            with kernels.reference():
+                if not engine.train():
+                    print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
+                    return
+            compare(Comparison.of(trainer.rows, engine.rows), own, args.out)
 
 
 def check_resumed(run: dict[str, Any], given: dict[str, Any]) -> None:
@@ -190,6 +191,20 @@ def train(trainer: Trainer, own: dict[OwnOperation, str]) -> bool:
         except DivergedError as error:
             print(f"diverged    {error}")
             return True
+
+
+def engine_run(trainer: Trainer) -> checkpoint.Checkpoint | None:
+    """The engine's run that was begun beside the user's. None if there is none, or if it is that of another run."""
+    last = trainer.out / ENGINE / checkpoint.LAST
+    if not last.exists():
+        return None
+    saved = checkpoint.load(last)
+    before, now = (
+        {**options, "max_iters": None, "processes": None}  # which may change when a run is resumed
+        for options in (saved.run["train_config"], dataclasses.asdict(trainer.config))
+    )
+    same = (saved.config, before, saved.run["data_id"]) == (trainer.model.config, now, trainer.data_id)
+    return saved if same else None
 
 
 def compare(comparison: Comparison, own: dict[OwnOperation, str], out: Path) -> None:

@@ -736,6 +736,39 @@ def test_a_run_that_diverges_is_compared_as_far_as_it_went(train, copied):
     assert "may train as well" not in printed
 
 
+@pytest.mark.filterwarnings("ignore:loadtxt")  # of a file with nothing but column names
+def test_a_run_without_a_single_loss_is_compared_too(train, copied, tmp_path):
+    """A forward that gives no number: there is no best model to show."""
+    text = with_backward("ex03_gelu.py", BACKWARD["ex03_gelu.py"])
+    text, count = re.subn(r"(def forward\(.*\n)", r"\1        x = x * math.nan\n", text)
+    assert count == 1
+    (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
+    status, printed, _ = train(copied)
+    assert status == 0
+    assert "diverged    the loss is nan after step 0" in printed
+    assert "there is no step that both runs have logged" in printed
+    assert "kept in" not in printed
+    assert not (tmp_path / "out" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [["--seed", 7], ["--dropout", 0.1]])
+def test_a_run_is_not_compared_with_the_engine_s_of_another(train, copied, tmp_path, options):
+    """The other one's is moved aside with the rest, and not taken if it is found beside a run that is resumed."""
+    write_solutions(copied)
+    train(copied, "--max-iters", 10, *options)
+    stale = (tmp_path / "out" / "engine").rename(tmp_path / "stale")
+    train(copied, "--max-iters", 10)
+    engine = tmp_path / "out" / "engine"
+    shutil.rmtree(engine)
+    stale.rename(engine)
+    _, printed, losses = train(copied, "--max-iters", 20, "--resume")
+    assert f"an earlier run was in {engine}" in printed
+    assert "the curves are one" in printed
+    assert losses[:, 0].tolist() == [1, 10, 20]
+    train(copied, "--max-iters", 1)
+    assert (tmp_path / "out" / "previous-2" / "engine" / "last.safetensors").exists()
+
+
 def test_an_interrupted_comparison_goes_on_where_it_was(train, copied, tmp_path):
     write_solutions(copied)
     _, _, whole = train(copied, "--max-iters", 20)
