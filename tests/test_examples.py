@@ -201,3 +201,10 @@ def test_the_command_for_more_can_be_pasted(text, tmp_path, capsys):
     out = tmp_path / "my run"
     assert run_program("train_shakespeare", *SMALL, "--data", text, "--out", out, "--max-iters", 0) == 0
     assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py --checkpoint '{out}'\n")
+
+
+def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
+    (tmp_path / "config.json").touch()
+    message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
+    assert message.startswith(f"error: {tmp_path / 'config.json'} is there, so what loads a model from {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
