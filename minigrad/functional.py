@@ -83,7 +83,11 @@ def _pair(a: Any, b: Any) -> tuple[Any, Any]:
         common = np.promote_types(a_dtype, b_dtype)
     else:  # a floating dtype wins over integers and booleans, whatever their widths
         common = builtins.max(a_dtype, b_dtype, key=lambda dtype: "biuf".index(kind_of(dtype)))
-    return _astype(a, common), _astype(b, common)
+    return _converted(a, common), _converted(b, common)
+
+
+def _converted(x: Any, dtype: Any) -> Any:
+    return astype(x, dtype) if isinstance(x, Variable) else x.astype(dtype, copy=False)
 
 
 def _adopting(number: Any, other: Any) -> Any:
@@ -245,12 +249,6 @@ def astype(x: Any, dtype: DType) -> Tensor:
     if not isinstance(x, Variable):
         return Variable._from_operation(x.astype(dtype), None)
     return cast("Tensor", x) if _dtype(x) == dtype else shape_op.Astype.apply(x, dtype)
-
-
-def _astype(x: Any, dtype: Any) -> Any:
-    if _dtype(x) == dtype:
-        return x
-    return shape_op.Astype.apply(x, dtype) if isinstance(x, Variable) else x.astype(dtype)
 
 
 def to(x: Any, device: str) -> Tensor:
