@@ -45,9 +45,8 @@ def main() -> None:
     model, tokenizer = load_model(args.checkpoint, args.adapters, args.device)
     ids = tokenizer.encode(args.prompt)[None]  # (1, T)
     stop = stop_tokens(tokenizer, args.stop)
-    tokens = stream(
-        model, ids, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed, stop_tokens=stop
-    )
+    options = {"stop_tokens": stop, "vocab_size": tokenizer.vocab_size}
+    tokens = stream(model, ids, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed, **options)
     print(args.prompt, end="", flush=True)
     decoder = StreamDecoder(tokenizer)
     for token in tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import minigrad as mg
 from minigrad.backend import keep_freed_memory
 
 from .config import _number
-from .errors import ConfigError, memory_advice
+from .errors import ConfigError, GPTError, memory_advice
 
 if TYPE_CHECKING:
     from .model import GPT
@@ -27,6 +28,7 @@ def stream(
     seed: int | None = None,
     use_cache: bool = True,
     stop_tokens: Any = None,
+    vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the next token of each row of ids (B, T), `max_new_tokens` times, as integers (B,).
 
@@ -38,17 +40,23 @@ def stream(
     use_cache: keep keys and values instead of computing them again; the tokens are the same.
     stop_tokens: an id, or several, any of which ends a row. A row that has ended repeats its last token until all
         have, and then the stream ends too.
+    vocab_size: sample among the ids below it only, for a model with more than its tokenizer knows: some round the
+        number up. None for all of the model's.
 
-    When the context is full it slides: the model sees the last block_size tokens of each row.
+    When the context is full it slides: the model sees the last block_size tokens of each row. It is in evaluation mode
+    while it computes a token, and between two of them in whatever mode it was. Raises `GPTError` where the logits give
+    nothing to choose from, as those of a model that has diverged.
     """
-    check_options(max_new_tokens, temperature, top_k, top_p, seed)
+    check_options(max_new_tokens, temperature, top_k, top_p, seed, vocab_size)
     keep_freed_memory()
     prompts = _rows(ids, model.config.vocab_size)
     stop = _stop_tokens(stop_tokens, model.config.vocab_size)
     rng = mg.random.new_generator(seed)
-    return _continue(
-        model, prompts, max_new_tokens, lambda logits: choose(logits, temperature, top_k, top_p, rng), use_cache, stop
-    )
+
+    def choose_tokens(logits: np.ndarray) -> np.ndarray:
+        return choose(logits[:, :vocab_size], temperature, top_k, top_p, rng)
+
+    return _continue(model, prompts, max_new_tokens, choose_tokens, use_cache, stop)
 
 
 def _continue(
@@ -62,27 +70,29 @@ def _continue(
     block_size, device = model.config.block_size, model.wte.weight.device
     longest = max(map(len, prompts))
     padding = np.array([longest - len(prompt) for prompt in prompts])  # the rows are aligned at the right
-    tokens = np.zeros((len(prompts), longest + max_new_tokens), np.int64)
+    tokens = np.zeros((len(prompts), longest), np.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
-        row[longest - len(prompt) : longest] = prompt
+        row[longest - len(prompt) :] = prompt
     ended = np.zeros(len(prompts), bool)
-    with model.evaluating():
-        cache = model.new_cache() if use_cache else None
-        for end in range(longest, longest + max_new_tokens):
-            if cache is not None and cache.length == block_size:
-                cache = None  # the window slides: every token has a new position, so nothing that was kept is valid
-            start = max(0, end - block_size)
-            empty = np.maximum(padding - start, 0)
-            new = tokens[:, start if cache is None or not cache.length else end - 1 : end]
-            with mg.no_grad(), memory_advice("what takes less: fewer prompts at a time, or shorter ones"):
-                logits = model.next_logits(
-                    mg.Tensor(new, device=device).data, cache=cache, padding=empty if empty.any() else None
-                )
-            tokens[:, end] = np.where(ended, tokens[:, end - 1], choose_tokens(logits.numpy()))
-            yield tokens[:, end].copy()
-            ended |= np.isin(tokens[:, end], stop)
-            if ended.all():
-                return
+    cache = model.new_cache() if use_cache else None
+    modules = list(model.modules())  # finding them again for each token would take a tenth of a small model's time
+    for end in range(longest, longest + max_new_tokens):
+        if cache is not None and cache.length == block_size:
+            cache = None  # the window slides: every token has a new position, so nothing that was kept is valid
+        tokens = tokens[:, -block_size:]  # those before `end` that the model sees
+        empty = np.maximum(padding - max(0, end - block_size), 0)
+        new = tokens if cache is None or not cache.length else tokens[:, -1:]
+        mode = model.evaluating() if any(module.training for module in modules) else nullcontext()
+        with mode, mg.no_grad(), memory_advice("what takes less: fewer prompts at a time, or shorter ones"):
+            logits = model.next_logits(
+                mg.Tensor(new, device=device).data, cache=cache, padding=empty if empty.any() else None
+            )
+        following = np.where(ended, tokens[:, -1], choose_tokens(logits.numpy()))
+        tokens = np.concatenate([tokens, following[:, None]], axis=1)
+        yield following
+        ended |= np.isin(tokens[:, -1], stop)
+        if ended.all():
+            return
 
 
 def generate(model: GPT, ids: Any, max_new_tokens: int, stop_tokens: Any = None, **options: Any) -> Any:
@@ -107,12 +117,15 @@ def choose(
     """One token a row from logits (B, V): integers (B,).
 
     Sampling is by the Gumbel-max trick: the largest of logit + Gumbel noise falls on token i with probability
-    softmax(logits)_i.
+    softmax(logits)_i. Raises `GPTError` for a row whose largest logit is not finite.
     """
+    largest = logits.max(axis=-1, keepdims=True)  # NaN if any of them is
+    if not np.isfinite(largest).all():
+        found = largest[~np.isfinite(largest)][0]
+        raise GPTError(f"the largest logit of the model is {found}; wanted a finite one to sample by: it has diverged")
     if temperature == 0:
         return logits.argmax(axis=-1)
-    logits = logits.astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
+    logits = logits.astype(np.float64) - largest
     with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest become -inf
         logits /= temperature
     if top_k is not None and top_k < logits.shape[1]:
@@ -131,10 +144,16 @@ def choose(
 
 
 def check_options(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None = None
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None = None,
+    vocab_size: int | None = None,
 ) -> None:
     """Raise `ConfigError` for options that have no meaning."""
-    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
+    at_least_one = (("top_k", top_k, 1), ("vocab_size", vocab_size, 1))
+    for name, value, least in (("max_new_tokens", max_new_tokens, 0), *at_least_one, ("seed", seed, 0)):
         if value is None and name != "max_new_tokens":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

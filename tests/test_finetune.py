@@ -311,6 +311,15 @@ def test_byte_pairs(finetune, tmp_path, capsys):
     assert found.state() == tokenizer.state()
 
 
+def test_a_vocabulary_that_is_rounded_up(finetune, tmp_path, capsys):
+    """The samples along the way have no id that the tokenizer lacks."""
+    mg.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=320, n_layer=1, n_head=1, n_embd=8))
+    save_pretrained(model, BPETokenizer([], ()), tmp_path)
+    assert finetune("run", "--max-iters", 1, "--prompt", "hello", model=tmp_path) == 0
+    assert "    | hello" in capsys.readouterr().out
+
+
 def test_a_vocabulary_without_its_tokenizer_is_refused(base, finetune, tmp_path):
     """Without a tokenizer of its own a folder's is GPT-2's, which this small vocabulary cannot be."""
     for path in base.iterdir():

@@ -11,9 +11,9 @@ from shapes import seeds
 
 import gpt.sample
 import minigrad as mg
-from gpt import GPT, ConfigError, GPTConfig
+from gpt import GPT, ConfigError, GPTConfig, GPTError
 from gpt.loading import save_pretrained
-from gpt.sample import choose, stream
+from gpt.sample import choose, generate, stream
 from gpt.tokenizer import END_OF_TEXT, BPETokenizer
 
 BLOCK, VOCAB = 12, 17
@@ -256,9 +256,28 @@ def test_model_goes_back_to_training(model):
     assert model.training
     assert model.h[0].attn.resid_dropout.training
     tokens = stream(model, PROMPTS[:, :4], 2)
-    next(tokens)
-    tokens.close()  # a stream that nobody reads to its end
+    next(tokens)  # a stream that nobody reads to its end
     assert model.training
+
+
+def test_streams_of_one_model_leave_each_other_alone(model):
+    """The longer one goes on when the other has ended, and neither minds what mode the model is in between."""
+    wanted = model.generate(PROMPTS[:, :4], 8, temperature=0)[:, 4:]
+    short, long = (stream(model, PROMPTS[:, :4], n, temperature=0) for n in (3, 8))
+    tokens = []
+    for i, token in enumerate(long):
+        tokens.append(token)
+        next(short, None)
+        model.train(i % 2 == 0)
+        assert model.h[0].attn.resid_dropout.training == (i % 2 == 0)
+    np.testing.assert_array_equal(np.stack(tokens, axis=1), wanted)
+
+
+def test_a_stream_may_be_longer_than_any_memory(model):
+    """Nothing is set aside for tokens that a stop token makes unnecessary."""
+    wanted = model.generate(PROMPTS[:, :4], 30, seed=3)[:, 4:]
+    tokens = stream(model, PROMPTS[:, :4], 10**22, seed=3)
+    np.testing.assert_array_equal(np.stack([next(tokens) for _ in range(30)], axis=1), wanted)
 
 
 def frequencies(logits, n=20_000, **options):
@@ -289,6 +308,33 @@ def test_tokens_come_with_their_probabilities(options, expected):
     np.testing.assert_allclose(frequencies(LOGITS, **options), expected, atol=0.015)
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"top_k": 3}, {"top_p": 0.99}], ids=str)
+def test_ids_that_no_tokenizer_knows_are_not_sampled(model, options):
+    """As many as a model has more than its vocabulary, rounded up; here they would be the likeliest by far."""
+    model.lm_head.weight.data[9:] = 30 * model.wte.weight.data[:1]
+    free, known = (
+        model.generate(PROMPTS[:, :4], 10, seed=1, **options)[:, 4:],
+        generate(model, PROMPTS[:, :4], 10, seed=1, vocab_size=9, **options)[:, 4:],
+    )
+    assert free.max() >= 9
+    assert known.max() < 9
+    for all_of_them in (VOCAB, VOCAB + 5):
+        rows = generate(model, PROMPTS[:, :4], 10, seed=1, vocab_size=all_of_them, **options)[:, 4:]
+        np.testing.assert_array_equal(rows, free)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize(
+    ("row", "largest"), [([0, np.nan, 1], "nan"), ([0, np.inf, 1], "inf"), ([-np.inf] * 3, "-inf")], ids=str
+)
+def test_logits_that_give_nothing_to_choose_from(row, largest, temperature):
+    logits = np.array([[1, 2, -np.inf], row], np.float32)
+    rng = np.random.default_rng(0)
+    assert choose(logits[:1], temperature, None, None, rng) < 2
+    with pytest.raises(GPTError, match=f"the largest logit of the model is {largest}; wanted a finite one"):
+        choose(logits, temperature, None, None, rng)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -302,6 +348,7 @@ def test_tokens_come_with_their_probabilities(options, expected):
         ({"top_p": 0.0}, "top_p is 0.0; wanted above 0 and at most 1"),
         ({"top_p": "x"}, "top_p is 'x'; wanted above 0 and at most 1"),
         ({"seed": -1}, "seed is -1; wanted at least 0"),
+        ({"vocab_size": 0}, "vocab_size is 0; wanted at least 1"),
         ({"stop_tokens": 17}, "stop_tokens is 17; wanted ids from 0 to 16"),
         ({"stop_tokens": [3, -1]}, r"stop_tokens is \[3, -1\]; wanted ids from 0 to 16"),
         ({"stop_tokens": "\n"}, r"stop_tokens is '\\n'; wanted ids"),
@@ -317,9 +364,9 @@ def test_tokens_come_with_their_probabilities(options, expected):
 )
 def test_bad_options(model, options, message):
     """Before anything is computed, and by the stream at once, not at its first token."""
-    for function in (model.generate, lambda **given: stream(model, **given)):
+    for function in (generate, stream):
         with pytest.raises(ConfigError, match=message):
-            function(**{"ids": PROMPTS, "max_new_tokens": 1, **options})
+            function(model, **{"ids": PROMPTS, "max_new_tokens": 1, **options})
 
 
 # The program
@@ -368,6 +415,17 @@ def test_the_program_stops_where_it_is_told_to(folder, capsys):
         run_program("sample", *greedily(folder, "五", 9, "--stop", "🍎"))
         == "error: --stop '🍎' is 4 tokens; wanted one"
     )
+
+
+def test_the_program_samples_what_the_tokenizer_knows(tmp_path, capsys):
+    """A model may have more tokens: the number is often rounded up."""
+    mg.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=320, n_layer=1, n_head=1, n_embd=8))
+    save_pretrained(model, BPETokenizer([], ()), tmp_path)
+    options = ["--model", tmp_path, "--prompt", "hello", "--max-new-tokens", 100]
+    assert run_program("sample", *options) == 0
+    assert capsys.readouterr().out.startswith("hello")
+    assert run_program("sample", *options, "--temperature", 0) == 0
 
 
 def test_what_the_terminal_cannot_show_becomes_a_question_mark(folder, monkeypatch):
