@@ -8,6 +8,7 @@ merge(model)                                       # a plain GPT, with the diffe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -27,6 +28,7 @@ from .errors import CheckpointError, ConfigError
 from .model import GPT
 
 ADAPTERS = "adapters.safetensors"  # what a file of adapters is called in the folder of a run
+VERSION = 2  # of such files
 
 
 class Frozen(mg.Tensor):
@@ -51,7 +53,7 @@ class LoRALinear(nn.Module):
         if not 0 < _number(alpha) < math.inf:
             raise ConfigError(f"the alpha of the adapters is {alpha!r}; wanted a number above 0")
         self.linear, self.rank, self.alpha = linear, rank, alpha
-        self.first_row = mg.Tensor(linear.weight.data[0]).numpy().astype("<f4").tobytes()  # before any rounding
+        self.base = ""  # the fingerprint of the model that it is put on
         dtype, device = linear.weight.dtype, linear.weight.device
         bound = 1 / math.sqrt(inputs)
         a, b = mg.random.uniform((rank, inputs), -bound, bound), [[0.0] * rank] * outputs
@@ -88,9 +90,11 @@ def add_adapters(model: GPT, rank: int, alpha: float = 16.0, layers: Sequence[st
         if not any(_ends(name, layer) for name, *_ in chosen):
             known = dict.fromkeys(name.split(".", 2)[2] for name, *_ in linears)
             raise ConfigError(f"no linear layer of the blocks is called {layer!r}; they are {', '.join(known)}")
+    base = _fingerprint(model)
     adapted = [(parent, attribute, LoRALinear(linear, rank, alpha)) for _, parent, attribute, linear in chosen]
     _exchange(model, nn.Parameter, Frozen)
     for parent, attribute, adapter in adapted:
+        adapter.base = base
         setattr(parent, attribute, adapter)
     return model
 
@@ -121,7 +125,7 @@ def save_adapters(model: GPT, path: str | os.PathLike[str], optimizer: Any = Non
     if not adapters:
         raise ConfigError("this model has no adapters to save")
     one = next(iter(adapters.values()))
-    about = {"rank": one.rank, "alpha": one.alpha, "layers": list(adapters), "base": _fingerprint(model)}
+    about = {"version": VERSION, "rank": one.rank, "alpha": one.alpha, "layers": list(adapters), "base": one.base}
     mg.save(exact_weights(model, optimizer), path, metadata={"minigrad_lora": json.dumps(about)})
 
 
@@ -137,31 +141,48 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
         raise CheckpointError(str(error)) from error
     try:
         about = json.loads(metadata["minigrad_lora"])
+        version = about.get("version", 1)
         rank, alpha, layers, base = about["rank"], float(about["alpha"]), list(map(str, about["layers"])), about["base"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: a safetensors file, but not one of this project's adapters") from error
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path}: adapters of version {version!r}, wanted {VERSION}, which says more of the weights that they are "
+            "for; train them again"
+        )
     try:
-        add_adapters(model, rank, alpha, layers)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    try:
-        if _fingerprint(model) != base:
-            raise ValueError("these adapters were trained on other weights")
-        model.load_state_dict(tensors)
+        with _as_before_an_error(model):
+            add_adapters(model, rank, alpha, layers)
+            if any(adapter.base != base for *_, adapter in _layers(model, LoRALinear)):
+                raise ValueError("these adapters were trained on other weights")
+            model.load_state_dict(tensors)
     except ValueError as error:
-        merge(model)  # adds nothing: no adapter has learnt yet
         raise CheckpointError(f"{path}: {error}") from error
     return model
 
 
-def _fingerprint(model: GPT) -> str:
-    """What tells a model's frozen weights from others: a hash of the first row of each layer with an adapter.
+@contextlib.contextmanager
+def _as_before_an_error(model: nn.Module) -> Iterator[None]:
+    """An error in here leaves the modules of a model with the attributes that they had, the same parameters for one."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        raise
 
-    Of the weights as the adapters were put on them: `convert` does not change it.
+
+def _fingerprint(model: GPT) -> str:
+    """What tells a plain model's weights from others: a hash of the first and the last row of each parameter.
+
+    Adapters keep it from when they were put on the model, so that `convert` does not change it.
     """
     digest = hashlib.sha256()
-    for *_, adapter in _layers(model, LoRALinear):
-        digest.update(adapter.first_row)
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(mg.Tensor(parameter.data[[0, -1]]).numpy().astype("<f4").tobytes())
     return digest.hexdigest()
 
 

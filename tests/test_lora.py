@@ -184,9 +184,37 @@ def test_adapters_of_other_weights_are_refused(saved):
     assert other.state_dict().keys() == new_model().state_dict().keys()
 
 
+@pytest.mark.parametrize("name", [name for name, _ in new_model().named_parameters()])
+def test_adapters_are_for_all_of_the_weights(saved, name):
+    """Whichever of them is another."""
+    other = new_model()
+    dict(other.named_parameters())[name].data[-1] += 1
+    with pytest.raises(CheckpointError, match="these adapters were trained on other weights"):
+        lora.load_adapters(other, saved[1])
+
+
+def test_a_model_whose_adapters_were_refused_is_trained_on(saved):
+    """By the optimizer that it had before: its parameters are the same, and have their gradients."""
+    other = new_model(seed=3)
+    before = dict(other.named_parameters())
+    optimizer = other.configure_optimizer(lr=1e-2)
+    first = loss(other)
+    first.backward()
+    with pytest.raises(CheckpointError, match="these adapters were trained on other weights"):
+        lora.load_adapters(other, saved[1])
+    after = dict(other.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert other.lm_head.weight is other.wte.weight
+    optimizer.step()
+    assert loss(other).item() < first.item()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"version": 1}, "adapters of version 1, wanted 2, .*; train them again"),
+        ({"alpha": 10**400}, "not one of this project's adapters"),
         ({"layers": ["attn.query"]}, "no linear layer of the blocks is called 'attn.query'"),
         ({"rank": "two"}, "the rank of the adapters is 'two'"),
         ({"rank": 3}, r"h.0.attn.c_attn.lora_A has shape \(2, 8\), wanted \(3, 8\)"),
@@ -201,9 +229,10 @@ def test_a_file_that_contradicts_itself_is_refused(saved, change, message, tmp_p
         about = json.loads(json.loads(file.read(size))["__metadata__"]["minigrad_lora"])
     mg.save(mg.load(saved[1]), tmp_path / "x.safetensors", metadata={"minigrad_lora": json.dumps({**about, **change})})
     model = new_model()
+    before = list(model.parameters())
     with pytest.raises(CheckpointError, match=message):
         lora.load_adapters(model, tmp_path / "x.safetensors")
-    assert weights(model).keys() == weights(new_model()).keys()
+    assert all(after is parameter for after, parameter in zip(model.parameters(), before, strict=True))
 
 
 def test_files_that_hold_no_adapters_are_refused(saved, tmp_path):
