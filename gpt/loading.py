@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from . import checkpoint, lora, pretrained, tokenizer
 from .download import reason
@@ -12,6 +15,7 @@ from .errors import CheckpointError, PretrainedError
 from .model import GPT
 
 TOKENIZER = "minigrad_tokenizer.json"  # beside config.json, where the vocabulary is not GPT-2's
+GPT2_VOCABULARY = "855ec41a9d90094ebb1189ee8082e915505cf2dfe0691a4f39da9c020f9476b2"  # see `_check_is_gpt2s`
 
 
 def load_model(
@@ -66,10 +70,33 @@ def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> Non
 
 
 def _tokenizer_beside(model: GPT, folder: Path) -> tokenizer.Tokenizer:
-    found = tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else tokenizer.GPT2Tokenizer()
+    if (folder / TOKENIZER).is_file():
+        found = tokenizer.load(folder / TOKENIZER)
+    else:
+        _check_is_gpt2s(folder)
+        found = tokenizer.GPT2Tokenizer()
     if found.vocab_size > model.config.vocab_size:  # a model may have more: some round the number up
         raise PretrainedError(
             f"{folder}: the model has {model.config.vocab_size} tokens, its tokenizer {found.vocab_size}; "
             f"a tokenizer other than GPT-2's belongs into {TOKENIZER}"
         )
     return found
+
+
+def _check_is_gpt2s(folder: Path) -> None:
+    """Raise `PretrainedError` if a tokenizer of Hugging Face's lies in the folder whose vocabulary is not GPT-2's.
+
+    What is compared is the SHA-256 of tokens and ids as sorted JSON, so that GPT-2's own files need not be at hand.
+    """
+    for path in (folder / "tokenizer.json", folder / "vocab.json"):
+        if not path.is_file():
+            continue
+        vocabulary: Any = pretrained._read_json(path)
+        if path.name == "tokenizer.json":
+            model = vocabulary.get("model")
+            vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest() != GPT2_VOCABULARY:
+            raise PretrainedError(
+                f"{path}: this vocabulary is not GPT-2's, and no other tokenizer of Hugging Face's is read; one that "
+                f"this project has saved may lie there as {TOKENIZER}; for ids alone there is GPT.from_pretrained"
+            )

@@ -1,16 +1,19 @@
 """Fine-tuning: from any model, whole or by adapters, stopped and resumed at any step, and written for other tools."""
 
+import json
 import re
 import signal
 
 import numpy as np
 import pytest
 from cuda_emulator import needs_compiler
+from gpt2_files import gpt2_tokenizer
 from on_card import a_card
 from programs import load_program, run_program
 
 import minigrad as mg
 from gpt import GPT, CharTokenizer, GPTConfig, checkpoint, lora
+from gpt.errors import PretrainedError
 from gpt.evaluate import evaluate
 from gpt.loading import TOKENIZER, load_model, save_pretrained
 from gpt.tokenizer import BPETokenizer, GPT2Tokenizer
@@ -327,6 +330,39 @@ def test_a_vocabulary_without_its_tokenizer_is_refused(base, finetune, tmp_path)
             (tmp_path / path.name).write_bytes(path.read_bytes())
     message = finetune("run", model=tmp_path)
     assert re.search(rf"the model has \d+ tokens, its tokenizer 50257; .* belongs into {TOKENIZER}$", message)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_another_vocabulary_of_hugging_faces_is_refused(base, tmp_path, file):
+    """It would be read with GPT-2's in its place, and every text as nonsense."""
+    save_pretrained(GPT(GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=2)), GPT2Tokenizer(), tmp_path)
+    vocabulary = {f"token {i}": i for i in range(50256)} | {"<|endoftext|>": 50256}
+    for content in (
+        ({"model": {"vocab": vocabulary}}, {"model": None}, {}) if file == "tokenizer.json" else (vocabulary, {})
+    ):
+        (tmp_path / file).write_text(json.dumps(content))
+        with pytest.raises(PretrainedError, match=f"{file}: this vocabulary is not GPT-2's, .* as {TOKENIZER};"):
+            load_model(tmp_path)
+    (tmp_path / file).write_text("{")
+    with pytest.raises(PretrainedError, match=f"{file}: not JSON"):
+        load_model(tmp_path)
+    CharTokenizer("ab").save(tmp_path / TOKENIZER)  # what is this project's comes first
+    assert isinstance(load_model(tmp_path)[1], CharTokenizer)
+
+
+def test_gpt2s_own_vocabulary_is_known(tmp_path):
+    encoding = gpt2_tokenizer().encoding
+    spelt = {byte: chr(byte) for byte in [*range(33, 127), *range(161, 173), *range(174, 256)]}
+    spelt |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in spelt)}
+    tokens = ["".join(spelt[byte] for byte in encoding.decode_single_token_bytes(id)) for id in range(50256)]
+    vocabulary = {token: id for id, token in enumerate([*tokens, "<|endoftext|>"])}
+    save_pretrained(GPT(GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=2)), GPT2Tokenizer(), tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary}}))
+    assert isinstance(load_model(tmp_path)[1], GPT2Tokenizer)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary | {"!": 1, '"': 0}))
+    with pytest.raises(PretrainedError, match=r"vocab.json: this vocabulary is not GPT-2's"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
