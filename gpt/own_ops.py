@@ -62,12 +62,13 @@ class OwnOperation(NamedTuple):
 def load_operations(path: Path) -> list[OwnOperation]:
     """The operations in a Python file, or in all Python files of a folder but test_*.py, conftest.py and _*.py.
 
-    Raises `ConfigError`, which names file and line, for a file that cannot be imported, that has no operation, or has
-    one that the engine does not know; for two of one name; and for a folder without any.
+    Raises `ConfigError` for a file that cannot be imported, naming the line where there is one; for a file that has no
+    operation, or has one that the engine does not know; for two of one name; and for a folder without any.
     """
     path = Path(path)
     if not path.exists():
         raise ConfigError(f"{path}: there is no such file or folder")
+    path = path.resolve()  # as tracebacks name it, in which `where` looks for it
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     found: dict[str, OwnOperation] = {}
     for file in files:
@@ -110,13 +111,14 @@ def load_module(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"own_ops_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file}: is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        text = (error.text or "").strip()
-        raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}: {text}") from error
+        line = f", line {error.lineno}" if error.lineno else ""
+        text = f": {error.text.strip()}" if error.text else ""
+        raise ConfigError(f"{error.filename or file}{line}: {error.msg}{text}") from error
     except Exception as error:
         raise ConfigError(f"{where(error, file)}: {type(error).__name__}: {error}") from error
     finally:
@@ -136,8 +138,8 @@ def where(error: BaseException, file: Path) -> str:
 def check(operation: OwnOperation) -> str:
     """RIGHT or WRONG: whether the gradients agree with finite differences of the forward; or NOT_WRITTEN.
 
-    It is tried on the engine's own checks of the operation that it stands for. Raises `ConfigError`, which names the
-    line, if it cannot train: it raises an error, or its gradients have the wrong number, shape or dtype.
+    It is tried on the engine's own checks of the operation that it stands for. Raises `ConfigError` if it cannot train:
+    it raises an error, whose line is then named, or its gradients have the wrong number, shape or dtype.
     """
     verdict = RIGHT
     with kernels.replacing({operation.engine: operation.own}):

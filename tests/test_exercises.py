@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -573,6 +574,23 @@ def test_a_file_may_import_its_neighbour(tmp_path):
     assert check(own) == "right"
 
 
+def test_a_file_may_have_dataclasses(tmp_path):
+    """Which look for their module where modules are."""
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + CUBE
+    (own,) = load_operations(written(tmp_path, mine=text + "\n@dataclass\nclass Pair:\n    one: int\n    two: int\n"))
+    assert check(own) == "right"
+
+
+def test_a_line_is_named_whatever_way_leads_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    message = r"mine.py, line 12: NameError: name 'h' is not defined"
+    for folder in (Path("../inside"), Path("."), tmp_path / "inside"):
+        (own,) = load_operations(written(folder, mine=CUBE.replace("return 3 * g", "return 3 * h")))
+        with pytest.raises(ConfigError, match=message):
+            check(own)
+
+
 def test_own_operations_are_checked_by_finite_differences(tmp_path):
     (own,) = load_operations(written(tmp_path, mine=CUBE.replace("3 * g", "2 * g")))
     assert check(own) == "wrong"
@@ -589,6 +607,7 @@ def test_own_operations_are_checked_by_finite_differences(tmp_path):
             "import minigrad as mg\n1 / 0",
             "mine.py, line 3: ZeroDivisionError: division by zero",
         ),
+        ("import minigrad as mg", "\0", "mine.py: "),
         (
             "class Tanh(mg.Function)",
             "class Tanh",
