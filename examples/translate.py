@@ -36,6 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad as mg
+from gpt.beam import check_length_penalty
 from gpt.checkpoint import LAST, part
 from gpt.config import _check_choices, _check_whole, option
 from gpt.errors import CheckpointError, ConfigError, run_program
@@ -80,9 +81,9 @@ class TrainingConfig:
         for name in ("val_share", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; wanted a share from 0 to below 1")
-        for name in ("grad_clip", "length_penalty"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a number of at least 0")
+        if not self.grad_clip >= 0:
+            raise ConfigError(f"grad_clip is {self.grad_clip}; wanted a number of at least 0")
+        check_length_penalty(self.length_penalty)
 
 
 TRAIN_OPTIONS = list(dataclasses.fields(TrainingConfig))

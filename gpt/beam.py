@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .config import _number
+from .errors import ConfigError
+
 PAD, START, END = 0, 1, 2  # the tokens that every vocabulary of a seq2seq model begins with
 
 
@@ -28,6 +31,12 @@ def normaliser(length: int, length_penalty: float) -> float:
     favour longer ones; GNMT and "Attention Is All You Need" took values from 0.2 to 0.6.
     """
     return ((5 + length) / 6) ** length_penalty
+
+
+def check_length_penalty(length_penalty: float) -> None:
+    """Raise `ConfigError` for a length penalty without meaning, and for one whose `normaliser` could overflow."""
+    if not 0 <= _number(length_penalty) <= 10:
+        raise ConfigError(f"length_penalty is {length_penalty!r}; wanted a number from 0 to 10")
 
 
 def beam_search(

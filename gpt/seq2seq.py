@@ -30,8 +30,8 @@ from minigrad import functional as F
 from minigrad import nn
 from minigrad.backend import keep_freed_memory
 
-from .beam import END, PAD, START, beam_search
-from .config import GPTConfig, _check_choices, _check_whole, _number, option
+from .beam import END, PAD, START, beam_search, check_length_penalty
+from .config import GPTConfig, _check_choices, _check_whole, option
 from .errors import ConfigError
 from .model import MLP, CausalSelfAttention, KVCache, new_norm
 
@@ -313,8 +313,7 @@ class Seq2Seq(nn.Module):
         for name, value in (("beam_size", beam_size), ("max_new_tokens", max_new_tokens)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least 1")
-        if not 0 <= _number(length_penalty) < math.inf:
-            raise ConfigError(f"length_penalty is {length_penalty!r}; wanted a number of at least 0")
+        check_length_penalty(length_penalty)
         if self.config.position == "learned" and max_new_tokens > self.config.block_size:
             raise ConfigError(f"max_new_tokens {max_new_tokens} is more than block_size {self.config.block_size}")
         source = self.as_ids("source", source)

@@ -139,6 +139,8 @@ class Translator:
         self, texts: Sequence[str], beam_size: int = 1, length_penalty: float = 0.6, batch_size: int = 100
     ) -> list[str]:
         """The translations of texts, `batch_size` of about one length at a time."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}; wanted a whole number of at least 1")
         for text in texts:
             if not text:
                 raise DataError("a text to translate is empty; wanted at least one character")

@@ -118,6 +118,8 @@ def test_arguments_that_cannot_be():
         ({"beam_size": True}, "beam_size is True; wanted a whole number of at least 1"),
         ({"length_penalty": -1}, "length_penalty is -1"),
         ({"length_penalty": "a"}, "length_penalty is 'a'"),
+        ({"length_penalty": 1000}, "length_penalty is 1000; wanted a number from 0 to 10"),
+        ({"length_penalty": math.inf}, "length_penalty is inf"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.translate(ids, **{"max_new_tokens": 5, **options})

@@ -222,6 +222,9 @@ def test_translations_come_in_the_order_of_the_texts_whatever_the_batches():
     assert max(map(len, together)) <= translator.max_new_tokens == len("1998-05-03") + 1
     with pytest.raises(DataError, match="a text to translate is empty"):
         translator.translate([""])
+    for batch_size in (0, -1, 2.5, True):
+        with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; wanted a whole number of at least 1"):
+            translator.translate(sources, batch_size=batch_size)
 
 
 def test_the_loss_of_all_pairs_does_not_depend_on_the_batches():
@@ -541,6 +544,8 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
         (["--n-embd", 10, "--n-head", 3], "n_embd 10 is not divisible by n_head 3"),
         (["--steps", 0], "steps is 0; wanted a whole number of at least 1"),
         (["--label-smoothing", 1], "label_smoothing is 1.0; wanted a share from 0 to below 1"),
+        (["--length-penalty", 1000], "length_penalty is 1000.0; wanted a number from 0 to 10"),
+        (["--length-penalty", "nan"], "length_penalty is nan; wanted a number from 0 to 10"),
         (["--val-share", 0.999], "cannot be split"),
         (["--beam-size", 0, "--translate", "x"], "beam_size is 0"),
         (["--checkpoint", "there"], "--checkpoint is for --translate, which is missing"),
