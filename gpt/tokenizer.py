@@ -257,19 +257,21 @@ class GPT2Tokenizer(_BytePairTokenizer):
 
     @functools.cached_property
     def encoding(self) -> Any:
-        chosen = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-        folder = Path(chosen) if chosen else Path(tempfile.gettempdir(), "data-gym-cache")
+        chosen = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))  # as tiktoken chooses
+        folder = Path(tempfile.gettempdir(), "data-gym-cache") if chosen is None else Path(chosen)
+        keeps_files = chosen != ""  # tiktoken keeps none where the variable is set but empty
         places = {url: folder / cache_name(url) for url in GPT2_FILES}
         try:
-            for url, place in places.items():
+            for url, place in places.items() if keeps_files else ():
                 if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != GPT2_FILES[url]:
                     download(url, GPT2_FILES[url], place)
             return tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:  # DataError is a ValueError
             wanted = "".join(f"\n  {url}\n  as {place}" for url, place in places.items())
+            where = "or into another folder, under these names" if keeps_files else "into a folder"
             raise DataError(
                 f"GPT-2's byte-pair encoding could not be loaded: {error}\nDownload its files, and put{wanted}\n"
-                "or into another folder, under these names, with TIKTOKEN_CACHE_DIR set to that folder"
+                f"{where}, with TIKTOKEN_CACHE_DIR set to that folder"
             ) from error
 
     def __repr__(self) -> str:

@@ -511,6 +511,27 @@ def test_without_gpt2s_files_it_says_what_to_put_where(nowhere, tmp_path, monkey
     assert not damaged or places[0].read_text() == "not the file that was wanted"
 
 
+@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
+def test_a_variable_without_a_folder_is_what_it_is_for_tiktoken(nowhere, tmp_path, monkeypatch, variable):
+    """Set but empty it means that no files are kept, whatever a variable that comes after it says."""
+
+    def fail(name):
+        raise OSError("no network")
+
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(variable, "")
+    monkeypatch.setattr(tiktoken, "get_encoding", fail)
+    with pytest.raises(DataError) as caught:
+        GPT2Tokenizer().encode("the cat")
+    wanted = "".join(f"\n  {url}\n  as {tokenizers.cache_name(url)}" for url in nowhere)
+    assert str(caught.value) == (
+        f"GPT-2's byte-pair encoding could not be loaded: no network\nDownload its files, and put{wanted}\n"
+        "into a folder, with TIKTOKEN_CACHE_DIR set to that folder"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_gpt2s_files_are_where_tiktoken_keeps_them():
     assert [tokenizers.cache_name(url) for url in tokenizers.GPT2_FILES] == PLACES
     assert gpt2_tokenizer().encoding is tiktoken.get_encoding("gpt2")
