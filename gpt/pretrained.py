@@ -93,8 +93,9 @@ def load(
     dtype: of the parameters, whatever the file's is.
     dropout: in place of the three probabilities in config.json, which otherwise have to be the same.
 
-    All is checked before the model is built: every tensor by name and shape, and the configuration. Weights are copied
-    a few rows at a time from files mapped into memory. Raises `PretrainedError` naming all that is wrong.
+    All is checked before the model is built: every tensor by name and shape, and the configuration; and then, for the
+    sake of classes derived from GPT, that each parameter has a tensor. Weights are copied a few rows at a time from
+    files mapped into memory. Raises `PretrainedError` naming all that is wrong.
     """
     dtype = _floating(dtype)
     folder = _folder(source)
@@ -105,6 +106,7 @@ def load(
         _check_values(folder, config, tensors)
         with mg.random.blank():  # lm_head, until it is tied to wte, would be a third of the memory
             model = model_class(config)
+        _check_parameters(folder, model, tensors)
         model.to(dtype=dtype)
         for name, parameter in model.named_parameters():
             target = as_stored(name, parameter.data)
@@ -251,14 +253,15 @@ def _read_index(path: Path) -> dict[str, str]:
     files = _read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise PretrainedError(f"{path}: wanted a weight_map, the names of tensors and of their files")
-    outside = sorted({name for name in files.values() if not _is_plain(name)})
+    outside = sorted({f"{name:.100}" for name in files.values() if not _is_plain(name)})
     if outside:
         raise PretrainedError(f"{path}: names what is no safetensors file of its folder: {', '.join(outside)}")
     return files
 
 
 def _is_plain(name: str) -> bool:
-    return PureWindowsPath(name).name == name and name.endswith(".safetensors") and "\0" not in name
+    length = len(name.encode(errors="surrogatepass"))  # which systems take up to 255 of
+    return PureWindowsPath(name).name == name and name.endswith(".safetensors") and "\0" not in name and length <= 255
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
@@ -333,7 +336,20 @@ def _check_values(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredT
     biases = [] if config.bias else [name for name in tensors if name.endswith(".bias")]
     wrong = [name for name in biases if any(piece.any() for _, piece in tensors[name].pieces())]
     if wrong:
-        raise PretrainedError(f"{folder}: {CONFIG} says that there are no biases, but not zero are {', '.join(wrong)}")
+        raise PretrainedError(
+            f'{folder}: {CONFIG} says that there are no biases, but not zero are {", ".join(wrong)}; with "bias": true '
+            "they belong to the model"
+        )
+
+
+def _check_parameters(folder: Path, model: GPT, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise `PretrainedError` if a model, of a class derived from GPT, has parameters that no file has values of."""
+    shapes = {name: as_stored(name, parameter.data).shape for name, parameter in model.named_parameters()}
+    wrong = [name for name, shape in shapes.items() if name not in tensors or tensors[name].shape != shape]
+    if wrong:
+        raise PretrainedError(
+            f"{folder}: has no values for what {type(model).__name__} has beyond GPT: {', '.join(wrong)}"
+        )
 
 
 # The hub

@@ -198,6 +198,16 @@ def test_a_class_of_ones_own(folder):
     assert type(Mine.from_pretrained(folder)) is Mine
 
 
+def test_a_class_of_ones_own_with_more_than_gpt_has(folder):
+    class WithAHead(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            self.value = nn.Linear(config.n_embd, 1)
+
+    with pytest.raises(PretrainedError, match=r"what WithAHead has beyond GPT: value.weight, value.bias$"):
+        WithAHead.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "bfloat16", "longdouble", bool, "nonsense"], ids=str)
 def test_a_dtype_that_cannot_be_trained_in(folder, dtype):
     with pytest.raises(ConfigError, match="dtype is "):
@@ -537,6 +547,11 @@ def test_an_index_that_leads_out_of_the_folder(sharded, tmp_path, weights, name)
     assert refusal(sharded).endswith(f"index.json: names what is no safetensors file of its folder: {name}")
 
 
+def test_an_index_that_names_a_file_longer_than_any(sharded):
+    change_index(sharded, lambda files: files.update({"wte.weight": "a" * 5000 + ".safetensors"}))
+    assert refusal(sharded).endswith(f"index.json: names what is no safetensors file of its folder: {'a' * 100}")
+
+
 def test_a_shard_that_is_missing(sharded):
     (sharded / "model-00002-of-00003.safetensors").unlink()
     assert "there is no model-00002-of-00003.safetensors, which model.safetensors.index.json" in refusal(sharded)
@@ -642,7 +657,9 @@ def test_biases_that_are_said_not_to_be_there(tmp_path, weights):
         if name.endswith(".bias") and name != "h.1.ln_2.bias":
             weights[name][...] = 0
     message = refusal(write_folder(tmp_path / "model", weights, bias=False))
-    assert message.endswith("config.json says that there are no biases, but not zero are h.1.ln_2.bias")
+    said = "config.json says that there are no biases, but not zero are h.1.ln_2.bias"
+    assert message.endswith(f'{said}; with "bias": true they belong to the model')
+    assert_holds(GPT.from_pretrained(write_folder(tmp_path / "model", weights, bias=True)), weights)
 
 
 def test_saving_what_was_loaded_gives_the_same_tensors(folder, tmp_path, weights):
