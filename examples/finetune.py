@@ -28,7 +28,6 @@ from gpt.config import TrainConfig, add_graph_option, option
 from gpt.data import Dataset, load_text
 from gpt.errors import run_program
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
-from gpt.sample import generate
 from gpt.tokenizer import END_OF_TEXT
 from gpt.trainer import Trainer, check_same_text, keep_previous_run, resume_command, run_folder
 
@@ -83,7 +82,7 @@ class Finetuner(Trainer):
         ids = self.tokenizer.encode(self.config.prompt) if self.config.prompt else self.data.val[:12]
         stop = self.tokenizer.special_tokens.get(END_OF_TEXT)
         options = {"temperature": 0.8, "seed": self.config.seed, "vocab_size": self.tokenizer.vocab_size}
-        (row,) = generate(self.model, [ids], self.config.sample_tokens, stop, **options)
+        (row,) = self.model.generate([ids], self.config.sample_tokens, stop_tokens=stop, **options)
         return self.tokenizer.decode(row)
 
     def save(self, name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from gpt import GPTError
-from gpt.errors import run_program
+from gpt.errors import TokenError, run_program
 from gpt.loading import load_model
 from gpt.sample import check_options, stream
 from gpt.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
@@ -25,7 +25,9 @@ def main() -> None:
         help="a run's folder, a checkpoint, a folder with GPT-2's files, or \"gpt2\" … (default: out)",
     )
     parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
-    parser.add_argument("--prompt", metavar="TEXT", default="\n", help="what to continue (default: a line break)")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="what to continue (default: a line break, or the first token if it is none)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=500, help="tokens to add (default: 500)")
     parser.add_argument(
         "--temperature", type=float, default=0.8, help="0: the likeliest token; 1: as the model says (default: 0.8)"
@@ -40,19 +42,29 @@ def main() -> None:
     args = parser.parse_args()
 
     check_options(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed)
-    if not args.prompt:
+    if args.prompt == "":
         raise GPTError("--prompt is empty; wanted at least one character")
     model, tokenizer = load_model(args.checkpoint, args.adapters, args.device)
-    ids = tokenizer.encode(args.prompt)[None]  # (1, T)
+    prompt = first_prompt(tokenizer) if args.prompt is None else args.prompt
+    ids = tokenizer.encode(prompt)[None]  # (1, T)
     stop = stop_tokens(tokenizer, args.stop)
     options = {"stop_tokens": stop, "vocab_size": tokenizer.vocab_size}
     tokens = stream(model, ids, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed, **options)
-    print(args.prompt, end="", flush=True)
+    print(prompt, end="", flush=True)
     decoder = StreamDecoder(tokenizer)
     for token in tokens:
         if token[0] not in stop:
             print(decoder.feed(token), end="", flush=True)
     print(decoder.flush())
+
+
+def first_prompt(tokenizer: Tokenizer) -> str:
+    """A line break, or the first token of a vocabulary that has none."""
+    try:
+        tokenizer.encode("\n")
+    except TokenError:
+        return tokenizer.decode([0])
+    return "\n"
 
 
 def stop_tokens(tokenizer: Tokenizer, texts: list[str]) -> list[int]:

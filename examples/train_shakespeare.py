@@ -239,7 +239,8 @@ def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> 
         return
     print("sample\n")
     decoder = StreamDecoder(best.tokenizer)
-    for token in stream(best.model(device), [ids], length, temperature=0.8, seed=1337):
+    options = {"temperature": 0.8, "seed": 1337, "vocab_size": best.tokenizer.vocab_size}
+    for token in stream(best.model(device), [ids], length, **options):
         print(decoder.feed(token), end="", flush=True)
     print(decoder.flush())
 

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import minigrad as mg
 from gpt.beam import check_length_penalty
 from gpt.checkpoint import LAST, part
-from gpt.config import _check_choices, _check_whole, option
+from gpt.config import check_choices, check_whole, option
 from gpt.errors import CheckpointError, ConfigError, run_program
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.seq2seq import Seq2SeqConfig
@@ -76,8 +76,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("steps", "batch_size", "warmup", "average", "eval_interval", "eval_pairs", "beam_size")
-        _check_whole(self, {**dict.fromkeys(at_least_one, 1), "pairs": 2, "seed": 0})
-        _check_choices(self)
+        check_whole(self, {**dict.fromkeys(at_least_one, 1), "pairs": 2, "seed": 0})
+        check_choices(self)
         for name in ("val_share", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; wanted a share from 0 to below 1")

@@ -31,7 +31,7 @@ def add_graph_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_choices(options: Any) -> None:
+def check_choices(options: Any) -> None:
     for each in fields(options):
         value, choices = getattr(options, each.name), each.metadata["choices"]
         if each.type == "bool" and type(value) is not bool:  # "no" counts as true
@@ -40,14 +40,14 @@ def _check_choices(options: Any) -> None:
             raise ConfigError(f"{each.name} is {value!r}; wanted {' or '.join(map(repr, choices))}")
 
 
-def _check_whole(options: Any, least: Mapping[str, int]) -> None:
+def check_whole(options: Any, least: Mapping[str, int]) -> None:
     for name, minimum in least.items():
         value = getattr(options, name)
         if type(value) is not int or value < minimum:
             raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least {minimum}")
 
 
-def _number(value: Any) -> Any:
+def number_or_nan(value: Any) -> Any:
     """A number as it is, and NaN for anything else: it lies in no range, so that a check of the range refuses it."""
     return value if isinstance(value, Real) else math.nan
 
@@ -76,15 +76,15 @@ class GPTConfig:
     logit_softcap: float = option(0.0, "bend the logits so that they stay within this bound; 0 for no bound")
 
     def __post_init__(self) -> None:
-        _check_whole(self, {"block_size": 1, "vocab_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1})
+        check_whole(self, {"block_size": 1, "vocab_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1})
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
-        if not 0 <= _number(self.dropout) < 1:
+        if not 0 <= number_or_nan(self.dropout) < 1:
             raise ConfigError(f"dropout is {self.dropout!r}; wanted a probability from 0 to below 1")
-        _check_choices(self)
+        check_choices(self)
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise ConfigError(f"position 'rotary' wants heads of an even size, not of {self.n_embd // self.n_head}")
-        if not 0 <= _number(self.logit_softcap) < math.inf:
+        if not 0 <= number_or_nan(self.logit_softcap) < math.inf:
             raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; wanted a number of at least 0, not infinity")
 
 
@@ -120,15 +120,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}
-        _check_whole(
-            self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0, "processes": 0}
-        )
-        _check_choices(self)
+        check_whole(self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0, "processes": 0})
+        check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip", "muon_learning_rate"):
-            if not _number(getattr(self, name)) >= 0:
+            if not number_or_nan(getattr(self, name)) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0")
         for name in ("beta1", "beta2"):
-            if not 0 <= _number(getattr(self, name)) < 1:
+            if not 0 <= number_or_nan(getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number from 0 to below 1")
         if self.lr_hold_iters and self.schedule != "linear":
             raise ConfigError(f"lr_hold_iters {self.lr_hold_iters} is for the schedule 'linear', not {self.schedule!r}")

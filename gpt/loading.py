@@ -62,7 +62,7 @@ def save_pretrained(model: GPT, its_tokenizer: tokenizer.Tokenizer, folder: str 
 
 def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> None:
     """Raise `PretrainedError` if `save_pretrained` has no place for the model, or cannot make the folder; make it."""
-    pretrained._tensors_of(model)
+    pretrained.tensors_of(model)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +91,7 @@ def _check_is_gpt2s(folder: Path) -> None:
     for path in (folder / "tokenizer.json", folder / "vocab.json"):
         if not path.is_file():
             continue
-        vocabulary: Any = pretrained._read_json(path)
+        vocabulary: Any = pretrained.read_json(path)
         if path.name == "tokenizer.json":
             model = vocabulary.get("model")
             vocabulary = model.get("vocab") if isinstance(model, dict) else None

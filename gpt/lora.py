@@ -23,7 +23,7 @@ from minigrad import nn
 from minigrad.serialization import load_with_metadata
 
 from .checkpoint import exact_weights
-from .config import _number
+from .config import number_or_nan
 from .errors import CheckpointError, ConfigError
 from .model import GPT
 
@@ -50,7 +50,7 @@ class LoRALinear(nn.Module):
         outputs, inputs = linear.weight.shape
         if type(rank) is not int or not 1 <= rank <= min(inputs, outputs):
             raise ConfigError(f"the rank of the adapters is {rank!r}; wanted 1 to {min(inputs, outputs)}")
-        if not 0 < _number(alpha) < math.inf:
+        if not 0 < number_or_nan(alpha) < math.inf:
             raise ConfigError(f"the alpha of the adapters is {alpha!r}; wanted a number above 0")
         self.linear, self.rank, self.alpha = linear, rank, alpha
         self.base = ""  # the fingerprint of the model that it is put on

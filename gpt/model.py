@@ -247,6 +247,7 @@ class GPT(nn.Module):
         seed: int | None = None,
         use_cache: bool = True,
         stop_tokens: Any = None,
+        vocab_size: int | None = None,
     ) -> Any:
         """Continue each row of ids (B, T) by `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
 
@@ -254,7 +255,7 @@ class GPT(nn.Module):
         array it is filled up with that token. See `gpt.sample.stream` for the other options.
         """
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "use_cache": use_cache}
-        return generate(self, ids, max_new_tokens, stop_tokens, **options)
+        return generate(self, ids, max_new_tokens, stop_tokens, vocab_size=vocab_size, **options)
 
     @classmethod
     def from_pretrained(cls, folder_or_name: Any, dtype: Any = "float32", dropout: float | None = None) -> GPT:

@@ -141,7 +141,7 @@ def _folder(source: str | os.PathLike[str]) -> Path:
     raise PretrainedError(f"{folder}: there is no such folder")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -157,7 +157,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_config(path: Path, dropout: float | None) -> GPTConfig:
     """The shape of the GPT that config.json describes, if it is one."""
-    settings = _read_json(path)
+    settings = read_json(path)
     counts = {key: settings.get(key) for key in (*SIZES, "n_head")}
     problems = [
         f"{key} is {value!r}; wanted a whole number of at least 1"
@@ -250,7 +250,7 @@ def _why_no_weights(folder: Path) -> str:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Which file has which tensor. All of the files are in the index's own folder."""
-    files = _read_json(path).get("weight_map")
+    files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise PretrainedError(f"{path}: wanted a weight_map, the names of tensors and of their files")
     outside = sorted({f"{name:.100}" for name in files.values() if not _is_plain(name)})
@@ -396,7 +396,7 @@ def save(model: GPT, folder: str | os.PathLike[str]) -> None:
     one that is not GPT-2: with other options, or other parameters.
     """
     folder = Path(folder)
-    tensors = _tensors_of(model)
+    tensors = tensors_of(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
@@ -408,7 +408,7 @@ def save(model: GPT, folder: str | os.PathLike[str]) -> None:
         raise PretrainedError(f"{folder}: cannot be written ({reason(error)})") from error
 
 
-def _tensors_of(model: GPT) -> dict[str, Any]:
+def tensors_of(model: GPT) -> dict[str, Any]:
     """The arrays to store, by name; views of the parameters."""
     config = model.config
     known = {*SIZES.values(), "n_head", "dropout", "bias", "zero_init_residual"}  # the last is only how training began

@@ -11,7 +11,7 @@ import numpy as np
 import minigrad as mg
 from minigrad.backend import keep_freed_memory
 
-from .config import _number
+from .config import number_or_nan
 from .errors import ConfigError, GPTError, memory_advice
 
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ def check_options(
             raise ConfigError(f"{name} is {value!r}; wanted a whole number")
         if value < least:
             raise ConfigError(f"{name} is {value}; wanted at least {least}")
-    if not _number(temperature) >= 0:
+    if not number_or_nan(temperature) >= 0:
         raise ConfigError(f"temperature is {temperature!r}; wanted at least 0")
-    if top_p is not None and not 0 < _number(top_p) <= 1:
+    if top_p is not None and not 0 < number_or_nan(top_p) <= 1:
         raise ConfigError(f"top_p is {top_p!r}; wanted above 0 and at most 1")
 
 

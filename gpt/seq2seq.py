@@ -31,7 +31,7 @@ from minigrad import nn
 from minigrad.backend import keep_freed_memory
 
 from .beam import END, PAD, START, beam_search, check_length_penalty
-from .config import GPTConfig, _check_choices, _check_whole, option
+from .config import GPTConfig, check_choices, check_whole, option
 from .errors import ConfigError
 from .model import MLP, CausalSelfAttention, KVCache, new_norm
 
@@ -67,8 +67,8 @@ class Seq2SeqConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_whole(self, {"source_vocab_size": 4, "target_vocab_size": 4})  # three of them are no text
-        _check_choices(self)
+        check_whole(self, {"source_vocab_size": 4, "target_vocab_size": 4})  # three of them are no text
+        check_choices(self)
         _ = self.blocks  # which checks the rest
         if self.position == "sinusoidal" and self.n_embd % 2:
             raise ConfigError(f"position 'sinusoidal' wants an even n_embd, not {self.n_embd}")

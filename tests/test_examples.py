@@ -203,6 +203,15 @@ def test_the_command_for_more_can_be_pasted(text, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py --checkpoint '{out}'\n")
 
 
+def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_path, capsys):
+    text, out = tmp_path / "line.txt", tmp_path / "out"
+    text.write_text("abc " * 300)
+    assert run_program("train_shakespeare", *SMALL, "--data", text, "--out", out, "--max-iters", 0) == 0
+    capsys.readouterr()
+    assert run_program("sample", "--checkpoint", out, "--max-new-tokens", 5) == 0
+    assert re.fullmatch("[abc ]{6}\n", capsys.readouterr().out)
+
+
 def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
     (tmp_path / "config.json").touch()
     message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
