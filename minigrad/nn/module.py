@@ -59,20 +59,14 @@ class Module:
         """This module and all modules inside it."""
         return (module for _, module in self.named_modules())
 
-    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-        for name, child in self.children():
-            yield from child._walk(f"{prefix}{name}.")
-
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every parameter with its dotted name; one that is shared under several names comes once, under its first."""
         seen: set[Parameter] = set()
-        for name, parameter in self._walk():
-            if parameter not in seen:
-                seen.add(parameter)
-                yield name, parameter
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and value not in seen:
+                    seen.add(value)
+                    yield f"{path}.{name}" if path else name, value
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter, once."""
