@@ -38,20 +38,21 @@ class Dropout:
         rows = x.reshape(-1, x.shape[-1])
         ctx.cut, ctx.parts = pieces(*rows.shape)
         ctx.masks = [Masks(p, seed) for seed in random.seeds(len(ctx.cut))]
-        return Dropout.apply(ctx, rows, draw=True).reshape(x.shape)
+        return _drop(ctx, rows, draw=True).reshape(x.shape)
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
-        return Dropout.apply(ctx, g.reshape(-1, g.shape[-1]), draw=False).reshape(g.shape), None
+        return _drop(ctx, g.reshape(-1, g.shape[-1]), draw=False).reshape(g.shape), None
 
-    @staticmethod
-    def apply(ctx: Any, rows: Any, draw: bool) -> Any:
-        y = np.empty_like(rows)
 
-        def work(number: int, own: slice) -> None:
-            masks = ctx.masks[number]
-            np.multiply(rows[own], masks.draw(rows[own].shape) if draw else masks.drawn[0], out=y[own])
-            y[own] *= rows.dtype.type(masks.scale)
+def _drop(ctx: Any, rows: Any, draw: bool) -> Any:
+    """x m / (1 - p), with masks that are drawn now or were drawn in the forward."""
+    y = np.empty_like(rows)
 
-        for_each(ctx.cut, ctx.parts, work)
-        return y
+    def work(number: int, own: slice) -> None:
+        masks = ctx.masks[number]
+        np.multiply(rows[own], masks.draw(rows[own].shape) if draw else masks.drawn[0], out=y[own])
+        y[own] *= rows.dtype.type(masks.scale)
+
+    for_each(ctx.cut, ctx.parts, work)
+    return y

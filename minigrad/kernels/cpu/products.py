@@ -129,28 +129,29 @@ class MatMul:
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         ctx.save(a, b)
         ctx.parts = parts_for(a.size * b.shape[-1], LEAST)
-        return MatMul.product(a, b, ctx.parts)
+        return shared_product(a, b, ctx.parts)
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         a, b = ctx.saved
         wants_a, wants_b = ctx.needs_input_grad
-        da = MatMul.product(g, b.swapaxes(-1, -2), ctx.parts) if wants_a else None
-        db = MatMul.product(a.swapaxes(-1, -2), g, ctx.parts) if wants_b else None
+        da = shared_product(g, b.swapaxes(-1, -2), ctx.parts) if wants_a else None
+        db = shared_product(a.swapaxes(-1, -2), g, ctx.parts) if wants_b else None
         return da, db
 
-    @staticmethod
-    def product(a: Any, b: Any, parts: int) -> Any:
-        y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
-        by_matrix = a.ndim > 2 and len(a) >= parts  # threads share the matrices, or else the rows of y
 
-        def work(i: int, parts: int) -> None:
-            if by_matrix:
-                own = stretch(len(a), i, parts)
-                np.matmul(a[own], b[own], out=y[own])
-            else:
-                own = stretch(a.shape[-2], i, parts)
-                np.matmul(a[..., own, :], b, out=y[..., own, :])
+def shared_product(a: Any, b: Any, parts: int) -> Any:
+    """a @ b, by `parts` threads that share the matrices of the stack, or else the rows of y."""
+    y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+    by_matrix = a.ndim > 2 and len(a) >= parts
 
-        in_parallel(work, parts)
-        return y
+    def work(i: int, parts: int) -> None:
+        if by_matrix:
+            own = stretch(len(a), i, parts)
+            np.matmul(a[own], b[own], out=y[own])
+        else:
+            own = stretch(a.shape[-2], i, parts)
+            np.matmul(a[..., own, :], b, out=y[..., own, :])
+
+    in_parallel(work, parts)
+    return y
