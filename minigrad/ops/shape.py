@@ -5,6 +5,8 @@ Axes are counted from 0 here; `minigrad.functional` turns negative ones into the
 
 from __future__ import annotations
 
+import itertools
+
 from ..autograd import Function
 from ..backend import device_of, get_array_module, to_device
 from ..kernels import accelerated
@@ -103,8 +105,8 @@ def stretches(x, sizes, axis):
     if sum(sizes) != x.shape[axis]:
         raise ValueError(f"stretches of sizes {list(sizes)} do not add up to axis {axis}, which has {x.shape[axis]}")
     before = (slice(None),) * axis
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [x[before + (slice(end - size, end),)] for size, end in zip(sizes, ends, strict=True)]
+    ends = itertools.accumulate(sizes, initial=0)
+    return [x[before + (slice(start, end),)] for start, end in itertools.pairwise(ends)]
 
 
 class Astype(Function):
