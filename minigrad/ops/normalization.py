@@ -46,8 +46,10 @@ class LayerNorm(Function):
         r = 1 / get_array_module(x).sqrt(row_mean(x_hat * x_hat) + eps)  # (…, 1)
         x_hat *= r
         ctx.save(x_hat, r, gamma)
-        y = x_hat if gamma is None else x_hat * gamma
-        return y.copy() if beta is None and gamma is None else y if beta is None else y + beta
+        y = x_hat.copy() if gamma is None else x_hat * gamma  # a new array in either case: x_hat is kept
+        if beta is not None:
+            y += beta
+        return y
 
     @staticmethod
     def backward(ctx, g):
