@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import importlib
 import io
 import runpy
 import sys
@@ -29,6 +28,7 @@ from gpt.config import PRESETS
 from gpt.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
+from gpt.figures import new_figure, save_figure
 from gpt.ladder import RUNGS, SMALL
 from gpt.trainer import progress_bar, run_folder
 from minigrad import optim
@@ -224,11 +224,9 @@ def print_table(climbs: dict[str, Climb], tokens: Tokens) -> None:
 
 def plot(climbs: dict[str, Climb], path: Path) -> Path | None:
     """Draw all curves, each with the lecture's value as a dotted line; None without matplotlib."""
-    try:
-        figure_module: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
+    figure = new_figure()
+    if figure is None:
         return None
-    figure = figure_module.Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="validation loss (nats per token)")
     for name in ordered(climbs):
         steps, losses = zip(*climbs[name].curve, strict=True)
@@ -238,10 +236,7 @@ def plot(climbs: dict[str, Climb], path: Path) -> Path | None:
     axes.set_ylim(min(ends) - 0.1, max(ends) + 0.6)  # the first steps, from ln(V) and above, are off the scale
     axes.grid(alpha=0.3)
     axes.legend(title="dotted: the lecture's values")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    write_atomically(path, image.getvalue())
-    return path
+    return save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ import argparse
 import copy
 import dataclasses
 import hashlib
-import importlib
-import io
 import itertools
 import json
 import math
@@ -40,12 +38,13 @@ from gpt.beam import check_length_penalty
 from gpt.checkpoint import LAST, part
 from gpt.config import check_choices, check_whole, option
 from gpt.errors import CheckpointError, ConfigError, run_program
+from gpt.figures import new_figure, save_figure
 from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.seq2seq import Seq2SeqConfig
 from gpt.trainer import DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
 from gpt.translator import MODEL, Batch, Translator, as_batch, batches
 from minigrad import optim
-from minigrad.serialization import load_with_metadata, write_atomically
+from minigrad.serialization import load_with_metadata
 
 TASKS = {"dates": date_pairs, "numbers": number_pairs}
 ALSO = {"steps": ["--max-iters"], "warmup": ["--warmup-iters"]}  # what examples/train_shakespeare.py calls them
@@ -298,7 +297,7 @@ class Training:
 
     def plot(self) -> Path | None:
         """Draw the losses, and the exact match beside them, to loss.png; None without matplotlib."""
-        figure = new_figure(figsize=(8, 5))
+        figure = new_figure()
         if figure is None:
             return None
         axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per character)", yscale="log")
@@ -372,7 +371,7 @@ def plot_cross_attention(translator: Translator, pair: Pair, out: Path) -> Path 
     width, height = 0.14 * S + 0.5, 0.16 * T + 0.7  # of a panel, in inches
     columns = max(n for n in range(1, n_head + 1) if n_head % n == 0 and (n == 1 or n * width < 16))
     rows = n_layer * n_head // columns
-    figure = new_figure(figsize=(columns * width, rows * height))
+    figure = new_figure((columns * width, rows * height))
     if figure is None:
         return None
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -387,21 +386,6 @@ def plot_cross_attention(translator: Translator, pair: Pair, out: Path) -> Path 
     figure.supylabel("next character of the target", fontsize=9)
     figure.colorbar(image, ax=panels, label="weight", shrink=0.8, aspect=30)
     return save_figure(figure, out / "cross_attention.png")
-
-
-def new_figure(**options: Any) -> Any:
-    """An empty figure; None without matplotlib."""
-    try:
-        return importlib.import_module("matplotlib.figure").Figure(layout="constrained", **options)
-    except ImportError:
-        return None
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    write_atomically(path, image.getvalue())
-    return path
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from minigrad.viz.tape import nodes_of
 
 from .config import GPTConfig
 from .errors import ConfigError
+from .figures import new_figure, save_figure
 from .model import GPT
 
 RIGHT, WRONG, NOT_WRITTEN = "right", "wrong", "not written yet"
@@ -241,17 +242,12 @@ class Comparison(NamedTuple):
         writer.writerow(["iteration", "own", "engine"])
         writer.writerows(zip(self.steps, self.own, self.engine, strict=True))
         write_atomically(out / "ops.csv", text.getvalue().encode())
-        try:
-            figure_module: Any = importlib.import_module("matplotlib.figure")
-        except ImportError:
+        figure = new_figure()
+        if figure is None:
             return [out / "ops.csv"]
-        figure = figure_module.Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="loss of the training batch (nats per token)")
         axes.plot(self.steps, self.engine, label="the engine's operations", linewidth=3, alpha=0.4)
         axes.plot(self.steps, self.own, label="with yours", linewidth=1)
         axes.grid(alpha=0.3)
         axes.legend()
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=120)
-        write_atomically(out / "ops.png", image.getvalue())
-        return [out / "ops.csv", out / "ops.png"]
+        return [out / "ops.csv", save_figure(figure, out / "ops.png")]

@@ -35,6 +35,7 @@ from .config import TrainConfig
 from .data import Dataset
 from .download import reason
 from .errors import CheckpointError, ConfigError, GPTError, memory_advice
+from .figures import new_figure, save_figure
 from .model import GPT
 from .tokenizer import Tokenizer
 
@@ -329,11 +330,9 @@ class Trainer:
 
     def plot_losses(self) -> Path | None:
         """Draw the loss curves to loss.png; None without matplotlib."""
-        try:
-            figure_module: Any = importlib.import_module("matplotlib.figure")
-        except ImportError:
+        figure = new_figure()
+        if figure is None:
             return None
-        figure = figure_module.Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
         for column, label, style in (
             ("loss", "training batch", {"alpha": 0.35, "linewidth": 1}),
@@ -344,10 +343,7 @@ class Trainer:
             axes.plot([row["iteration"] for row in rows], [row[column] for row in rows], label=label, **style)
         axes.grid(alpha=0.3)
         axes.legend()
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=120)
-        write_atomically(self.out / "loss.png", image.getvalue())
-        return self.out / "loss.png"
+        return save_figure(figure, self.out / "loss.png")
 
 
 def progress_bar(**options: Any) -> tqdm:
