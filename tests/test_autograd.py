@@ -189,6 +189,24 @@ def test_the_gradient_that_the_user_gives_is_not_changed_or_kept(times):
     assert not np.shares_memory(x.grad, upstream)
 
 
+def test_gradients_that_a_function_calls_new_but_are_parts_of_one_array_become_arrays_of_their_own():
+    class Add(mg.Function):
+        returns_new_arrays = True
+
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, g):
+            return tuple(np.stack([g, g]))
+
+    a, b = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    Add.apply(a, b).sum().backward()
+    assert a.grad.base is None
+    assert b.grad.base is None
+
+
 def test_a_read_only_gradient_will_do():
     a, b = leaf([1.0, 2.0]), leaf([1.0, 2.0])
     upstream = np.ones(2)
@@ -492,6 +510,19 @@ def test_every_way_to_write_is_noticed(change):
         layer.weight.data *= 2
         mg.mark_written(layer.weight.data)
     with pytest.raises(mg.AutogradError, match="Linear"):
+        y.backward()
+
+
+@pytest.mark.parametrize("change", ["another backward", "clip_grad_norm"])
+def test_writing_to_a_gradient_is_noticed(change):
+    x = leaf([1.0, 2.0])
+    (x * x).sum().backward()
+    y = (mg.Tensor(x.grad) * x).sum()
+    if change == "another backward":
+        (x * x).sum().backward()
+    else:
+        optim.clip_grad_norm([x], 0.1)
+    with pytest.raises(mg.AutogradError, match="Multiply: .* written to in place"):
         y.backward()
 
 

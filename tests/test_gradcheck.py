@@ -214,6 +214,30 @@ def test_the_program_checks_what_is_asked_for(capsys):
     assert "the engine has no operation my_op.py; it has Absolute, Add" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("check", [mg.gradcheck, gradcheck_directional])
+def test_eps_and_the_tolerances_are_those_that_are_given(check):
+    """The central difference of x^3 is off by eps^2."""
+    cube, x = (lambda x: x * x * x), np.array([1.0])
+    with pytest.raises(mg.GradcheckError):
+        check(cube, x, eps=0.1)
+    assert check(cube, x, eps=0.1, atol=0.1)
+    assert check(cube, x, eps=0.1, rtol=0.1)
+
+
+def test_another_seed_is_another_direction():
+    def direction(seed):
+        seen = []
+
+        def backward(g):
+            seen.append(g.tolist())
+            return g
+
+        mg.gradcheck(operation(lambda x: (x + 0,), backward), [np.ones(3)], seed=seed)
+        return seen
+
+    assert direction(0) == direction(0) != direction(1)
+
+
 @pytest.mark.parametrize("inputs", [[], mg.Tensor([1, 2, 3]), [np.arange(3), np.array([True])]])
 def test_there_must_be_something_to_check(inputs):
     """Whole numbers have no gradient: True would say that a backward is right which never ran."""

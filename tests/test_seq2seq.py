@@ -369,6 +369,18 @@ def test_beam_search_finds_what_greedy_search_misses():
     assert math.isclose(found.score, math.log(0.4))
 
 
+def test_a_beam_is_narrower_by_one_for_each_hypothesis_that_has_ended():
+    """Of two, END is one, and so a b, the likelier, pushes a c out, which would have ended with the better score."""
+    a, b, c, d = 3, 4, 5, 6
+    table = np.full((7, 7), -np.inf)
+    table[START, [END, a]] = np.log([0.6, 0.4])
+    table[a, [b, c]] = np.log([0.6, 0.4])
+    table[b, [END, d]] = np.log([0.6, 0.4])
+    table[c, END] = 0
+    assert list(table_search(table, 2, 3, length_penalty=10.0).tokens) == [a, b, END]
+    assert list(table_search(table, 3, 3, length_penalty=10.0).tokens) == [a, c, END]
+
+
 def test_the_length_penalty_decides_between_short_and_long():
     """END at once has 0.4; two more tokens and END have 0.6 * 0.8 * 0.8 = 0.384."""
     a, b = 3, 4

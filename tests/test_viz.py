@@ -197,7 +197,10 @@ def test_modules_without_one_around_them_are_told_apart():
         def __init__(self):
             self.a, self.b = first, second
 
-    assert {"a.weight", "b.weight", "a.bias", "b.bias"} <= clusters(viz.draw(loss, model=Both())).keys()
+    both = Both()
+    assert {"a.weight", "b.weight", "a.bias", "b.bias"} <= clusters(viz.draw(loss, model=both)).keys()
+    paths = [row.path for row in viz.trace(loss, quiet=True, model=both).rows]
+    assert paths == ["", "b", "", "a"]
 
 
 def test_tensors_can_be_given_names():
