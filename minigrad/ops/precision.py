@@ -67,6 +67,11 @@ def in_single(x):
     return x.astype("float32") if is_half(x) and get_array_module(x) is np else x
 
 
+def count(shape, axis):
+    """How many elements of `shape` a reduction over `axis` turns into one."""
+    return math.prod(n for i, n in enumerate(shape) if axis is None or i in axis)
+
+
 def add_up(x, axis=None, keepdims=False):
     """x.sum(axis), of the dtype of x, but added up with more digits where they would run out.
 
@@ -77,8 +82,7 @@ def add_up(x, axis=None, keepdims=False):
     if is_half(x):
         wide = "float32"
     elif isinstance(x, np.ndarray) and x.dtype == np.float32 and not (axis is None and x.flags.c_contiguous):
-        added = x.size if axis is None else math.prod(x.shape[i] for i in axis)
-        wide = "float64" if added > MANY else None
+        wide = "float64" if count(x.shape, axis) > MANY else None
     if wide is None:
         return x.sum(axis=axis, keepdims=keepdims)
     return x.sum(axis=axis, keepdims=keepdims, dtype=wide).astype(x.dtype)

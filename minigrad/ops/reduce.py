@@ -6,21 +6,14 @@ nothing; `keepdims` as in NumPy.
 
 from __future__ import annotations
 
-import math
-
 from ..autograd import Function
 from ..backend import get_array_module
-from .precision import add_up, computed_in_single, kept_where
+from .precision import add_up, computed_in_single, count, kept_where
 
 
 def spread(y, shape, axis):
     """Give `y`, reduced from `shape` over `axis`, size-1 axes where the reduction removed axes."""
     return y.reshape([1 if axis is None or i in axis else n for i, n in enumerate(shape)])
-
-
-def count(shape, axis):
-    """How many elements of `shape` a reduction over `axis` turns into one."""
-    return math.prod(n for i, n in enumerate(shape) if axis is None or i in axis)
 
 
 class Sum(Function):

@@ -300,7 +300,10 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float 
     factor = xp.minimum(max_norm / (norm + 1e-6), 1) / loss_scale
     if on_gpu or not factor >= 1:
         for g in grads:
-            g[...] = g * factor  # in float32 for half precision, in which the factor could be 0
+            if g.dtype.itemsize == 2:
+                g[...] = g * factor  # in float32: in half precision the factor could be 0
+            else:
+                g *= factor.astype(g.dtype)
             mark_written(g)
     return norm if on_gpu else float(norm)
 
