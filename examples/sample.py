@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 
 from gpt import GPTError
-from gpt.errors import TokenError, run_program
+from gpt.errors import run_program
 from gpt.loading import load_model
 from gpt.sample import check_options, stream
-from gpt.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+from gpt.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, first_ids
 
 
 def main() -> None:
@@ -45,26 +45,18 @@ def main() -> None:
     if args.prompt == "":
         raise GPTError("--prompt is empty; wanted at least one character")
     model, tokenizer = load_model(args.checkpoint, args.adapters, args.device)
-    prompt = first_prompt(tokenizer) if args.prompt is None else args.prompt
-    ids = tokenizer.encode(prompt)[None]  # (1, T)
+    ids = first_ids(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
     stop = stop_tokens(tokenizer, args.stop)
     options = {"stop_tokens": stop, "vocab_size": tokenizer.vocab_size}
-    tokens = stream(model, ids, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed, **options)
-    print(prompt, end="", flush=True)
+    tokens = stream(
+        model, ids[None], args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed, **options
+    )
+    print(tokenizer.decode(ids), end="", flush=True)
     decoder = StreamDecoder(tokenizer)
     for token in tokens:
         if token[0] not in stop:
             print(decoder.feed(token), end="", flush=True)
     print(decoder.flush())
-
-
-def first_prompt(tokenizer: Tokenizer) -> str:
-    """A line break, or the first token of a vocabulary that has none."""
-    try:
-        tokenizer.encode("\n")
-    except TokenError:
-        return tokenizer.decode([0])
-    return "\n"
 
 
 def stop_tokens(tokenizer: Tokenizer, texts: list[str]) -> list[int]:

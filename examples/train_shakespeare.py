@@ -22,10 +22,10 @@ import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig, add_graph_option
 from gpt.data import Dataset, load_data
-from gpt.errors import DataError, TokenError, run_program
+from gpt.errors import DataError, run_program
 from gpt.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 from gpt.sample import stream
-from gpt.tokenizer import StreamDecoder
+from gpt.tokenizer import StreamDecoder, first_ids
 from gpt.trainer import ENGINE, DivergedError, Trainer, check_same_text, keep_previous_run, resume_command, run_folder
 from minigrad import kernels
 
@@ -231,9 +231,7 @@ def describe(config: Any, fields: list[dataclasses.Field]) -> str:
 
 def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> None:
     try:
-        ids = best.tokenizer.encode("\n").tolist()
-    except TokenError:  # no line break among its characters
-        ids = [0]
+        ids = first_ids(best.tokenizer)
     except DataError as error:  # GPT-2's tokens can be trained on where its byte pairs are not at hand
         print(f"sample      none: {error}")
         return

@@ -386,6 +386,14 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         raise TokenError(f"{path}: not JSON ({error})") from error
 
 
+def first_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """What to continue where nothing is given: a line break, or the first token of a vocabulary that has none."""
+    try:
+        return tokenizer.encode("\n")
+    except TokenError:
+        return np.array([0])
+
+
 def _check_type(what: str, text: Any) -> None:
     """Raise `TokenError` for what is no text."""
     if not isinstance(text, str):

@@ -28,7 +28,7 @@ from minigrad import kernels, optim
 from minigrad.distributed import DataParallel, can_share
 from minigrad.kernels.cuda.graph import Captured
 from minigrad.kernels.cuda.products import rounding_to_tf32
-from minigrad.serialization import naming, write_atomically
+from minigrad.serialization import naming, remove_unfinished, write_atomically
 
 from . import checkpoint, lora, precision, pretrained, translator
 from .config import TrainConfig
@@ -396,8 +396,7 @@ def run_folder(out: Path) -> Iterator[None]:
     with open(out / ".lock", "a") as file:
         if _lock(file, out):
             for folder, name in itertools.product((out, out / ENGINE), RUN_FILES):
-                for left in folder.glob(f".{name}.????????"):  # see write_atomically
-                    left.unlink(missing_ok=True)
+                remove_unfinished(folder / name)
         yield
 
 
