@@ -3,6 +3,8 @@
 The sizes at which kernels begin to cut their work are made tiny here, so that small arrays are cut into several pieces.
 """
 
+import importlib.metadata
+import io
 import os
 import subprocess
 import sys
@@ -34,9 +36,8 @@ def tiny_pieces(request, monkeypatch):
     monkeypatch.setattr(products, "LEAST", 8)
     monkeypatch.setattr(products, "SMALL", -1)
     monkeypatch.setattr(products, "FEW", 1)
-    monkeypatch.setattr(
-        products, "library", lambda: "numpy"
-    )  # or MKL's threads, and not the pool's, would share products
+    monkeypatch.setattr(products, "SHARED", 0)  # or OpenBLAS's threads, and not the pool's, would share products,
+    monkeypatch.setattr(products, "library", lambda: "numpy")  # or MKL's
     monkeypatch.setattr(normalization, "SMALL", 0)
     monkeypatch.setattr(attention, "LEAST", 8)
     monkeypatch.setattr(attention, "TILE", 3)
@@ -91,11 +92,38 @@ def test_matmul(leading, m, k, n, seed):
     assert_equals_reference(F.matmul, a, b, kernel=cpu.MatMul)
 
 
-def test_the_environment_variable_leaves_mkl_alone():
+def library_in_a_new_process(**environment):
     code = "from minigrad.kernels.cpu import blas; print(blas.library())"
-    environment = {**os.environ, "MINIGRAD_BLAS": "numpy"}
+    environment = {**os.environ, **environment}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "numpy"
+    return done.stdout.strip()
+
+
+def test_the_environment_variable_chooses_the_library_on_any_processor():
+    has_mkl = any(package.name == "mkl" for package in importlib.metadata.distributions())
+    assert library_in_a_new_process(MINIGRAD_BLAS="numpy") == "numpy"
+    assert library_in_a_new_process(MINIGRAD_BLAS="mkl") == ("mkl" if has_mkl else "numpy")
+
+
+def test_unless_it_is_asked_for_mkl_is_left_alone_on_amds_processors(monkeypatch):
+    monkeypatch.delenv("MINIGRAD_BLAS", raising=False)
+    monkeypatch.setattr(blas, "_has_amd_processor", lambda: True)
+    assert blas._load_mkl() == {}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "is_amd"), [("vendor_id\t: AuthenticAMD\n", True), ("vendor_id\t: GenuineIntel\n", False)]
+)
+def test_who_made_the_processor_is_what_linux_or_windows_says(vendor, is_amd, monkeypatch):
+    monkeypatch.setattr(blas, "open", lambda path: io.StringIO("processor\t: 0\n" + vendor), raising=False)
+    assert blas._has_amd_processor() == is_amd
+
+    def no_such_file(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(blas, "open", no_such_file, raising=False)
+    monkeypatch.setenv("PROCESSOR_IDENTIFIER", "Family 25 Model 17, " + vendor.split()[-1])
+    assert blas._has_amd_processor() == is_amd
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
@@ -117,7 +145,7 @@ def library(request, monkeypatch):
     if request.param == "numpy":
         monkeypatch.setattr(blas, "_mkl", {})
     elif blas.library() != "mkl":
-        pytest.skip("the package mkl is not installed, or MINIGRAD_BLAS leaves it alone")
+        pytest.skip("MKL is not installed or, by MINIGRAD_BLAS or on an AMD processor, not in use")
     else:
         monkeypatch.setattr(blas, "ROWS", 1)
 
@@ -125,7 +153,7 @@ def library(request, monkeypatch):
 @pytest.fixture
 def shared_by_the_library(library, monkeypatch):
     """Products of any size are shared by threads of the library that computes them."""
-    monkeypatch.setattr(products, "FEW", 1_000_000)
+    monkeypatch.setattr(products, "SHARED", 1_000_000)
 
 
 @pytest.mark.usefixtures("shared_by_the_library")

@@ -71,7 +71,7 @@ def test_linear_is_a_product_plus_a_bias(leading, i, o, seed):
     assert_equal_functions(F.linear, lambda x, w, b: x @ w.T + b, x, w, b)
 
 
-@pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed")
+@pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed, or not in use")
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 @pytest.mark.parametrize("imports", ["torch, minigrad", "minigrad, torch"])
 def test_mkl_multiplies_right_beside_pytorch(imports):
@@ -89,7 +89,7 @@ for _ in range(50):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed")
+@pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed, or not in use")
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 @pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
 def test_mkl_beside_pytorch_multiplies_in_a_copied_process_too():

@@ -1,7 +1,7 @@
-"""One matrix product: NumPy's, or Intel's MKL where it is installed (pip install "minigrad[mkl]").
+"""One matrix product: NumPy's, or Intel's MKL where it is installed (pip install "minigrad[mkl]") and faster.
 
 NumPy's wheels carry OpenBLAS, which on many Intel processors reaches two thirds of MKL's speed in float32, and matrix
-products are most of a training step. MINIGRAD_BLAS=numpy leaves MKL alone.
+products are most of a training step. On AMD's Zen 4 it is OpenBLAS that is faster. MINIGRAD_BLAS=mkl or numpy chooses.
 
 On how many threads a library multiplies, threads.py decides.
 """
@@ -30,12 +30,22 @@ def _has_global(name: str) -> bool:
     return os.name == "posix" and hasattr(ctypes.CDLL(None), name)
 
 
+def _has_amd_processor() -> bool:
+    """Is the processor AMD's, as Linux or Windows names it?"""
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = file.read(1000)  # of the first core
+    except OSError:
+        name = os.environ.get("PROCESSOR_IDENTIFIER", "")
+    return "AuthenticAMD" in name
+
+
 def _load_mkl() -> dict[np.dtype[Any], Any]:
-    """MKL's product for float32 and float64, or nothing if the package `mkl` is not installed."""
-    wanted = os.environ.get("MINIGRAD_BLAS") or "mkl"
-    if wanted not in ("mkl", "numpy"):
+    """MKL's product for float32 and float64, or nothing if NumPy's is wanted or the package `mkl` is not installed."""
+    wanted = os.environ.get("MINIGRAD_BLAS")
+    if wanted and wanted not in ("mkl", "numpy"):
         raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; wanted mkl or numpy")
-    if wanted == "numpy":
+    if wanted == "numpy" or (not wanted and _has_amd_processor()):
         return {}
     try:
         files = importlib.metadata.files("mkl") or []

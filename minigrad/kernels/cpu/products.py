@@ -1,6 +1,7 @@
 """Matrix products on all threads: those of the library that multiplies, or the pool's, which split the result.
 
-MKL shares out its products well, OpenBLAS where there are few rows; else two of its products side by side are faster.
+MKL shares out its products well, OpenBLAS where there are not many rows; else two of its products side by side are
+faster.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of 
 SMALL = 2e6  # and below which the reference, with fewer calls, is as fast
 LATE = 4e6  # and that a thread has done by the time another has begun, woken up, and reported that it is done
 FEW = 16  # for fewer rows than this the time goes into fetching the weights, not into multiplying
+SHARED = 256  # rows up to which OpenBLAS's own threads are faster: products side by side lay out the weights apart
 FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -51,7 +53,7 @@ class Linear:
         rows, y = x.reshape(n, inputs), np.empty((n, outputs), x.dtype)
         work = max(n, FEW) * outputs * inputs
         ctx.parts = parts_for(work, LEAST)
-        ctx.in_one = ctx.parts == 1 or library() == "mkl" or n < FEW
+        ctx.in_one = ctx.parts == 1 or library() == "mkl" or n <= SHARED
         if ctx.in_one:
             multiply(product(rows, weight.T, y), ctx.parts)
             if bias is not None:
