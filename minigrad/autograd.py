@@ -455,10 +455,14 @@ def _zeros(node: Context, i: int) -> Array:
     return node.xp.zeros(shape, dtype)
 
 
+_adding = threading.Lock()  # backward passes of several threads may meet in a leaf
+
+
 def _add_to_leaf(leaf: Variable, gradient: Array, new: bool = False) -> None:
     """A leaf's gradient is always an array of its own, never a view of one that the tape or the user holds."""
-    if leaf.grad is None:
-        leaf.grad = gradient if new and gradient.base is None else gradient.copy()
-    else:
-        leaf.grad += gradient
-        mark_written(leaf.grad)
+    with _adding:
+        if leaf.grad is None:
+            leaf.grad = gradient if new and gradient.base is None else gradient.copy()
+        else:
+            leaf.grad += gradient
+            mark_written(leaf.grad)

@@ -3,6 +3,7 @@
 import gc
 import operator
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -445,6 +446,24 @@ def test_threads_can_train_models_of_their_own():
     for thread in threads:
         thread.join()
     assert results == {i: 400.0 * i for i in range(4)}
+
+
+def test_gradients_that_threads_add_to_one_leaf_all_arrive():
+    class Slow(np.ndarray):
+        def __iadd__(self, other):
+            added = self + other
+            time.sleep(0.01)
+            self[...] = added
+            return self
+
+    x = leaf(0.0)
+    x.grad = np.zeros(()).view(Slow)
+    threads = [threading.Thread(target=(x * 1).backward) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert x.grad == 4
 
 
 # Anomalies
