@@ -130,15 +130,17 @@ def kind_of(dtype: np.dtype) -> str:
 
 
 def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Array:
-    """Anything array-like as an array. Python floats, alone or in lists, become float32; arrays keep their dtype.
-
-    Those of another byte order than this machine's are converted.
+    """Anything array-like as an array. Python floats, and lists of floats, become float32; arrays keep their dtype,
+    those of other libraries and lists of arrays too. Another byte order than this machine's is converted.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
         value = np.asarray(value)  # np.matrix has another product; a memory map would hand its class on to results
     elif not isinstance(value, np.ndarray) and not is_array(value):
-        made = np.asarray(value)
-        if made.dtype == np.float64 and dtype is None:
+        made, first = np.asarray(value), value
+        while isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        of_numbers = isinstance(first, np.generic) or not hasattr(first, "__array__")
+        if made.dtype == np.float64 and dtype is None and of_numbers:
             made = made.astype(np.float32)
         if made.dtype.kind not in "biuf":
             raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")

@@ -27,8 +27,8 @@ class Tensor(autograd.Variable):
 
     `data` is the plain array; `grad` is a plain array of the same shape and dtype after `backward`, or None.
 
-    array_like: a number, nested lists, an array, or a tensor. Arrays are not copied and keep their dtype; Python
-        floats become float32.
+    array_like: a number, nested lists, an array, or a tensor. Arrays are not copied and keep their dtype, lists of
+        arrays too; floats, and lists of them, become float32.
     requires_grad: accumulate dL/dx in `grad` when `backward` is called on a result. Only for floating dtypes.
     dtype, device: convert to these, for example "float64", and "cpu", "cuda" or "cuda:1".
     """

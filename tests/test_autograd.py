@@ -819,6 +819,28 @@ def test_a_tensor_holds_a_plain_array_whatever_class_it_comes_in():
     assert type(x.data) is np.ndarray
 
 
+class OfAnotherLibrary:
+    def __array__(self, dtype=None, copy=None):
+        return np.array([0.1, 0.2], dtype)
+
+
+@pytest.mark.parametrize(
+    ("array_like", "dtype"),
+    [
+        ([0.1, 0.2], np.float32),
+        ([np.float64(0.1), np.float64(0.2)], np.float32),
+        ([np.array([0.1]), np.array([0.2])], np.float64),
+        ([[mg.Tensor(np.array(0.1))], [mg.Tensor(np.array(0.2))]], np.float64),
+        (OfAnotherLibrary(), np.float64),
+    ],
+    ids=["floats", "numpy's floats", "arrays", "tensors in lists", "another library's array"],
+)
+def test_floats_become_float32_and_arrays_keep_their_dtype(array_like, dtype):
+    x = mg.Tensor(array_like)
+    assert x.dtype == dtype
+    np.testing.assert_array_equal(x.data.reshape(-1), np.array([0.1, 0.2], dtype))
+
+
 def test_tensors_of_one_number_format_as_numbers():
     x = mg.Tensor([2.75])
     assert f"{x:.1f}" == "2.8"
