@@ -229,6 +229,12 @@ class Context:
                 )
         return self._saved
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "the tape cannot be copied or pickled, and so no tensor that operations made with gradients in view, nor a "
+            "module that keeps one; detach() it first"
+        )
+
     def free(self) -> None:
         self._saved = ()
         self.__dict__.clear()

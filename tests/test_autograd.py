@@ -1,7 +1,9 @@
 """The tape: what is recorded, how gradients meet, what is freed and when, and what is refused."""
 
+import copy
 import gc
 import operator
+import pickle
 import threading
 import time
 import weakref
@@ -839,6 +841,19 @@ def test_floats_become_float32_and_arrays_keep_their_dtype(array_like, dtype):
     x = mg.Tensor(array_like)
     assert x.dtype == dtype
     np.testing.assert_array_equal(x.data.reshape(-1), np.array([0.1, 0.2], dtype))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copied", "pickled"])
+def test_leaves_can_be_copied_and_pickled_and_for_what_operations_made_it_is_said_why_not(again):
+    x = again(leaf([1.0, 2.0]))
+    (x * x).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2, 4])
+    np.testing.assert_array_equal(again((x * x).detach()).data, [1, 4])
+    model = nn.Linear(2, 1)
+    model.seen = model(x.astype("float32"))
+    for what in x * x, model:
+        with pytest.raises(TypeError, match=r"the tape cannot be copied or pickled.*detach\(\) it first"):
+            again(what)
 
 
 def test_tensors_of_one_number_format_as_numbers():
