@@ -77,12 +77,13 @@ def _pair(a: Any, b: Any) -> tuple[Any, Any]:
     if a_dtype == b_dtype:
         return a, b
     a_is_scalar, b_is_scalar = not _shape(a), not _shape(b)
-    if kind_of(a_dtype) == kind_of(b_dtype) and a_is_scalar != b_is_scalar:
+    a_kind, b_kind = (kind_of(dtype).replace("u", "i") for dtype in (a_dtype, b_dtype))
+    if a_kind == b_kind and a_is_scalar != b_is_scalar:
         common = b_dtype if a_is_scalar else a_dtype
-    elif kind_of(a_dtype) == kind_of(b_dtype):
+    elif a_kind == b_kind:
         common = np.promote_types(a_dtype, b_dtype)
-    else:  # a floating dtype wins over integers and booleans, whatever their widths
-        common = builtins.max(a_dtype, b_dtype, key=lambda dtype: "biuf".index(kind_of(dtype)))
+    else:  # a floating dtype wins over integers, and these over booleans, whatever their widths
+        common = a_dtype if "bif".index(a_kind) > "bif".index(b_kind) else b_dtype
     return _converted(a, common), _converted(b, common)
 
 

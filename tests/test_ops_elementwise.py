@@ -212,6 +212,16 @@ def test_float32_with_float64_arrays_is_float64_and_each_gradient_has_its_own_dt
     assert (y.dtype, a.grad.dtype, b.grad.dtype) == (np.float64, np.float32, np.float64)
 
 
+@pytest.mark.parametrize("narrow", [np.uint8, np.int8, np.uint16, np.int32])
+def test_integers_of_two_widths_meet_in_one_that_holds_both(narrow):
+    wide, one = mg.Tensor([300, -300]), mg.Tensor(np.ones(2, narrow))
+    for y in (wide + one, one + wide):
+        assert y.dtype == np.int64
+        np.testing.assert_array_equal(y.data, [301, -299])
+    assert (wide + mg.Tensor(np.ones((), narrow))).dtype == np.int64
+    assert (one + mg.Tensor(1)).dtype == narrow
+
+
 def test_astype_converts_the_gradient_back():
     x = mg.Tensor(np.ones(2, np.float32), requires_grad=True)
     y = x.astype("float64")
