@@ -94,8 +94,8 @@ def on(device: str) -> Any:
 
 def check_device(device: str) -> str:
     """Return `device` if it names a device of this machine, else raise `DeviceError` saying what is missing."""
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+    kind, _, index = str(device).partition(":")
+    if not isinstance(device, str) or kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
         raise DeviceError(f'unknown device "{device}"; wanted "cpu", "cuda" or "cuda:N"')
     if kind == "cuda":
         _cupy_for(device)
