@@ -186,6 +186,9 @@ class Tensor(autograd.Variable):
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place(operator.itruediv, other)
 
+    def __ipow__(self, other: Any) -> Tensor:
+        return self._in_place(operator.ipow, other)
+
     def _in_place(self, operation: Callable[[Array, Any], Array], other: Any) -> Any:
         if not self.requires_grad or self.origin is not None:
             return NotImplemented  # Python goes on with the operator that makes a new tensor

@@ -600,7 +600,9 @@ def test_writing_a_tensor_that_wants_gradients_into_one_that_does_not_needs_no_g
 
 
 @pytest.mark.parametrize(
-    "change", [operator.iadd, operator.isub, operator.imul, operator.itruediv], ids=lambda change: change.__name__
+    "change",
+    [operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow],
+    ids=lambda change: change.__name__,
 )
 def test_a_leaf_is_changed_in_place_inside_no_grad(change):
     w = leaf([1.0, 2.0])
