@@ -252,6 +252,13 @@ def test_nothing_reaches_what_was_cut_off_not_even_an_infinite_gradient(cut):
     np.testing.assert_array_equal(x.grad, [0, 0.25])
 
 
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 3.0, 4.0])
+def test_integers_to_the_power_of_a_float_are_floats(exponent):
+    y = mg.Tensor([3, 2**40]) ** exponent
+    assert y.dtype == np.float64
+    np.testing.assert_array_equal(y.data, [3.0**exponent, 2.0 ** (40 * exponent)])
+
+
 def test_the_first_power_is_a_new_array():
     x = mg.Tensor([1.0, 2.0])
     y = x**1

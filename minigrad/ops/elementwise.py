@@ -117,8 +117,8 @@ class Power(Function):
 
 
 def small_power(a, b):
-    """a ** b, as a product when b is the number 0, 1, 2 or 3."""
-    if isinstance(b, (int, float)):
+    """a ** b, as a product when b is the number 0, 1, 2 or 3. Integers to the power of a float become floats."""
+    if isinstance(b, int) or (isinstance(b, float) and not (is_array(a) and a.dtype.kind in "biu")):
         if b == 0:
             return get_array_module(a).ones_like(a)
         if b == 1:
