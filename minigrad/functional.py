@@ -229,7 +229,7 @@ def where(mask: Any, x: Any, y: Any) -> Tensor:
     mask = _mask("where", mask)
     x, y = _pair(x, y)
     if not isinstance(x, Variable) and not isinstance(y, Variable) and not is_array(x) and not is_array(y):
-        x = as_array(x, device=device_of(mask))
+        x = as_array([x, y], device=device_of(mask))[0, ...]  # in the dtype that holds both
     return elementwise.Where.apply(mask, x, y)
 
 

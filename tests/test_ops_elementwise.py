@@ -222,6 +222,13 @@ def test_integers_of_two_widths_meet_in_one_that_holds_both(narrow):
     assert (one + mg.Tensor(1)).dtype == narrow
 
 
+@pytest.mark.parametrize(("x", "y"), [(0, 0.5), (0.5, 0), (0.0, 0.5), (True, 0.5)])
+def test_where_of_two_numbers_is_float32_if_either_is_a_float(x, y):
+    chosen = F.where([True, False], x, y)
+    assert chosen.dtype == np.float32
+    np.testing.assert_array_equal(chosen.data, [x, y])
+
+
 def test_astype_converts_the_gradient_back():
     x = mg.Tensor(np.ones(2, np.float32), requires_grad=True)
     y = x.astype("float64")
