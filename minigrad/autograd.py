@@ -57,6 +57,13 @@ class Variable:
         return variable
 
 
+def asks_for_gradient(value: Any) -> bool:
+    """Is it a tensor that requires gradients, or a list with one in it?"""
+    if isinstance(value, (list, tuple)):
+        return any(map(asks_for_gradient, value))
+    return isinstance(value, Variable) and value.requires_grad
+
+
 class Scope:
     """A call of a module, and the call that it happens in: nodes remember theirs, so that viz can group them.
 

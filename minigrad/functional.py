@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from .autograd import Variable, describe, is_recording
+from .autograd import Variable, asks_for_gradient, describe, is_recording
 from .backend import DType, as_array, as_dtype, check_device, device_of, is_array, kind_of, to_device
 from .ops import activation, attention, elementwise, indexing, loss, normalization, reduce
 from .ops import dropout as dropout_op
@@ -51,15 +51,9 @@ def _operand(value: Any) -> Any:
 
 def _array(value: Any) -> Any:
     """An array of what is no tensor. Of a list of tensors it would have no gradient, so there must be none to have."""
-    if isinstance(value, (list, tuple)) and is_recording() and _asks_for_gradient(value):
+    if isinstance(value, (list, tuple)) and is_recording() and asks_for_gradient(value):
         raise TypeError("got a list of tensors that require gradients where one tensor is wanted; stack() makes it one")
     return as_array(value)
-
-
-def _asks_for_gradient(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return builtins.any(map(_asks_for_gradient, value))
-    return isinstance(value, Variable) and value.requires_grad
 
 
 def _dtype(value: Any) -> Any:

@@ -594,6 +594,8 @@ def test_writing_a_tensor_that_wants_gradients_into_one_that_does_not_needs_no_g
     w, sums = leaf([1.0, 2.0]), mg.Tensor(np.zeros(2))
     with pytest.raises(mg.AutogradError, match="one that does into another"):
         sums[0] += (w * w).sum()
+    with pytest.raises(mg.AutogradError, match="one that does into another"):
+        sums[:] = [0.0, (w * w).sum()]
     with mg.no_grad():
         sums[0] += (w * w).sum()
     assert sums.data.tolist() == [5, 0]
