@@ -336,3 +336,10 @@ def test_checkpoint_records_its_second_run_inside_no_grad_too():
     with mg.no_grad():
         y.backward()
     np.testing.assert_allclose(x.grad[0], layer.weight.data.sum(axis=0))
+
+
+def test_checkpoint_refuses_a_list_of_tensors_whose_gradients_it_would_lose():
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match="give each as an argument of its own"):
+        nn.checkpoint(lambda pair: pair[0] * pair[1], [x, x])
+    assert nn.checkpoint(lambda pair: pair[0] * pair[1], [x.detach(), 3.0]).data.tolist() == [3, 6]
