@@ -178,7 +178,8 @@ class Context:
 
     In `forward`, `ctx.save(…)` keeps arrays and `ctx.name = value` keeps anything else; in `backward`, `ctx.saved` and
     `ctx.name` give them back, and `ctx.needs_input_grad[i]` says whether the gradient of argument i will be used.
-    Everything kept is dropped once the backward has run.
+    Everything kept is dropped once the backward has run. The names of `__slots__` are the node's own: a value that
+    `forward` keeps under one of them is lost.
     """
 
     __slots__ = (
