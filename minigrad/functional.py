@@ -98,6 +98,12 @@ def _tensor(value: Any) -> Any:
     return value if isinstance(value, Variable) else _array(value)
 
 
+def _floats(value: Any) -> Any:
+    """The same in floating point: narrow integers would overflow on the way, and unsigned ones have no negative."""
+    x = _tensor(value)
+    return x if kind_of(_dtype(x)) == "f" else _converted(x, np.dtype(np.float64))
+
+
 def _constant(value: Any) -> Any:
     """The plain array of an argument that takes no gradient: ids, targets, masks."""
     return value.data if isinstance(value, Variable) else as_array(value)
@@ -266,7 +272,7 @@ def tanh(x: Any) -> Tensor:
 
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + e^-x)."""
-    return activation.Sigmoid.apply(_tensor(x))
+    return activation.Sigmoid.apply(_floats(x))
 
 
 def relu(x: Any) -> Tensor:
@@ -284,12 +290,12 @@ def gelu(x: Any, approximate: str = "tanh") -> Tensor:
     forms = {"tanh": activation.GELUTanh, "none": activation.GELUErf}
     if approximate not in forms:
         raise ValueError(f'gelu: approximate is "tanh" or "none", not {approximate!r}')
-    return forms[approximate].apply(_tensor(x))
+    return forms[approximate].apply(_floats(x))
 
 
 def silu(x: Any) -> Tensor:
     """x sigmoid(x), also called swish."""
-    return activation.SiLU.apply(_tensor(x))
+    return activation.SiLU.apply(_floats(x))
 
 
 # Reductions
@@ -327,7 +333,7 @@ def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: float = 1
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """ln(sum of e^x) over `axis`, without overflow."""
-    x = _tensor(x)
+    x = _floats(x)
     return reduce.LogSumExp.apply(x, _axes("logsumexp", x, axis), keepdims)
 
 
@@ -469,7 +475,7 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Tensor:
     """Every row of the last axis divided by its root mean square, then times `weight` (Zhang and Sennrich, 2019)."""
     x, weight = _tensor(x), weight if weight is None else _tensor(weight)
     _same_dtype("rms_norm", x, weight)
-    return normalization.RMSNorm.apply(x, weight, _number(eps))
+    return normalization.RMSNorm.apply(_floats(x), weight, _number(eps))
 
 
 def rotary(x: Any, offset: builtins.int = 0, base: float = 10000.0) -> Tensor:

@@ -229,6 +229,17 @@ def test_where_of_two_numbers_is_float32_if_either_is_a_float(x, y):
     np.testing.assert_array_equal(chosen.data, [x, y])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int64])
+@pytest.mark.parametrize(
+    "function",
+    [F.sigmoid, F.silu, F.gelu, lambda x: F.gelu(x, approximate="none"), F.logsumexp, F.rms_norm],
+    ids=["sigmoid", "silu", "gelu", "exact gelu", "logsumexp", "rms_norm"],
+)
+def test_integers_of_any_width_are_computed_with_as_floats(function, dtype):
+    x = np.array([0, 1, 12, 120], dtype)
+    np.testing.assert_array_equal(function(x).data, function(x.astype(np.float64)).data)
+
+
 def test_astype_converts_the_gradient_back():
     x = mg.Tensor(np.ones(2, np.float32), requires_grad=True)
     y = x.astype("float64")
