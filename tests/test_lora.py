@@ -54,6 +54,17 @@ def test_the_formula():
     wanted = x @ weight.T + linear.bias.numpy()
     np.testing.assert_allclose(layer(x).numpy(), wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layer.merged()(x).numpy(), wanted, rtol=1e-5, atol=1e-6)
+    assert [name for name, _ in layer.named_parameters()] == ["lora_A", "lora_B"]
+    assert [name for name, _ in layer.merged().named_parameters()] == ["weight", "bias"]
+
+
+def test_what_a_layer_starts_with():
+    layer = lora.LoRALinear(nn.Linear(400, 50), rank=8, alpha=16.0)
+    a, bound = layer.lora_A.numpy(), 1 / 20
+    assert -bound <= a.min() < -0.99 * bound
+    assert 0.99 * bound < a.max() <= bound
+    np.testing.assert_allclose(a.std(), bound / np.sqrt(3), rtol=0.05)  # evenly distributed
+    assert not layer.lora_B.numpy().any()
 
 
 @pytest.mark.parametrize("bias", [True, False])
