@@ -308,6 +308,13 @@ def test_tokens_come_with_their_probabilities(options, expected):
     np.testing.assert_allclose(frequencies(LOGITS, **options), expected, atol=0.015)
 
 
+def test_the_likeliest_of_many_tokens_come():
+    """Of so many that sorting a part of them, which is all that top_k needs, does not sort them all by chance."""
+    logits = np.random.default_rng(1).permutation(1000)
+    chosen = np.flatnonzero(frequencies(logits, n=1000, temperature=100.0, top_k=40))
+    assert set(chosen) == set(np.argsort(-logits)[:40])
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"top_k": 3}, {"top_p": 0.99}], ids=str)
 def test_ids_that_no_tokenizer_knows_are_not_sampled(model, options):
     """As many as a model has more than its vocabulary, rounded up; here they would be the likeliest by far."""

@@ -370,6 +370,14 @@ def test_muon_follows_its_formula(shape, nesterov, weight_decay):
     np.testing.assert_allclose(p.data, w, rtol=1e-7, atol=1e-9)
 
 
+def test_a_large_matrix_is_orthogonalised_whole():
+    """One that is large enough to be changed in pieces, as AdamW would."""
+    (p,) = parameters((300, 250))
+    w, g = p.data.copy(), np.random.default_rng(0).standard_normal(p.shape)
+    train(Muon([p], lr=0.05, nesterov=False), steps=1)
+    np.testing.assert_allclose(p.data, w - 0.05 * np.sqrt(300 / 250) * orthogonalised_by_svd(g), rtol=1e-7, atol=1e-9)
+
+
 def test_split_treats_a_parameter_as_several():
     stacked, *single = parameters((9, 4), (3, 4), (3, 4), (3, 4))
     for part, p in zip(np.split(stacked.data, 3), single, strict=True):
