@@ -566,6 +566,16 @@ def test_writing_to_an_index_that_was_used_is_noticed():
         y.backward()
 
 
+def test_writing_before_an_array_was_saved_is_fine():
+    """As a step of the optimizer does, whatever else is written to until the backward."""
+    x, c, other = leaf([1.0, 2.0]), mg.Tensor([3.0, 4.0]), mg.Tensor([0.0])
+    c[0] = 7.0
+    y = (x * c).sum()
+    other[0] = 1.0
+    y.backward()
+    np.testing.assert_array_equal(x.grad, [7, 4])
+
+
 def test_writing_to_what_was_not_saved_is_fine():
     x, c = leaf([1.0, 2.0]), mg.Tensor([3.0, 4.0])
     y = (x + c).sum()
