@@ -183,11 +183,11 @@ def test_gradients_are_writeable_own_contiguous_memory(view):
     assert x.grad.flags.c_contiguous
 
 
-@pytest.mark.parametrize("times", range(1, 5))
+@pytest.mark.parametrize("times", range(5))
 def test_the_gradient_that_the_user_gives_is_not_changed_or_kept(times):
     x = leaf([1.0, 2.0])
     upstream = np.array([1.0, 10.0])
-    sum([x] * times, 0.0).backward(upstream)
+    (sum([x] * times) if times else x).backward(upstream)
     np.testing.assert_array_equal(upstream, [1, 10])
     assert not np.shares_memory(x.grad, upstream)
 

@@ -127,6 +127,18 @@ def test_dropout_only_in_training():
     np.testing.assert_array_equal(model(ids)[0].numpy(), model(ids)[0].numpy())
 
 
+@pytest.mark.parametrize("place", ["embeddings", "attention's weights", "attention", "mlp"])
+def test_every_place_of_dropout(place):
+    """In each place alone it makes a difference."""
+    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, dropout=0.5))
+    (block,), ids = model.h, random_ids(2, 8)
+    everywhere = {"embeddings": model.drop, "attention": block.attn.resid_dropout, "mlp": block.mlp.dropout}
+    for name, dropout in everywhere.items():
+        dropout.p *= name == place
+    block.attn.dropout *= place == "attention's weights"
+    assert not np.array_equal(model(ids)[0].numpy(), model(ids)[0].numpy())
+
+
 def test_overfits_one_batch():
     model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=32))
     optimizer = model.configure_optimizer(lr=3e-3, weight_decay=0.0)
