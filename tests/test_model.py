@@ -1,5 +1,6 @@
 """The GPT: its names, its initialisation, its gradients, and that it can learn."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -137,6 +138,19 @@ def test_every_place_of_dropout(place):
         dropout.p *= name == place
     block.attn.dropout *= place == "attention's weights"
     assert not np.array_equal(model(ids)[0].numpy(), model(ids)[0].numpy())
+
+
+def test_checkpointing_changes_no_result():
+    """Loss and gradients are the same bits, with the same elements dropped."""
+    found = []
+    for checkpoint in (False, True):
+        mg.manual_seed(0)
+        model = GPT(dataclasses.replace(TINY, dropout=0.3, checkpoint=checkpoint))
+        _, loss = model(random_ids(2, 8), random_ids(2, 8, seed=1))
+        loss.backward()
+        found.append([loss.numpy(), *(parameter.grad for parameter in model.parameters())])
+    for plain, checkpointed in zip(*found, strict=True):
+        np.testing.assert_array_equal(checkpointed, plain)
 
 
 def test_overfits_one_batch():
