@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import get_array_module, is_array
 
-MANY = 4096  # numbers of 24 bits: each rounding loses half of the last one, all together may lose a thousandth
+MANY = 4096  # numbers of 24 bits: each rounding loses half of the last one, all together up to a four-thousandth
 
 
 def is_half(x):
