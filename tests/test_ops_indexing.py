@@ -131,6 +131,14 @@ def test_embedding_takes_lists_and_single_ids():
     np.testing.assert_array_equal(F.embedding(1, weight).data, [0, 1, 0])
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (3, 2)])
+@pytest.mark.parametrize("ids", [[0, 2, 0], [[], []]])
+def test_embedding_backward_of_no_channels_or_no_ids(shape, ids):
+    weight = mg.Tensor(np.ones(shape), requires_grad=True)
+    F.embedding(np.array(ids, int), weight).sum().backward()
+    np.testing.assert_array_equal(weight.grad, np.repeat([[ids.count(v)] for v in range(3)], shape[1], axis=1))
+
+
 def test_embedding_backward_is_the_same_bit_for_bit_every_time():
     ids, upstream = np.arange(1000) % 7, normal((1000, 8)).astype(np.float32)
     grads = []

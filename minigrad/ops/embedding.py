@@ -74,4 +74,4 @@ class Embedding(Function):
     @staticmethod
     def backward(ctx, g):
         (ids,) = ctx.saved
-        return None, sum_rows(ids.reshape(-1), g.reshape(-1, ctx.shape[1]), ctx.shape[0])
+        return None, sum_rows(ids.reshape(-1), g.reshape(ids.size, ctx.shape[1]), ctx.shape[0])
