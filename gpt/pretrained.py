@@ -411,7 +411,8 @@ def save(model: GPT, folder: str | os.PathLike[str]) -> None:
 def tensors_of(model: GPT) -> dict[str, Any]:
     """The arrays to store, by name; views of the parameters."""
     config = model.config
-    known = {*SIZES.values(), "n_head", "dropout", "bias", "zero_init_residual"}  # the last is only how training began
+    how_it_learns = {"zero_init_residual", "checkpoint"}  # and not what it computes
+    known = {*SIZES.values(), "n_head", "dropout", "bias", *how_it_learns}
     options = [(field, getattr(config, field.name)) for field in dataclasses.fields(config) if field.name not in known]
     problems = [f"option {field.name} {value!r}" for field, value in options if value != field.default]
 
