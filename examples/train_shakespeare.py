@@ -87,8 +87,9 @@ def main() -> None:
         train_config = TrainConfig(**pick(options, TRAIN_OPTIONS))
         config = GPTConfig(vocab_size=tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
     else:
-        config, before = saved.config, TrainConfig(**saved.run["train_config"])
-        check_resumed({**dataclasses.asdict(config), **dataclasses.asdict(before)}, given)
+        before = TrainConfig(**saved.run["train_config"])
+        check_resumed({**dataclasses.asdict(saved.config), **dataclasses.asdict(before)}, given)
+        config = dataclasses.replace(saved.config, checkpoint=given.get("checkpoint", saved.config.checkpoint))
         train_config = dataclasses.replace(before, **pick(given, TRAIN_OPTIONS))
 
     if own and train_config.dtype not in ("auto", "float32"):
@@ -140,9 +141,12 @@ def main() -> None:
 
 
 def check_resumed(run: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse to resume a run as another model, with another optimizer, or with a preset that is not its own."""
+    """Refuse to resume a run as another model, with another optimizer, or with a preset that is not its own.
+
+    --checkpoint makes no other model: memory may have become short.
+    """
     for name in (*pick(run, MODEL_OPTIONS), "optimizer"):
-        if given.get(name, run[name]) != run[name]:
+        if name != "checkpoint" and given.get(name, run[name]) != run[name]:
             raise ConfigError(f"--resume with {name} {given[name]}, but the run has {name} {run[name]}")
     for name, value in PRESETS.get(given.get("preset", ""), {}).items():
         if name not in given and value != run[name]:
@@ -200,11 +204,13 @@ def engine_run(trainer: Trainer) -> checkpoint.Checkpoint | None:
         return None
     saved = checkpoint.load(last)
     before, now = (
-        {**options, "max_iters": None, "processes": None}  # which may change when a run is resumed
-        for options in (saved.run["train_config"], dataclasses.asdict(trainer.config))
+        {**options, "max_iters": None, "processes": None, "checkpoint": None}  # which may change on resuming
+        for options in (
+            {**dataclasses.asdict(saved.config), **saved.run["train_config"]},
+            {**dataclasses.asdict(trainer.model.config), **dataclasses.asdict(trainer.config)},
+        )
     )
-    same = (saved.config, before, saved.run["data_id"]) == (trainer.model.config, now, trainer.data_id)
-    return saved if same else None
+    return saved if (before, saved.run["data_id"]) == (now, trainer.data_id) else None
 
 
 def compare(comparison: Comparison, own: dict[OwnOperation, str], out: Path) -> None:

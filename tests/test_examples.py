@@ -177,6 +177,16 @@ def test_a_command_with_a_preset_goes_on_with_resume(text, tmp_path):
     assert run_program("train_shakespeare", *command, "--resume") == 0
 
 
+def test_a_run_goes_on_with_less_memory_to_the_same_bits(text, tmp_path):
+    command = [*SMALL, "--dropout", 0.2, "--data", text]
+    for out, options in ((tmp_path / "whole", []), (tmp_path / "resumed", ["--max-iters", 2])):
+        assert run_program("train_shakespeare", *command, "--out", out, "--max-iters", 5, *options) == 0
+    resume = ["--device", "cpu", "--data", text, "--out", tmp_path / "resumed", "--resume"]
+    assert run_program("train_shakespeare", *resume, "--checkpoint", "--max-iters", 5) == 0
+    whole, resumed = (mg.load(tmp_path / out / "last.safetensors") for out in ("whole", "resumed"))
+    assert all(resumed[name].data.tobytes() == value.data.tobytes() for name, value in whole.items())
+
+
 def test_resume_on_another_text_says_so(trained, tmp_path):
     """Before it comes upon a character that the run does not know."""
     (tmp_path / "other.txt").write_text("THE CAT SAT. " * 100, encoding="utf-8")
