@@ -70,6 +70,7 @@ class Finetuner(Trainer):
     """A trainer that shows a sample after each estimate of the losses, and keeps the best adapters in a file."""
 
     config: FinetuneConfig
+    less_memory = "or a smaller --block-size"
 
     def evaluate(self, bar: tqdm) -> None:
         super().evaluate(bar)

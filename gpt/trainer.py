@@ -40,10 +40,6 @@ from .model import GPT
 from .tokenizer import Tokenizer
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
-LESS_MEMORY = (
-    "what takes less: a smaller --batch-size (with a larger --grad-accum the steps stay the same), --checkpoint, or a "
-    "smaller --block-size"
-)
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
 
 
@@ -76,6 +72,8 @@ def choose_processes(config: TrainConfig, model: GPT) -> int:
 
 class Trainer:
     """One training run. `train()` runs it to the end, or until it is interrupted."""
+
+    less_memory = "--checkpoint, or a smaller --block-size"  # options of the program, besides those of TrainConfig
 
     def __init__(
         self,
@@ -125,7 +123,11 @@ class Trainer:
         self.model.train()
         bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
         tf32 = rounding_to_tf32(self.config.dtype == "tf32")
-        with bar, self.catch_interrupts(), memory_advice(LESS_MEMORY), tf32, self.parallel:
+        advice = memory_advice(
+            "what takes less: a smaller --batch-size (with a larger --grad-accum the steps stay the same), "
+            + self.less_memory
+        )
+        with bar, self.catch_interrupts(), advice, tf32, self.parallel:
             self.restart_clock()
             loss = None
             while True:

@@ -423,6 +423,17 @@ def test_adapters_are_resumed_on_the_weights_they_were_trained_on(finetune, base
     assert finetune("run", "--resume", "--max-iters", 1) == 0
 
 
+def test_what_takes_less_memory_is_said_with_options_that_the_program_has(finetune, monkeypatch, capsys):
+    def run_out(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(GPT, "forward", run_out)
+    message = finetune("run", "--max-iters", 1)
+    assert run_program("finetune", "--help") == 0
+    advised, known = (set(re.findall(r"--[a-z-]+", text)) for text in (message, capsys.readouterr().out))
+    assert {"--batch-size", "--block-size"} <= advised <= known
+
+
 def test_a_run_of_another_kind_is_not_resumed(finetune, base, text, tmp_path):
     shape = ["--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--block-size", 8, "--max-iters", 0, "--eval-iters", 1]
     run_program("train_shakespeare", "--device", "cpu", "--data", text, "--out", tmp_path / "run", *shape)
