@@ -67,7 +67,7 @@ def main() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise GPTError("drawing needs matplotlib, which is not installed (pip install matplotlib)") from error
-    model, tokenizer = load_model(args.checkpoint, args.adapters, args.device)
+    model, tokenizer = load_model(args.checkpoint, args.adapters, args.device, dropout=0.0)  # dropout is for training
     n_layer, block_size = model.config.n_layer, model.config.block_size
     if args.layer is not None and not 0 <= args.layer < n_layer:
         raise GPTError(f"--layer {args.layer}: the model has layers 0 to {n_layer - 1}")

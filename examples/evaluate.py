@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
 
     text = load_text(args.data).text
-    model, tokenizer = load_model(args.model, args.adapters, args.device)
+    model, tokenizer = load_model(args.model, args.adapters, args.device, dropout=0.0)  # dropout is for training
     ids, n_bytes = tokenizer.encode(text), len(text.encode())
     stride = max(1, model.config.block_size // 2) if args.stride is None else args.stride
     print(f"text           {args.data}: {n_bytes:,} bytes, {len(ids):,} tokens")

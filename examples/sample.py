@@ -44,7 +44,7 @@ def main() -> None:
     check_options(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed)
     if args.prompt == "":
         raise GPTError("--prompt is empty; wanted at least one character")
-    model, tokenizer = load_model(args.checkpoint, args.adapters, args.device)
+    model, tokenizer = load_model(args.checkpoint, args.adapters, args.device, dropout=0.0)  # dropout is for training
     ids = first_ids(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
     stop = stop_tokens(tokenizer, args.stop)
     options = {"stop_tokens": stop, "vocab_size": tokenizer.vocab_size}

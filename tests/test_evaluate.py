@@ -1,7 +1,9 @@
 """Evaluation: strided windows predict every token once, with the context they promise, and add up to the right loss."""
 
+import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -162,6 +164,24 @@ def test_the_program_prints_the_three_figures(folder, capsys, stride):
 def test_the_program_needs_no_standard_error(folder, monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     assert run_program("evaluate", "--model", folder, "--data", folder / "text.txt") == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        ("evaluate", ["--data", "text.txt"]),
+        ("sample", ["--max-new-tokens", 1]),
+        ("attention_maps", ["--prompt", "drei", "--out", "maps.png"]),
+    ],
+)
+def test_programs_that_do_not_train_take_a_model_of_several_dropouts(folder, tmp_path, monkeypatch, program, options):
+    if program == "attention_maps":
+        pytest.importorskip("matplotlib")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = json.loads((copy / "config.json").read_text(encoding="utf-8")) | {"attn_pdrop": 0.1, "resid_pdrop": 0.2}
+    (copy / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    monkeypatch.chdir(copy)
+    assert run_program(program, "--model", ".", *options) == 0
 
 
 def test_the_program_takes_adapters(folder, capsys, tmp_path):
