@@ -61,8 +61,14 @@ def save_pretrained(model: GPT, its_tokenizer: tokenizer.Tokenizer, folder: str 
 
 
 def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> None:
-    """Raise `PretrainedError` if `save_pretrained` has no place for the model, or cannot make the folder; make it."""
+    """Raise `PretrainedError` if `save_pretrained` has no place for the model, or cannot make the folder; make it.
+
+    A run's folder is refused: `load_model` would take what is written there for the run's, which could not be resumed.
+    """
     pretrained.tensors_of(model)
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        if Path(folder, name).is_file():
+            raise PretrainedError(f"{folder}: has a run's {name}; wanted another folder to write the model to")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

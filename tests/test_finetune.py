@@ -284,6 +284,7 @@ def test_what_cannot_be_done_is_said_before_the_work(finetune, base, text, tmp_p
     for model, options, message in (
         (base, ["--prompt", "THE"], "the character 'T' at position 0 is not in the vocabulary"),
         (base, ["--save-pretrained", text], f"{text}: cannot be made (File exists)"),
+        (base, ["--save-pretrained", tmp_path / "rotary"], f"{tmp_path / 'rotary'}: has a run's last.safetensors"),
         (tmp_path / "rotary", ["--save-pretrained", tmp_path / "hf"], "no place for this model: option position"),
     ):
         assert message in finetune("run", *options, model=model)
