@@ -258,12 +258,12 @@ class Training:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if no other matched more."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
         refuse_divergence(loss, step)
-        self.estimates.append((step, loss, matched))
-        best = (matched, -loss) > self.best
+        estimates, best = [*self.estimates, (step, loss, matched)], (matched, -loss) > self.best
+        highest = (matched, -loss) if best else self.best
         if best:
-            self.best = (matched, -loss)
             self.averaged.save(self.out / MODEL)
-        self.save(step)
+        self.save(step, estimates, highest)
+        self.estimates, self.best = estimates, highest  # not before all is on the disk: Ctrl-C may come any time
         with bar.external_write_mode(file=sys.stdout):
             print(
                 f"step {step:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
@@ -275,9 +275,9 @@ class Training:
         """All that has arrays to be saved, by name."""
         return {"model": self.model, "averaged": self.averaged.model, "optimizer": self.optimizer}
 
-    def save(self, done: int) -> None:
+    def save(self, done: int, estimates: list[tuple[int, float, float]], best: tuple[float, float]) -> None:
         """Write all that is needed to go on to one file. The batches follow from the seed."""
-        run = {"done": done, "losses": self.losses, "estimates": self.estimates, "best": self.best}
+        run = {"done": done, "losses": self.losses, "estimates": estimates, "best": best}
         run["data_id"] = self.data_id
         about = {"options": self.options, "run": run, "random": mg.random.get_state()}
         tensors = {f"{name}.{key}": x for name, of in self.parts().items() for key, x in of.state_dict().items()}

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -397,6 +398,27 @@ def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch)
     interrupted(after=3)
     assert "interrupted after the estimate at step 2; what follows is of the best so far" in capsys.readouterr().out
     assert len(Translator.load(tmp_path).translate(["3 May 1998"])) == 1
+
+
+@pytest.mark.parametrize("file", [1, 2, 3])
+def test_an_estimate_counts_once_it_is_on_the_disk(tmp_path, capsys, monkeypatch, file):
+    """Ctrl-C while the first estimate's model or run is written: there is nothing to show. Later there is the first."""
+    files, save = itertools.count(1), mg.save
+
+    def interrupted(*arguments, **options):
+        if next(files) == file:
+            raise KeyboardInterrupt
+        return save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mg, "save", interrupted)
+        ended = run_program("translate", *TINY, "--steps", 4, "--eval-interval", 2, "--out", tmp_path)
+    if file < 3:
+        assert ended == "\ninterrupted"
+    else:
+        assert ended == 0
+        assert "interrupted after the estimate at step 2;" in capsys.readouterr().out
+        assert run_program("translate", "--resume", "--out", tmp_path) == 0
 
 
 RUN = [*TINY, "--dropout", 0.1, "--average", 3]  # 190 pairs in batches of 16: an epoch is 12 steps
