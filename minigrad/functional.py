@@ -451,13 +451,13 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 
 def softmax(x: Any, axis: builtins.int = -1) -> Tensor:
     """e^x / sum of e^x along `axis`. A row of -inf throughout gives zeros."""
-    x = _tensor(x)
+    x = _floats(x)
     return softmax_op.Softmax.apply(x, _axis("softmax", x, axis))
 
 
 def log_softmax(x: Any, axis: builtins.int = -1) -> Tensor:
     """ln softmax(x) along `axis`, without under- or overflow."""
-    x = _tensor(x)
+    x = _floats(x)
     return softmax_op.LogSoftmax.apply(x, _axis("log_softmax", x, axis))
 
 

@@ -1,5 +1,7 @@
 """Elementwise operations: gradients under broadcasting and in every layout, values, kinks and edges."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -232,8 +234,11 @@ def test_where_of_two_numbers_is_float32_if_either_is_a_float(x, y):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int64])
 @pytest.mark.parametrize(
     "function",
-    [F.sigmoid, F.silu, F.gelu, lambda x: F.gelu(x, approximate="none"), F.logsumexp, F.rms_norm],
-    ids=["sigmoid", "silu", "gelu", "exact gelu", "logsumexp", "rms_norm"],
+    [
+        *(F.sigmoid, F.silu, F.gelu, functools.partial(F.gelu, approximate="none")),
+        *(F.softmax, F.log_softmax, F.logsumexp, F.rms_norm),
+    ],
+    ids=lambda value: getattr(value, "__name__", "exact gelu"),
 )
 def test_integers_of_any_width_are_computed_with_as_floats(function, dtype):
     x = np.array([0, 1, 12, 120], dtype)

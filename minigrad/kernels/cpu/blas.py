@@ -41,7 +41,7 @@ def _has_amd_processor() -> bool:
 
 
 def _load_mkl() -> dict[np.dtype[Any], Any]:
-    """MKL's product for float32 and float64, or nothing if NumPy's is wanted or the package `mkl` is not installed."""
+    """MKL's product for float32 and float64, or nothing if NumPy's is wanted, or faster, or MKL is not installed."""
     wanted = os.environ.get("MINIGRAD_BLAS")
     if wanted and wanted not in ("mkl", "numpy"):
         raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; wanted mkl or numpy")
@@ -51,7 +51,9 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
         files = importlib.metadata.files("mkl") or []
         library = next(str(f.locate()) for f in files if f.name.startswith(("libmkl_rt.so", "mkl_rt.")))
         mkl = ctypes.CDLL(os.path.realpath(library))
-    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
+    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError) as error:
+        if wanted:
+            raise ImportError('MINIGRAD_BLAS is mkl, which is not installed: pip install "minigrad[mkl]"') from error
         return {}
     os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # is read when the threads start
     mkl.MKL_Set_Interface_Layer(_WHOLE_OF_32_BITS)
