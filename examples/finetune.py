@@ -176,6 +176,9 @@ def new_config(given: dict[str, Any]) -> FinetuneConfig:
     if not given.get("model"):
         raise ConfigError('--model is missing; wanted a model to start from, for example "gpt2"')
     options = {**DEFAULTS, **(LORA_DEFAULTS if given.get("lora_rank") else {}), **given}
+    for name in ("lora_alpha", "lora_layers"):
+        if name in given and not given.get("lora_rank"):
+            raise ConfigError(f"{name} {given[name]} is for adapters, which want a lora_rank too")
     options.setdefault("lr_decay_iters", options["max_iters"])
     options.setdefault("warmup_iters", options["max_iters"] // 10)
     options.setdefault("min_lr", options["learning_rate"] / 10)

@@ -122,9 +122,11 @@ class TrainConfig:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}
         check_whole(self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0, "processes": 0})
         check_choices(self)
-        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip", "muon_learning_rate"):
-            if not number_or_nan(getattr(self, name)) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0")
+        for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate"):
+            if not 0 <= number_or_nan(getattr(self, name)) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0, not infinity")
+        if not number_or_nan(self.grad_clip) >= 0:
+            raise ConfigError(f"grad_clip is {self.grad_clip!r}; wanted a number of at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= number_or_nan(getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number from 0 to below 1")

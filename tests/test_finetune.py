@@ -283,6 +283,7 @@ def test_what_cannot_be_done_is_said_before_the_work(finetune, base, text, tmp_p
     run_program("train_shakespeare", *shape, *rotary)
     for model, options, message in (
         (base, ["--prompt", "THE"], "the character 'T' at position 0 is not in the vocabulary"),
+        (base, ["--lora-alpha", 8], "lora_alpha 8.0 is for adapters, which want a lora_rank too"),
         (base, ["--save-pretrained", text], f"{text}: cannot be made (File exists)"),
         (base, ["--save-pretrained", tmp_path / "rotary"], f"{tmp_path / 'rotary'}: has a run's last.safetensors"),
         (tmp_path / "rotary", ["--save-pretrained", tmp_path / "hf"], "no place for this model: option position"),

@@ -459,6 +459,8 @@ class TestCheckpointFiles:
         ({"batch_size": 0}, "batch_size is 0; wanted a whole number of at least 1"),
         ({"processes": True}, "processes is True; wanted a whole number of at least 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; wanted a number of at least 0"),
+        ({"min_lr": math.inf}, "min_lr is inf; wanted a number of at least 0, not infinity"),
+        ({"grad_clip": math.nan}, "grad_clip is nan; wanted a number of at least 0"),
         ({"learning_rate": "a"}, "learning_rate is 'a'; wanted a number of at least 0"),
         ({"beta2": 1.0}, "beta2 is 1.0; wanted a number from 0 to below 1"),
         ({"beta1": None}, "beta1 is None; wanted a number from 0 to below 1"),
