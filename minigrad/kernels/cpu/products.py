@@ -1,7 +1,6 @@
 """Matrix products on all threads: those of the library that multiplies, or the pool's, which split the result.
 
-MKL shares out its products well, OpenBLAS where there are not many rows; else two of its products side by side are
-faster.
+MKL shares out its products well, OpenBLAS those of few rows. Of many rows, two of its products side by side are faster.
 """
 
 from __future__ import annotations
