@@ -186,13 +186,23 @@ def test_state_of_something_else_is_refused_and_changes_nothing(state, message):
         ([np.ones(2)], TypeError, "wanted leaf tensors"),
         (nn.Parameter([1.0]), TypeError, "wanted leaf tensors"),
         ([{"params": parameters((1,)), "learning_rate": 1}], ValueError, r"unknown settings \['learning_rate'\]"),
+        ([{"lr": 1}], ValueError, r"a group has no params, only \['lr'\]"),
         (parameters((1,)) * 2, ValueError, "appears twice"),
     ],
-    ids=["none", "not required", "not a leaf", "array", "a tensor", "unknown setting", "twice"],
+    ids=["none", "not required", "not a leaf", "array", "a tensor", "unknown setting", "no params", "twice"],
 )
 def test_what_optimizers_refuse(params, error, message):
     with pytest.raises(error, match=message):
         optim.SGD(params, lr=0.1)
+
+
+def test_a_group_may_be_a_single_tensor():
+    (p,) = parameters((2,))
+    before = p.data.copy()
+    optimizer = optim.SGD([{"params": p, "lr": 0.5}], lr=0.1)
+    p.grad = np.array([1.0, 2.0])
+    optimizer.step()
+    np.testing.assert_allclose(p.data, before - [0.5, 1.0])
 
 
 # Clipping

@@ -27,8 +27,8 @@ MASTER = "master"  # the slot of the float32 copy of a 16-bit parameter
 class Optimizer:
     """What all optimizers share: groups of parameters with settings, and state that can be saved.
 
-    `params` is an iterable of tensors, or of dicts {"params": tensors, setting: value, …} whose settings override the
-    defaults for that group. Subclasses name in `slots` the arrays they keep for each parameter.
+    `params` is an iterable of tensors, or of dicts {"params": one or several, setting: value, …} whose settings
+    override the defaults for that group. Subclasses name in `slots` the arrays they keep for each parameter.
 
     A 16-bit parameter has too few digits to learn: a step of a thousandth of it, in float16 of a five-thousandth, would
     be rounded away. It gets a float32 copy, its "master", which learns, with moments in float32 too, and of which it is
@@ -46,12 +46,15 @@ class Optimizer:
         groups = given if isinstance(given[0], Mapping) else [{"params": given}]
         self.groups: list[dict[str, Any]] = []
         for group in groups:
+            if "params" not in group:
+                raise ValueError(f"{type(self).__name__}: a group has no params, only {sorted(group)}")
             unknown = set(group) - {"params"} - set(settings)
             if unknown:
                 raise ValueError(
                     f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(settings)}"
                 )
-            self.groups.append({**settings, **group, "params": list(group["params"])})
+            members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            self.groups.append({**settings, **group, "params": members})
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
             raise TypeError(f"{type(self).__name__}: wanted leaf tensors that require gradients")
