@@ -51,7 +51,7 @@ def _operand(value: Any) -> Any:
 
 def _array(value: Any) -> Any:
     """An array of what is no tensor. Of a list of tensors it would have no gradient, so there must be none to have."""
-    if isinstance(value, (list, tuple)) and is_recording() and asks_for_gradient(value):
+    if is_recording() and asks_for_gradient(value):
         raise TypeError("got a list of tensors that require gradients where one tensor is wanted; stack() makes it one")
     return as_array(value)
 

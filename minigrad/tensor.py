@@ -212,7 +212,7 @@ class Tensor(autograd.Variable):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write in place. Not recorded, so not allowed on a tensor that takes part in gradients (but for no_grad)."""
-        if (self.requires_grad or autograd.asks_for_gradient(value)) and autograd.is_recording():
+        if autograd.is_recording() and (self.requires_grad or autograd.asks_for_gradient(value)):
             raise autograd.AutogradError(
                 "writing in place to a tensor that requires gradients, or one that does into another, is not recorded; "
                 "do it inside no_grad(), or use where(), masked_fill(), concatenate() or stack()"
