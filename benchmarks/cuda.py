@@ -314,7 +314,7 @@ def new_trainer(row: Row, graph: bool) -> Any:
     import minigrad as mg
     from gpt import GPT, GPTConfig
     from gpt.config import TrainConfig
-    from gpt.data import Dataset
+    from gpt.text.data import Dataset
     from gpt.trainer import Trainer
 
     config = TrainConfig(batch_size=row.batch, learning_rate=LEARNING_RATE, beta2=0.95, seed=1, dtype=row.dtype)

@@ -1,7 +1,7 @@
 """Every CUDA kernel by itself: how much it moves or computes, how long it takes, and how far it is from its reference.
 
 `cases(sizes, dtype)` lists the kernels of minigrad/kernels/cuda as a training step calls them. benchmarks/cuda.py times
-them on a card; tests/test_cuda_kernels_on_card.py checks them there.
+them on a card; tests/cuda/test_cuda_kernels_on_card.py checks them there.
 """
 
 from __future__ import annotations

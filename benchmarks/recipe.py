@@ -52,7 +52,7 @@ class Minigrad:
         import minigrad as mg
         from gpt import GPT, CharTokenizer, GPTConfig
         from gpt.config import TrainConfig
-        from gpt.data import Dataset, read_text
+        from gpt.text.data import Dataset, read_text
         from gpt.trainer import Trainer
 
         text = read_text(Path(folder) / TEXT)
@@ -244,7 +244,7 @@ def main() -> None:
         return
     args.steps = args.steps or (200 if args.quick else 2000)
     from gpt import CharTokenizer
-    from gpt.data import load_text
+    from gpt.text.data import load_text
 
     print(machine())
     text = load_text(args.data)

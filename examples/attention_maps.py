@@ -23,7 +23,7 @@ from gpt import GPTError
 from gpt.download import reason
 from gpt.errors import run_program
 from gpt.loading import load_model
-from gpt.tokenizer import Tokenizer
+from gpt.text.tokenizer import Tokenizer
 from minigrad.serialization import write_atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gpt.data import load_text
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
 from gpt.loading import load_model
+from gpt.text.data import load_text
 
 
 def main() -> None:

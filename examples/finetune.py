@@ -25,10 +25,10 @@ from tqdm import tqdm
 import minigrad as mg
 from gpt import ConfigError, checkpoint, lora, precision
 from gpt.config import TrainConfig, add_graph_option, option
-from gpt.data import Dataset, load_text
 from gpt.errors import run_program
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
-from gpt.tokenizer import END_OF_TEXT
+from gpt.text.data import Dataset, load_text
+from gpt.text.tokenizer import END_OF_TEXT
 from gpt.trainer import Trainer, check_same_text, keep_previous_run, resume_command, run_folder
 
 

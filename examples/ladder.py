@@ -1,4 +1,4 @@
-"""Climb the ladder from a table of character pairs to a Transformer: train each rung of gpt/ladder.py on one text.
+"""Climb the ladder from a table of character pairs to a Transformer: train each rung of gpt.course.ladder on one text.
 
     python examples/ladder.py --rung bigram           # then head, heads, feed-forward, residual, layer-norm
     python examples/ladder.py --all                   # these six, one after the other
@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import minigrad as mg
 from gpt import ConfigError, DataError, GPTConfig, checkpoint
 from gpt.config import PRESETS
-from gpt.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
+from gpt.course.ladder import RUNGS, SMALL
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
 from gpt.figures import new_figure, save_figure
-from gpt.ladder import RUNGS, SMALL
+from gpt.text.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
 from gpt.trainer import progress_bar, run_folder
 from minigrad import optim
 from minigrad.serialization import write_atomically

@@ -19,10 +19,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt import CharTokenizer, ConfigError
-from gpt.data import META, TRAIN, VAL
 from gpt.errors import run_program
-from gpt.prepare import check_options, prepare, read_chunks, text_files
-from gpt.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
+from gpt.text.data import META, TRAIN, VAL
+from gpt.text.prepare import check_options, prepare, read_chunks, text_files
+from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
 
 
 def main() -> None:

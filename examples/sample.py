@@ -12,7 +12,7 @@ from gpt import GPTError
 from gpt.errors import run_program
 from gpt.loading import load_model
 from gpt.sample import check_options, stream
-from gpt.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, first_ids
+from gpt.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, first_ids
 
 
 def main() -> None:

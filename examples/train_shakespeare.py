@@ -21,11 +21,11 @@ from typing import Any
 import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig, add_graph_option
-from gpt.data import Dataset, load_data
+from gpt.course.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 from gpt.errors import DataError, run_program
-from gpt.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 from gpt.sample import stream
-from gpt.tokenizer import StreamDecoder, first_ids
+from gpt.text.data import Dataset, load_data
+from gpt.text.tokenizer import StreamDecoder, first_ids
 from gpt.trainer import ENGINE, DivergedError, Trainer, check_same_text, keep_previous_run, resume_command, run_folder
 from minigrad import kernels
 

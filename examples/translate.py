@@ -34,15 +34,15 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad as mg
-from gpt.beam import check_length_penalty
 from gpt.checkpoint import LAST, part
 from gpt.config import check_choices, check_whole, option
 from gpt.errors import CheckpointError, ConfigError, run_program
 from gpt.figures import new_figure, save_figure
-from gpt.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
-from gpt.seq2seq import Seq2SeqConfig
 from gpt.trainer import DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
-from gpt.translator import MODEL, Batch, Translator, as_batch, batches
+from gpt.translation.beam import check_length_penalty
+from gpt.translation.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
+from gpt.translation.seq2seq import Seq2SeqConfig
+from gpt.translation.translator import MODEL, Batch, Translator, as_batch, batches
 from minigrad import optim
 from minigrad.serialization import load_with_metadata
 

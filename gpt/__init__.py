@@ -3,9 +3,9 @@
 from .config import GPTConfig
 from .errors import CheckpointError, ConfigError, DataError, GPTError, PretrainedError, TokenError
 from .model import GPT, KVCache
-from .seq2seq import Seq2Seq, Seq2SeqConfig
-from .tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, StreamDecoder, Tokenizer
-from .translator import Translator
+from .text.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, StreamDecoder, Tokenizer
+from .translation.seq2seq import Seq2Seq, Seq2SeqConfig
+from .translation.translator import Translator
 
 __all__ = [
     "GPT",

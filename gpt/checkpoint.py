@@ -19,7 +19,7 @@ from minigrad.serialization import load_with_metadata
 from .config import GPTConfig
 from .errors import CheckpointError, GPTError
 from .model import GPT
-from .tokenizer import CharTokenizer, Tokenizer, from_state
+from .text.tokenizer import CharTokenizer, Tokenizer, from_state
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, lora, pretrained, tokenizer
+from . import checkpoint, lora, pretrained
 from .download import reason
 from .errors import CheckpointError, PretrainedError
 from .model import GPT
+from .text import tokenizer
 
 TOKENIZER = "minigrad_tokenizer.json"  # beside config.json, where the vocabulary is not GPT-2's
 GPT2_VOCABULARY = "855ec41a9d90094ebb1189ee8082e915505cf2dfe0691a4f39da9c020f9476b2"  # see `_check_is_gpt2s`

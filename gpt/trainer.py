@@ -30,14 +30,15 @@ from minigrad.kernels.cuda.graph import Captured
 from minigrad.kernels.cuda.products import rounding_to_tf32
 from minigrad.serialization import naming, remove_unfinished, write_atomically
 
-from . import checkpoint, lora, precision, pretrained, translator
+from . import checkpoint, lora, precision, pretrained
 from .config import TrainConfig
-from .data import Dataset
 from .download import reason
 from .errors import CheckpointError, ConfigError, GPTError, memory_advice
 from .figures import new_figure, save_figure
 from .model import GPT
-from .tokenizer import Tokenizer
+from .text.data import Dataset
+from .text.tokenizer import Tokenizer
+from .translation import translator
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv

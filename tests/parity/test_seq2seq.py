@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt.seq2seq import PAD, Seq2Seq, Seq2SeqConfig, sinusoidal_positions
+from gpt.translation.seq2seq import PAD, Seq2Seq, Seq2SeqConfig, sinusoidal_positions
 
 from .compare import assert_close, largest, randomise, torch
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minigrad as mg
+from gpt.course.own_ops import NOT_WRITTEN, RIGHT, WRONG, load_operations
 from gpt.errors import ConfigError
-from gpt.own_ops import NOT_WRITTEN, RIGHT, WRONG, load_operations
 from minigrad.autograd import Context
 
 from .diagnosis import diagnose

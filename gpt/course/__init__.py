@@ -1,0 +1,1 @@
+"""For students: the lecture's ladder of models, and training a GPT with operations of one's own."""

@@ -1,0 +1,199 @@
+"""Text files into token files for `data.load_tokens`: in parallel, and never a whole file in memory."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from minigrad.serialization import naming, write_atomically
+
+from ..download import reason
+from ..errors import ConfigError, DataError, TokenError
+from .data import META, TRAIN, VAL
+from .tokenizer import END_OF_TEXT, Tokenizer
+
+CHUNK = 1 << 20  # bytes that are read at a time
+LIMIT = 1 << 24  # characters without a place to cut at; then they are cut anywhere
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def text_files(paths: Iterable[str | os.PathLike[str]], leave_out: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
+    """The files named, and all below the folders named, sorted there, but for those with a name that begins with a dot.
+
+    leave_out: files below the folders that are no texts.
+
+    Raises `DataError` if a file is missing or empty, and if a folder has none.
+    """
+    files: list[Path] = []
+    others = {Path(path).resolve() for path in leave_out}
+    for path in map(Path, paths):
+        found = [path]
+        if path.is_dir():
+            folder = path.resolve()
+            below = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+            texts = (file for file in sorted(below) if folder / file not in others)
+            found = [path / file for file in texts if not any(part.startswith(".") for part in file.parts)]
+            if not found:
+                raise DataError(f"{path}: there are no files in this folder")
+        files += found
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: there is no such file")
+        if not file.stat().st_size:
+            raise DataError(f"{file}: the file is empty")
+    return files
+
+
+def read_chunks(path: str | os.PathLike[str], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
+    """The text of a UTF-8 file, chunk after chunk; all chunks encoded, one after another, are the text encoded.
+
+    A chunk ends before a space or line break that follows something else, where a piece of GPT-2's begins whatever
+    comes before and after. Only where there is no such place in LIMIT characters a chunk ends anywhere, and ids there
+    may be others (of the same text).
+
+    progress: called with the number of bytes whenever some were read.
+
+    Raises `DataError` if the file cannot be read, and for the first byte that is no UTF-8.
+    """
+    text, rest, position = "", b"", 0  # not yet given out; bytes of a character that is cut; where in the file they are
+    try:
+        with open(path, "rb") as file:
+            while True:
+                content = file.read(CHUNK)
+                progress(len(content))
+                more, used = codecs.utf_8_decode(rest + content, "strict", not content)
+                text, rest, position = text + more, (rest + content)[used:], position + used
+                if not content:
+                    break
+                cut = _last_cut(text) or (len(text) if len(text) >= LIMIT else 0)
+                if cut:
+                    yield text[:cut]
+                    text = text[cut:]
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], position + error.start
+        raise DataError(f"{path}: not UTF-8 text (byte {byte:#04x} at {place})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
+    if text:
+        yield text
+
+
+def _last_cut(text: str) -> int:
+    """The last place before a space or line break that follows something else; 0 if there is none."""
+    found = re.search(r"[ \n](?=\S)", text[::-1])
+    return len(text) - found.end() if found else 0
+
+
+def check_options(val_fraction: float, workers: int) -> None:
+    """Raise `ConfigError` for options that have no meaning."""
+    if not 0 < val_fraction < 1:
+        raise ConfigError(f"val_fraction is {val_fraction}; wanted above 0 and below 1")
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; wanted at least 1")
+
+
+def prepare(
+    files: Sequence[Path],
+    tokenizer: Tokenizer,
+    out: str | os.PathLike[str],
+    val_fraction: float = 0.1,
+    workers: int = 1,
+    progress: Callable[[int], object] = lambda count: None,
+) -> dict[str, Any]:
+    """Write train.bin, val.bin and meta.json to the folder `out`, and return what is in meta.json.
+
+    The ids of the files follow each other, with an end-of-text mark between two files if the tokenizer has one; the
+    last `val_fraction` of them are for val.bin. The chunks of `read_chunks` are encoded by as many threads at a time as
+    there are workers: tiktoken lets other threads run. Files that were in `out` before are replaced once all is done.
+    """
+    check_options(val_fraction, workers)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    with tempfile.TemporaryDirectory(dir=out, prefix=".prepare.") as folder:
+        train, val = Path(folder, TRAIN), Path(folder, VAL)
+        with naming(out / TRAIN), open(train, "wb+") as file:
+            for ids in in_order(_encoder(tokenizer), _documents(files, progress), workers):
+                file.write(ids.astype(dtype).tobytes())
+            total = file.tell() // dtype.itemsize
+            cut = int((1 - val_fraction) * total)
+            if not 0 < cut < total:
+                raise DataError(f"{total} tokens are too few to keep {val_fraction} of them for validation")
+            file.seek(cut * dtype.itemsize)
+            with naming(out / VAL), open(val, "wb") as rest:
+                shutil.copyfileobj(file, rest)
+                rest.flush()
+                os.fsync(rest.fileno())
+            file.truncate(cut * dtype.itemsize)
+            os.fsync(file.fileno())
+        meta = {
+            "tokenizer": tokenizer.state(),
+            "dtype": dtype.name,
+            "files": {
+                path.name: {"tokens": path.stat().st_size // dtype.itemsize, "sha256": _sha256(path)}
+                for path in (train, val)
+            },
+        }
+        (out / META).unlink(missing_ok=True)  # so that it never stands beside files of another time
+        os.replace(train, out / TRAIN)
+        os.replace(val, out / VAL)
+        write_atomically(out / META, json.dumps(meta).encode())
+    return meta
+
+
+def _documents(files: Sequence[Path], progress: Callable[[int], object]) -> Iterator[tuple[Path, int, str, bool]]:
+    """Each chunk with its file, the character of the file that it begins with, and whether another file came before."""
+    for i, path in enumerate(files):
+        start = 0
+        for chunk in read_chunks(path, progress):
+            yield path, start, chunk, i > 0 and start == 0
+            start += len(chunk)
+
+
+def _encoder(tokenizer: Tokenizer) -> Callable[[tuple[Path, int, str, bool]], np.ndarray]:
+    """A function from what `_documents` gives to ids."""
+    mark = tokenizer.special_tokens.get(END_OF_TEXT)
+
+    def encode(item: tuple[Path, int, str, bool]) -> np.ndarray:
+        path, start, chunk, is_next = item
+        try:
+            ids = tokenizer.encode(chunk)
+        except TokenError as error:
+            raise DataError(f"{path}: from character {start} on: {error}") from error
+        return ids if mark is None or not is_next else np.append(np.array([mark], ids.dtype), ids)
+
+    return encode
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """map(function, items) by several threads, no more than two items a thread ahead."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,817 @@
+"""The exercises: they can be solved, every mistake is called by its name, and what is solved trains the GPT."""
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from gpt import ConfigError
+from gpt.course.own_ops import Comparison, check, load_operations
+from minigrad import functional as F
+from minigrad import kernels
+from minigrad.ops.activation import GELUTanh, Tanh
+from minigrad.ops.elementwise import Add
+from tests.gpt.exercise_solutions import BACKWARD, EXERCISES, SUM_TO, handed_out, with_backward, write_solutions
+from tests.programs import run_program
+
+sys.path.insert(0, str(EXERCISES))
+from grading import EXERCISES as TEN  # noqa: E402
+from grading import grade, grade_file  # noqa: E402
+from grading.diagnosis import same  # noqa: E402
+from grading.grade import is_floating, numeric_gradient  # noqa: E402
+
+BY_FILE = {exercise.file: exercise for exercise in TEN}
+
+
+def graded(tmp_path, file, body, sum_to=SUM_TO):
+    """The grade of an exercise with this body in its backward."""
+    text = with_backward(file, body).replace(SUM_TO, sum_to)
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    return grade_file(BY_FILE[file], tmp_path)
+
+
+# The exercises themselves
+
+
+def test_there_are_ten_and_none_is_written():
+    assert [exercise.file for exercise in TEN] == sorted(path.name for path in EXERCISES.glob("ex*.py"))
+    assert len(TEN) == 10
+    for exercise in TEN:
+        handed_out(exercise.file)
+        assert grade_file(exercise, EXERCISES) == ("not written yet", f"open {exercise.file}")
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_the_engines_own_operation_passes(exercise):
+    assert grade(exercise, exercise.operation).state == "right"
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_what_is_saved_is_enough_to_solve_it(exercise, tmp_path):
+    assert graded(tmp_path, exercise.file, BACKWARD[exercise.file]) == ("right", "")
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_the_terms_that_diagnoses_are_made_of_add_up_to_the_gradient(exercise):
+    for case in exercise.cases:
+        values = list(case.arguments.values())
+        g = np.asarray(np.random.default_rng(0).standard_normal(exercise_output(exercise, values).shape))
+        terms = exercise.terms(g, **case.arguments)
+        for i, name in enumerate(case.arguments):
+            if is_floating(values[i]):
+                numeric = numeric_gradient(exercise.operation, values, i, g)
+                np.testing.assert_allclose(sum(terms[name].values()), numeric, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_no_known_mistake_is_the_right_gradient_in_every_case(exercise):
+    told = set()  # the mistakes that some case tells from the right gradient; their numbers differ from case to case
+    known = set()
+    for case in exercise.cases:
+        g = np.asarray(
+            np.random.default_rng(0).standard_normal(exercise_output(exercise, list(case.arguments.values())).shape)
+        )
+        terms = exercise.terms(g, **case.arguments)
+        for name, mistakes in exercise.mistakes(g, **case.arguments).items():
+            for message, wrong in mistakes.items():
+                known.add(re.sub(r"\d+", "N", message))
+                if not same(wrong, sum(terms[name].values())):
+                    told.add(re.sub(r"\d+", "N", message))
+    assert told == known
+
+
+def exercise_output(exercise, values):
+    ctx = mg.autograd.Context(exercise.operation, tuple(map(is_floating, values)))
+    return np.asarray(exercise.operation.forward(ctx, *values))
+
+
+# Every mistake is called by its name
+
+
+# For each exercise: a piece of its solution (None: all of it), what the student wrote instead, and what is said of it.
+MISTAKES = {
+    "ex01_add.py": [
+        (None, "return g, g", "dL/db has the shape of the result, (3, 4), but b is (4,): sum over the axes"),
+        (None, "return -g, g", "dL/da is the right one with its sign flipped"),
+        (None, "return 2 * g, g", "dL/da is 2 times the right one"),
+        (None, "return 0 * g, g", "dL/da is zero throughout"),
+        (None, "return None, g", "backward returns None for a; wanted dL/da"),
+        (None, "return g", "backward returns 1 gradient; wanted 2, one for each of a, b"),
+        (None, "sum_to(g, a_shape), sum_to(g, b_shape)", "backward returns None; is its `return` missing?"),
+        (None, "return mg.Tensor(g), mg.Tensor(g)", "backward returns a Tensor as a gradient; wanted a NumPy array"),
+        (None, "return [g.tolist(), g.tolist()]", "backward returns a list as a gradient; wanted a NumPy array"),
+        (
+            None,
+            "return g.sum(axis=-1) if g.shape != a_shape else g, g.sum(axis=-1) if g.shape != b_shape else g",
+            "dL/db has the shape (3,), but b is (4,): the sum runs over other axes than those along which b was copied",
+        ),
+        (None, "return np.ones(g.shape), g", "dL/da does not depend on g: multiply by the gradient"),
+        (None, "return g / 0, g", "dL/da has a NaN or an infinity at (0, 0), where a is"),
+        (
+            None,
+            "return sum_to(g, a_shape), sum_to(g, b_shape) * (max(np.prod(b_shape, dtype=int), 1).item() / g.size)",
+            "dL/db is the mean over the 3 places that b was copied to; wanted the sum",
+        ),
+        (
+            None,
+            "return sum_to(g, a_shape).astype(np.float64), sum_to(g, b_shape)",
+            "dL/da is float64 although all inputs are float32",
+        ),
+        (
+            None,
+            "g *= 1; return g, g",
+            "line 45, g *= 1; return g, g: writes to g, to an argument or to an array that was saved",
+        ),
+        (None, "return undefined, g", "NameError: name 'undefined' is not defined; g is (2, 3), a (2, 3)"),
+    ],
+    "ex02_multiply.py": [
+        (None, "return g * b, g * b", "dL/db is g b: dy/db is the other factor, a"),
+        (None, "return g * a, g * b", "dL/da is g a: dy/da is the other factor, b"),
+        (None, "return g, g", "dL/da is g alone: the factor dy/da is missing"),
+        (None, "return g * b, g", "dL/db is g alone: the factor dy/db is missing"),
+        (
+            "sum_to(g * b, a_shape)",
+            "sum_to(g, a_shape) * sum_to(b + 0 * g, a_shape)",
+            "dL/da is (sum of g) (sum of b): sum over the axes that were broadcast after the product, not before it",
+        ),
+        (None, "return b, a", "dL/da does not depend on g"),
+        (None, "return g * b, g * a", "dL/db has the shape of the result, (3, 4), but b is (4,)"),
+        (
+            None,
+            "return sum_to(g, a_shape) * sum_to(b + 0 * g, a_shape), sum_to(g, b_shape) * sum_to(a + 0 * g, b_shape)",
+            "dL/db is (sum of g) (sum of a): sum over the axes that were broadcast after the product, not before it",
+        ),
+    ],
+    "ex03_gelu.py": [
+        ("dt = 1 - t * t", "dt = 1 - t", "dt/du is 1 - t^2, not 1 - t"),
+        ("dt = 1 - t * t", "dt = 1 + t * t", "dt/du is 1 - t^2, not 1 + t^2"),
+        ("dt = 1 - t * t", "dt = 1", "the factor dt/du is missing"),
+        ("du = c * (1 + 3 * a * x * x)", "du = 1", "the factor du/dx is missing"),
+        ("du = c * (1 + 3 * a * x * x)", "du = c", "the term x/2 (1 - t^2) c 3 a x^2 is missing"),
+        ("(1 + 3 * a", "(1 + a", "the term x/2 (1 - t^2) c 3 a x^2 is 0.3333 times what"),
+        ("+ 0.5 * x", "- 0.5 * x", "x/2 (1 - t^2) c has the wrong sign; the term x/2"),
+        ("0.5 * (1 + t)", "0.0", "the term (1 + t)/2 is missing: x is also a factor of y"),
+        (" + 0.5 * x * dt * du", "", "the term x/2 dt/dx is missing: t depends on x too"),
+        ("return g * (", "return (", "dL/dx does not depend on g"),
+    ],
+    "ex04_matmul.py": [
+        ("g @ b.swapaxes(-1, -2)", "g @ b", "A transposition is missing, or the factors of a"),
+        ("b.swapaxes(-1, -2)", "b.T", "A transposition is missing, or"),
+        (
+            "g @ b.swapaxes(-1, -2)",
+            "b @ g.swapaxes(-1, -2)",
+            "dL/da is b g^T, in another shape: a transposition is in the wrong place, it is g b^T",
+        ),
+        (
+            "a.swapaxes(-1, -2) @ g",
+            "g.swapaxes(-1, -2) @ a",
+            "dL/db is g^T a, in another shape: a transposition is in the wrong place, it is a^T g",
+        ),
+        (
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape)",
+            "(g @ b.swapaxes(-1, -2)).sum(tuple(i for i in range(a.ndim - 2) if a.shape[i] == 1), keepdims=True)",
+            "one matrix and a batch of matrices: line",
+        ),
+        (
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape)",
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape if len(a_shape) > 1 else g.shape[:-1] + a_shape)",
+            "a vector and a batch of matrices: line",
+        ),
+    ],
+    "ex05_linear.py": [
+        ("g_rows.T @ rows", "g_rows.T @ rows / len(rows)", "dL/dweight is the mean over the 3 rows; wanted the sum"),
+        ("g_rows.T @ rows", "rows.T @ g_rows", "dL/dweight has the shape (4, 5), but weight is (5, 4): a tr"),
+        ("g_rows.sum(axis=0)", "g_rows", "dL/dbias has the shape of the result"),
+        ("sum", "mean", "dL/dbias is the mean over the 3 rows; wanted the sum"),
+        (
+            "g_rows.sum(axis=0)",
+            "g_rows.sum(axis=1)",
+            "dL/dbias has the shape (3,), but bias is (5,): the sum runs over oth",
+        ),
+        (
+            "g_rows.T @ rows, g_rows.sum(axis=0)",
+            "g_rows.sum(axis=0), g_rows.T @ rows",
+            "dL/dweight is what dL/dbias should be: return the gradients in the order of the arguments",
+        ),
+        (
+            "g_rows.T @ rows",
+            "g.swapaxes(-1, -2) @ x",
+            "(2, 5, 4), but weight is (5, 4): it is not summed over the axes that",
+        ),
+    ],
+    "ex06_embedding.py": [
+        ("np.add.at(dW, ids, g)", "dW[ids] = g", "keep only the last of their rows"),
+        ("np.add.at(dW, ids, g)", "dW[ids] += g", "keep only the last of their rows"),
+        (
+            "return None, dW",
+            "n = np.bincount(ids, minlength=len(dW))[:, None].clip(1); return None, dW / n.astype(g.dtype)",
+            "rows whose id occurs several times have the mean of their rows of g; wanted the sum",
+        ),
+        (None, "return None, g", "dL/dweight has the shape of the result, (3, 3): wanted (5, 3)"),
+        ("ctx.shape, g.dtype)", "ctx.shape)", "dL/dweight is float64 although all"),
+    ],
+    "ex07_softmax.py": [
+        (None, "return g * y, None", "the term - y sum(g y) is missing"),
+        (None, "return g * y * (1 - y), None", "the other y_j, which x_i changes too, are missing"),
+        ("g -", "g +", "the term - y sum(g y) has the wrong sign"),
+        ("(g * y).sum", "g.sum", "the sum is of g y, not of g"),
+        (".sum", ".mean", "the mean of g y is subtracted; wanted the sum"),
+        ("sum(axis=ctx.axis, keepdims=True)", "sum()", "the sum runs over the whole array"),
+        ("axis=ctx.axis", "axis=-1", "dL/dx: the sum runs along another axis"),
+        ("return y * (", "return (", "dL/dx: the factor y is missing"),
+        (", keepdims=True", "", "Does a sum or a mean lose axis 1? With keepdims=True the axis stays, with size 1"),
+        (None, "return y * g - (g * y).sum(axis=ctx.axis, keepdims=True), None", "the y before the sum is missing"),
+        (None, "return y * (g - y * g.sum(axis=ctx.axis, keepdims=True)), None", "y stands outside of the sum"),
+        (None, "return g - y * g.sum(axis=ctx.axis, keepdims=True), None", "is for the logarithm of softmax"),
+    ],
+    "ex08_cross_entropy.py": [
+        ("(p - q) *", "p *", "the 1 at the target (q) is not subtracted"),
+        ("(p - q)", "(q - p)", "dL/dx is the right one with its sign flipped"),
+        ("(p - q)", "(p + q)", "the term - g q has the wrong sign"),
+        ("/ ctx.n", "/ 1", "not divided by the number of targets, 4"),
+        ("/ ctx.n", "/ ctx.n**2", "divided by the number of targets, 4, twice"),
+        ("/ ctx.n", "/ len(p)", "divided by 6, the number of rows; the mean is over the 4 that count"),
+        ("/ ctx.n", "/ p.size", "divided by 20, the number of logits"),
+        ("/ ctx.n", "/ p.shape[1]", "divided by 5, the number of classes"),
+        ('ctx.reduction == "mean"', "True", 'which is for "mean" alone'),
+        (" * counted[:, None]", "", "rows whose target is ignore_index have a"),
+        ("dx.reshape(ctx.shape), None", "dx, None", "dL/dx has the shape (6, 5), but x is (2, 3, 5): the numbers are"),
+    ],
+    "ex09_layer_norm.py": [
+        (" - row_mean(g_hat)", "", "the term - r mean(g_hat) is missing"),
+        (
+            "g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
+            "g_hat - row_mean(g_hat)",
+            "the term - r x_hat mean(g_hat x_hat) is missing",
+        ),
+        (
+            "g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
+            "g_hat",
+            "- r mean(g_hat) is missing; the term - r x_hat mean(g_hat x_hat) is missing",
+        ),
+        ("- x_hat", "+ x_hat", "- r x_hat mean(g_hat x_hat) has the wrong sign"),
+        ("- x_hat * row", "- row", "in the term - r x_hat mean(g_hat x_hat) the x_hat"),
+        ("g_hat = g * gamma", "g_hat = g", "dL/dx uses g where g_hat = g gamma is wanted"),
+        ("r * (g_hat -", "(g_hat -", "dL/dx: the factor r is missing"),
+        ("r * (", "1 / r * (", "dL/dx is divided by r; wanted multiplied"),
+        ("r * (", "r * r * (", "dL/dx: the factor r is there twice"),
+        ("- row_mean(g_hat) -", "- row_mean(g_hat) / r -", "in the term - r mean(g_hat) the factor r is missing"),
+        ("- x_hat * row", "- x_hat / r * row", "in the term - r x_hat mean(g_hat x_hat) the factor r is missing"),
+        ("- x_hat * row", "- x_hat * r * r * row", "has r^3 in place of r: each x - mu in it is x_hat / r"),
+        (
+            "g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
+            "gamma * (g - row_mean(g) - x_hat * row_mean(g * x_hat))",
+            "gamma belongs inside of the means",
+        ),
+        ("sum_to(g * x_hat, gamma", "sum_to(g_hat * x_hat, gamma", "dL/dgamma uses g_hat where g is wanted"),
+        ("row_mean(", "x_hat.shape[-1] * row_mean(", "the sums of g_hat"),
+        (
+            "row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
+            "g_hat.mean() - x_hat * (g_hat * x_hat).mean()",
+            "the means run over the whole array",
+        ),
+        ("sum_to(g * x_hat, gamma", "sum_to(g, gamma", "dL/dgamma is the sum of g; the factor x_hat"),
+        ("sum_to(g * x_hat, gamma.shape), sum", "g * x_hat, sum", "dL/dgamma has the shape of the result, (3, 4)"),
+        (
+            "sum_to(g * x_hat, gamma.shape), sum_to(g, gamma.shape), None",
+            "sum_to(g, gamma.shape), sum_to(g * x_hat, gamma.shape), None",
+            "dL/dgamma is the sum of g",
+        ),
+        (
+            ", None",
+            "",
+            "without beta: backward returns 3 gradients; wanted 4, one for each of x, gamma, beta, eps, with None",
+        ),
+    ],
+    "ex10_attention.py": [
+        (
+            "p * (dp - (dp * p).sum(axis=-1, keepdims=True))",
+            "p * dp",
+            "dL/dq: the softmax's term - P sum(dP P) is missing",
+        ),
+        ("ctx.scale * ds", "ds", "dL/dq: the scale 1/sqrt(D) is missing"),
+        ("ctx.scale * ds", "1 / ctx.scale * ds", "multiplied by sqrt(D) instead of"),
+        ("ctx.scale * ds", "ctx.scale**2 * ds", "the scale 1/sqrt(D) is there twice"),
+        (
+            "p * (dp - (dp * p).sum(axis=-1, keepdims=True))",
+            "dp",
+            "the softmax's backward is missing: dP is used as dS",
+        ),
+        ("axis=-1", "axis=-2", "runs over the queries; wanted over the keys"),
+        ("ds @ k", "ds @ q", "dL/dq: dS is multiplied by q; wanted by k"),
+        ("ds.swapaxes(-1, -2) @ q", "ds.swapaxes(-1, -2) @ k", "dL/dk: dS is multiplied by k"),
+        ("ds.swapaxes(-1, -2) @ q", "ds @ q", "dL/dk: dS is not transposed"),
+        ("drop(p, ctx.dropout).swapaxes(-1, -2) @ g", "drop(p, ctx.dropout) @ g", "dL/dv: A is not transposed"),
+        ("dp = drop(da, ctx.dropout)", "dp = da", "dL/dq: the dropout is missing in dP = drop(dA)"),
+        ("drop(p, ctx.dropout).swap", "p.swap", "dL/dv: the dropout is missing: y = A v, and A is drop(P)"),
+        (
+            "drop(p, ctx.dropout).swap",
+            "softmax(ctx.scale * q @ k.swapaxes(-1, -2), -1).swap",
+            "dL/dv: the mask is not applied: values get gradients from queries that may not see them",
+        ),
+        (
+            "da =",
+            "p = softmax(ctx.scale * q @ k.swapaxes(-1, -2), -1); da =",
+            "causal: dL/dq: the causal mask is not applied",
+        ),
+        (
+            "sum_to(dv, v.shape), None",
+            "dv, None",
+            "dL/dv has the shape of the result, (2, 3, 4), but v is (1, 3, 4): sum over the axes along which v",
+        ),
+        (
+            "sum_to(dq, q.shape)",
+            "dq",
+            "queries that all heads share: dL/dq has the shape of the result, (2, 3, 4), but q is (3, 4): sum over",
+        ),
+        (
+            "dq = ctx.scale * ds @ k",
+            "dq = ctx.scale * ds.swapaxes(-1, -2) @ q",
+            "dL/dq is what dL/dk should be: return the",
+        ),
+    ],
+}
+
+
+def all_mistakes():
+    for file, mistakes in MISTAKES.items():
+        for right, wrong, message in mistakes:
+            assert right is None or right in BACKWARD[file]
+            body = f"        {wrong}\n" if right is None else BACKWARD[file].replace(right, wrong)
+            yield pytest.param(file, body, message, id=f"{file[2:-3]}: {wrong}")
+
+
+@pytest.mark.parametrize(("file", "body", "message"), list(all_mistakes()))
+def test_a_mistake_is_called_by_its_name(file, body, message, tmp_path):
+    result = graded(tmp_path, file, body)
+    assert result.state == "wrong"
+    assert message in result.message
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_every_mistake_that_an_exercise_knows_is_made_above(exercise):
+    def pattern(message):  # the argument, numbers, shapes and the kind of the mask differ from case to case
+        message = re.sub(r"\((\d+,? ?)*\)", "(shape)", message.replace("causal ", ""))
+        return re.sub(r"dL/d\w+", "dL/d_", re.sub(r"\d+", "N", message))
+
+    known = set()
+    for case in exercise.cases:
+        g = np.zeros(exercise_output(exercise, list(case.arguments.values())).shape)
+        known |= {pattern(message) for about in exercise.mistakes(g, **case.arguments).values() for message in about}
+    made = [pattern(message.rpartition("causal: ")[2]) for _, _, message in MISTAKES[exercise.file]]
+    assert [message for message in known if not any(one in message for one in made)] == []
+
+
+def test_a_mistake_that_nobody_has_thought_of_gets_both_numbers(tmp_path):
+    result = graded(
+        tmp_path,
+        "ex07_softmax.py",
+        BACKWARD["ex07_softmax.py"].replace("), None", ") + 0.1 * (y > 0.5), None"),
+    )
+    assert re.search(
+        r"dL/dx is wrong in \d of its 12 elements; at \(\d, \d\) backward gives \S+, finite differences give ",
+        result.message,
+    )
+
+
+def test_another_forward_is_told_from_a_wrong_backward(tmp_path):
+    text = with_backward("ex02_multiply.py", BACKWARD["ex02_multiply.py"]).replace("return a * b", "return 2 * a * b")
+    (tmp_path / "ex02_multiply.py").write_text(text, encoding="utf-8")
+    result = grade_file(BY_FILE["ex02_multiply.py"], tmp_path)
+    assert result == (
+        "wrong",
+        "a and b of one shape: forward gives another result than the engine's; only backward is yours to write",
+    )
+
+
+def test_a_missing_file_and_a_missing_class(tmp_path):
+    exercise = BY_FILE["ex04_matmul.py"]
+    assert grade_file(exercise, tmp_path) == ("wrong", f"there is no ex04_matmul.py in {tmp_path}")
+    shutil.copy(EXERCISES / "ex05_linear.py", tmp_path / "ex04_matmul.py")
+    assert grade_file(exercise, tmp_path) == ("wrong", "ex04_matmul.py has no class MatMul")
+
+
+# What pytest shows
+
+
+def show(folder, *options):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", folder, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    assert not result.stderr
+    return result
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the exercises, in which a test may write."""
+    for exercise in TEN:
+        handed_out(exercise.file)
+    folder = tmp_path / "exercises"
+    shutil.copytree(EXERCISES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_before_the_first_is_written_pytest_says_where_to_begin(copied):
+    result = show(copied)
+    assert result.returncode == 0
+    assert "0 of 10 right; next is ex01_add.py" in result.stdout
+    assert len(result.stdout.splitlines()) < 25
+
+
+def test_one_line_for_each_exercise_and_one_for_what_is_wrong(copied):
+    (copied / "ex01_add.py").write_text(with_backward("ex01_add.py", BACKWARD["ex01_add.py"]), encoding="utf-8")
+    (copied / "ex02_multiply.py").write_text(
+        with_backward("ex02_multiply.py", "        return b, a\n"), encoding="utf-8"
+    )
+    (copied / "ex04_matmul.py").write_text("class MatMul(mg.Function)\n", encoding="utf-8")
+    result = show(copied)
+    assert result.returncode == 1
+    *_, listed = result.stdout.partition("= exercises =")
+    assert "ex01_add.py           Add           right\n" in listed
+    assert "ex02_multiply.py      Multiply      wrong\n    a and b of one shape: dL/da does not depend on g" in listed
+    assert "ex03_gelu.py          GELUTanh      not written yet\n" in listed
+    assert f"{copied / 'ex04_matmul.py'}, line 1: expected ':': class MatMul(mg.Function)\n" in listed
+    assert "1 of 10 right; mend ex02_multiply.py" in listed
+    assert "Traceback" not in result.stdout
+    assert len(result.stdout.splitlines()) < 30
+
+
+def test_when_all_are_right_pytest_says_how_to_train_with_them(copied):
+    write_solutions(copied)
+    result = show(copied)
+    assert result.returncode == 0
+    (program,) = re.findall(
+        r"10 of 10 right; train with them: python (\S+) --preset cpu --ops \. --max-iters 100", result.stdout
+    )
+    assert (copied / program).resolve() == EXERCISES.parent / "train_shakespeare.py"  # from where pytest was run
+
+
+def test_the_readmes_walk_through_shows_what_pytest_shows(tmp_path):
+    readme = (EXERCISES / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    shown = re.findall(r"^ex01_add.py +Add +wrong\n    (.*)$", readme, re.M)
+    first = graded(tmp_path, "ex01_add.py", blocks[0])
+    second = graded(tmp_path, "ex01_add.py", BACKWARD["ex01_add.py"], sum_to=f"\n{blocks[1]}")
+    assert [first.message, second.message] == shown
+
+
+# Replacing operations
+
+
+class Double(mg.Function):
+    """Tanh replaced by something easily told from it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_inside_replacing_another_class_runs_forward_and_backward():
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    with kernels.replacing({Tanh: Double}):
+        y = F.tanh(x)
+    assert y.data.tolist() == [2, 4]
+    y.sum().backward()  # what was recorded inside keeps its replacement
+    assert x.grad.tolist() == [2, 2]
+    assert F.tanh(x).data.tolist() == np.tanh(x.data).tolist()
+
+
+def test_replacements_nest_and_stand_before_kernels():
+    class Triple(Double):
+        @staticmethod
+        def forward(ctx, x):
+            return 3 * x
+
+    x = mg.Tensor(np.ones((512, 512), np.float32))  # large enough for Tanh's kernel
+    with kernels.replacing({Tanh: Double}):
+        with kernels.replacing({Tanh: Triple, GELUTanh: Double}):
+            assert F.tanh(x).data[0, 0] == 3
+            assert F.gelu(x).data[0, 0] == 2
+        assert F.tanh(x).data[0, 0] == 2
+        assert F.gelu(x).data[0, 0] < 1
+    assert F.tanh(x).data[0, 0] == np.float32(math.tanh(1))
+
+
+def test_a_replacement_takes_the_arguments_of_the_operation():
+    with pytest.raises(
+        TypeError, match=r"Double\.forward takes \(ctx, x\), but to stand for Add it has to take \(ctx, a, b\)"
+    ):
+        kernels.replacing({Add: Double})
+
+
+def test_the_same_context_can_be_entered_again():
+    x = mg.Tensor([1.0, 2.0])
+    doubled = kernels.replacing({Tanh: Double})
+    with doubled, doubled:
+        assert F.tanh(x).data.tolist() == [2, 4]
+    assert F.tanh(x).data.tolist() == np.tanh(x.data).tolist()
+
+
+def test_contexts_may_end_in_any_order():
+    x = mg.Tensor([1.0, 2.0])
+    first, second = kernels.replacing({Tanh: Double}), kernels.replacing({GELUTanh: Double})
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert F.gelu(x).data.tolist() == [2, 4]
+    second.__exit__()
+    assert F.tanh(x).data.tolist() == np.tanh(x.data).tolist()
+    assert F.gelu(x).data[0] < 1
+
+
+def test_a_replacement_derives_from_function():
+    class Plain:
+        def forward(ctx, x):
+            return x
+
+    with pytest.raises(TypeError, match="Plain.* cannot stand for Tanh"):
+        kernels.replacing({Tanh: Plain})
+
+
+# Operations from a folder
+
+
+CUBE = """
+import minigrad as mg
+
+class Tanh(mg.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return x * x * x
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return 3 * g * x * x
+"""
+
+
+def written(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_any_operation_of_the_engine_can_be_a_users_own(tmp_path):
+    (own,) = load_operations(written(tmp_path, mine=CUBE, _helpers="", test_mine="", conftest=""))
+    assert (own.name, own.engine, own.file.name) == ("Tanh", Tanh, "mine.py")
+    assert check(own) == "right"
+
+
+def test_a_file_may_import_its_neighbour(tmp_path):
+    text = CUBE.replace("return 3 * g * x * x", "return slope(g, x)") + "\nfrom _neighbour import slope\n"
+    (own,) = load_operations(written(tmp_path, mine=text, _neighbour="def slope(g, x):\n    return 3 * g * x * x\n"))
+    assert check(own) == "right"
+
+
+def test_a_file_may_have_dataclasses(tmp_path):
+    """Which look for their module where modules are."""
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + CUBE
+    (own,) = load_operations(written(tmp_path, mine=text + "\n@dataclass\nclass Pair:\n    one: int\n    two: int\n"))
+    assert check(own) == "right"
+
+
+def test_a_line_is_named_whatever_way_leads_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    message = r"mine.py, line 12: NameError: name 'h' is not defined"
+    for folder in (Path("../inside"), Path("."), tmp_path / "inside"):
+        (own,) = load_operations(written(folder, mine=CUBE.replace("return 3 * g", "return 3 * h")))
+        with pytest.raises(ConfigError, match=message):
+            check(own)
+
+
+def test_own_operations_are_checked_by_finite_differences(tmp_path):
+    (own,) = load_operations(written(tmp_path, mine=CUBE.replace("3 * g", "2 * g")))
+    assert check(own) == "wrong"
+    (own,) = load_operations(written(tmp_path, mine=CUBE.replace("return 3 * g * x * x", "raise NotImplementedError")))
+    assert check(own) == "not written yet"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("import minigrad as mg", "import minigrad as", "mine.py, line 2: "),
+        (
+            "import minigrad as mg",
+            "import minigrad as mg\n1 / 0",
+            "mine.py, line 3: ZeroDivisionError: division by zero",
+        ),
+        ("import minigrad as mg", "\0", "mine.py: "),
+        (
+            "class Tanh(mg.Function)",
+            "class Tanh",
+            "mine.py: has no operation; wanted a class derived from minigrad.Function",
+        ),
+        ("Tanh", "Tanhh", "mine.py: Tanhh is not an operation of the engine; did you mean Tanh?"),
+        ("Tanh", "Zzz", "mine.py: Zzz is not an operation of the engine; see minigrad/ops for their names"),
+        (
+            "forward(ctx, x)",
+            "forward(ctx, y)",
+            "mine.py: Tanh.forward takes (ctx, y), but to stand for Tanh it has to take",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_gets_one_clear_line(before, after, message, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        load_operations(written(tmp_path, mine=CUBE.replace(before, after)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "return 3 * g * x * x",
+            "return g.sum()",
+            "mine.py: Tanh.backward returned a gradient () float32 for argument 0",
+        ),
+        ("return 3 *", "return mg.random.normal((), 1, 'float64') *", "a gradient (3, 2) float64 for argument 0"),
+        ("return 3 * g", "return 3 * h", "mine.py, line 12: NameError: name 'h' is not defined"),
+    ],
+)
+def test_an_operation_that_cannot_train_is_refused(before, after, message, tmp_path):
+    (own,) = load_operations(written(tmp_path, mine=CUBE.replace(before, after)))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(own)
+
+
+def test_attention_that_forgets_that_heads_share_their_queries_cannot_train(tmp_path):
+    body = BACKWARD["ex10_attention.py"].replace("sum_to(dq, q.shape)", "dq")
+    (own,) = load_operations(written(tmp_path, mine=with_backward("ex10_attention.py", body)))
+    with pytest.raises(
+        ConfigError, match=re.escape("Attention.backward returned a gradient (2, 3, 4) float32 for argument 0")
+    ):
+        check(own)
+
+
+def test_a_folder_without_operations_and_one_with_two_of_a_name(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere: there is no such file or folder"):
+        load_operations(tmp_path / "nowhere")
+    with pytest.raises(
+        ConfigError, match="found no operations there; wanted Python files with classes such as LayerNorm"
+    ):
+        load_operations(tmp_path)
+    with pytest.raises(ConfigError, match=r"two\.py: Tanh is also in .*one\.py"):
+        load_operations(written(tmp_path, one=CUBE, two=CUBE))
+
+
+# Training with them
+
+SMALL = ["--device", "cpu", "--preset", "cpu", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--block-size", 16]
+SMALL += ["--batch-size", 4, "--eval-interval", 100, "--eval-iters", 1, "--max-iters", 40, "--warmup-iters", 5]
+BY_THE_ENGINE = """
+from {module} import {name} as Engine
+import minigrad as mg
+
+class {name}(mg.Function):
+    forward = staticmethod(Engine.forward)
+    backward = staticmethod(Engine.backward)
+"""
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """Train a small GPT with the operations of a folder; how it ended, what it printed, and its losses."""
+    text = tmp_path / "rhyme.txt"
+    text.write_text("the cat sat on the mat.\nthe dog sat on the log.\n" * 60, encoding="utf-8")
+
+    def run(ops, *options):
+        out = tmp_path / "out"
+        status = run_program("train_shakespeare", *SMALL, "--data", text, "--out", out, "--ops", ops, *options)
+        printed = capsys.readouterr().out
+        losses = np.loadtxt(out / "ops.csv", delimiter=",", skiprows=1) if (out / "ops.csv").exists() else None
+        return status, printed, losses
+
+    return run
+
+
+def test_the_engines_own_backward_passes_give_its_losses_bit_for_bit(train, tmp_path):
+    folder = tmp_path / "solutions"
+    folder.mkdir()
+    for exercise in TEN:
+        engine = {"module": exercise.operation.__module__, "name": exercise.name}
+        (folder / exercise.file).write_text(BY_THE_ENGINE.format(**engine), encoding="utf-8")
+    status, printed, losses = train(folder, "--dropout", 0.2)
+    assert status == 0
+    assert "of the 12 operations of this model 7 are yours" in printed
+    assert losses[:, 0].tolist() == [1, 10, 20, 30, 40]
+    assert losses[:, 1].tolist() == losses[:, 2].tolist()
+    assert losses[-1, 1] < losses[0, 1] - 0.2
+    assert "the curves are one: the losses are the same, bit for bit, to step 40" in printed
+
+
+def test_the_exercises_solved_train_as_the_engine_does(train, tmp_path):
+    write_solutions(tmp_path / "solved")
+    status, printed, losses = train(tmp_path / "solved", "--bias")
+    assert status == 0
+    np.testing.assert_allclose(losses[:, 1], losses[:, 2], rtol=1e-5)
+    assert "the curves are one" in printed
+    assert "yours, but not used by this model: MatMul, Multiply, Softmax" in printed
+
+
+def test_with_some_written_the_engine_does_the_rest(train, copied):
+    (copied / "ex05_linear.py").write_text(
+        with_backward("ex05_linear.py", BACKWARD["ex05_linear.py"]), encoding="utf-8"
+    )
+    status, printed, _ = train(copied, "--max-iters", 2)
+    assert status == 0
+    assert (
+        "of the 11 operations of this model 1 are yours\n  yours: Linear\n  the engine's: Add, Attention, " in printed
+    )
+    assert "not written yet: Add, Attention, CrossEntropy, Embedding, GELUTanh, LayerNorm, MatMul, Multiply" in printed
+
+
+def test_a_wrong_backward_is_a_curve_that_parts(train, copied):
+    body = BACKWARD["ex09_layer_norm.py"].replace(" - x_hat * row_mean(g_hat * x_hat)", "")
+    (copied / "ex09_layer_norm.py").write_text(with_backward("ex09_layer_norm.py", body), encoding="utf-8")
+    status, printed, losses = train(copied)
+    assert status == 0
+    assert re.search(r"the curves part at step \d0: the losses differ by up to 0\.\d+", printed)
+    assert printed.count("wrong by finite differences: LayerNorm") == 2
+    assert losses[0, 1] == losses[0, 2]  # the first loss comes before the first backward
+    assert np.abs(losses[:, 1] - losses[:, 2]).max() > 1e-3
+
+
+def test_a_run_that_diverges_is_compared_as_far_as_it_went(train, copied):
+    text = with_backward("ex03_gelu.py", "        return g * math.nan\n")
+    (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
+    status, printed, losses = train(copied)
+    assert status == 0
+    assert "diverged    the loss is nan after step 10" in printed
+    assert "wrong by finite differences: GELUTanh" in printed
+    assert losses.tolist() == [1, losses[1], losses[1]]  # one row: the first loss, which is the same in both runs
+    assert "the curves part: with your operations there is no loss at step 10 any more" in printed
+    assert "may train as well" not in printed
+
+
+@pytest.mark.filterwarnings("ignore:loadtxt")  # of a file with nothing but column names
+def test_a_run_without_a_single_loss_is_compared_too(train, copied, tmp_path):
+    """A forward that gives no number: there is no best model to show."""
+    text = with_backward("ex03_gelu.py", BACKWARD["ex03_gelu.py"])
+    text, count = re.subn(r"(def forward\(.*\n)", r"\1        x = x * math.nan\n", text)
+    assert count == 1
+    (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
+    status, printed, _ = train(copied)
+    assert status == 0
+    assert "diverged    the loss is nan after step 0" in printed
+    assert "there is no step that both runs have logged" in printed
+    assert "kept in" not in printed
+    assert not (tmp_path / "out" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [["--seed", 7], ["--dropout", 0.1]])
+def test_a_run_is_not_compared_with_the_engine_s_of_another(train, copied, tmp_path, options):
+    """The other one's is moved aside with the rest, and not taken if it is found beside a run that is resumed."""
+    write_solutions(copied)
+    train(copied, "--max-iters", 10, *options)
+    stale = (tmp_path / "out" / "engine").rename(tmp_path / "stale")
+    train(copied, "--max-iters", 10)
+    engine = tmp_path / "out" / "engine"
+    shutil.rmtree(engine)
+    stale.rename(engine)
+    _, printed, losses = train(copied, "--max-iters", 20, "--resume")
+    assert f"an earlier run was in {engine}" in printed
+    assert "the curves are one" in printed
+    assert losses[:, 0].tolist() == [1, 10, 20]
+    train(copied, "--max-iters", 1)
+    assert (tmp_path / "out" / "previous-2" / "engine" / "last.safetensors").exists()
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(train, copied, tmp_path):
+    write_solutions(copied)
+    _, _, whole = train(copied, "--max-iters", 20)
+    shutil.rmtree(tmp_path / "out")
+    train(copied, "--max-iters", 10)
+    _, printed, losses = train(copied, "--max-iters", 20, "--resume")
+    assert "from step 10" in printed
+    assert losses.tolist() == whole.tolist()
+
+
+def test_mistakes_with_ops_get_one_clear_line(train, tmp_path):
+    for exercise in TEN:
+        handed_out(exercise.file)
+    assert train(EXERCISES)[0] == f"error: {EXERCISES}: none of its 10 backward passes is written yet"
+    assert train(tmp_path / "nowhere")[0] == f"error: {tmp_path / 'nowhere'}: there is no such file or folder"
+
+
+def test_a_long_comparison_is_shown_in_a_dozen_lines():
+    steps = list(range(0, 1000, 10))
+    comparison = Comparison(steps, [4.0] * len(steps), [4.0 + (step >= 500) for step in steps])
+    lines = comparison.table().splitlines()
+    assert len(lines) == 13
+    assert [lines[1].split()[0], lines[-1].split()[0]] == ["0", "990"]
+    assert comparison.parted_at == 500
+    assert comparison.verdict() == "the curves part at step 500: the losses differ by up to 1.0000 (step 500)"
+    assert Comparison([], [], []).verdict() == "there is no step that both runs have logged"
+    assert "says nothing: train for longer" in Comparison([1], [4.0], [4.0]).verdict()

@@ -1,0 +1,472 @@
+"""Training runs: they learn, keep the best, stop at any time, and go on exactly."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, GPTConfig, checkpoint
+from gpt import trainer as trainer_module
+from gpt.config import TrainConfig
+from gpt.text.data import Dataset
+from gpt.trainer import (
+    RUN_FILES,
+    DivergedError,
+    Trainer,
+    choose_processes,
+    keep_previous_run,
+    progress_bar,
+    resume_command,
+    run_folder,
+)
+from minigrad.distributed import can_share
+
+WORDS = ["amber", "birch", "cedar", "dunes", "ember", "flint", "grove", "heath"]
+TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 3000))
+
+
+def new_trainer(out, text=TEXT, dropout=0.1, n_embd=16, **options):
+    """A small run on a small text; everything random starts from the seed."""
+    settings = {"max_iters": 20, "batch_size": 4, "warmup_iters": 5, "lr_decay_iters": 40, "eval_interval": 10}
+    config = TrainConfig(**{**settings, "eval_iters": 2, **options})
+    mg.manual_seed(config.seed)
+    tokenizer = CharTokenizer.from_text(text)
+    shape = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": n_embd, "dropout": dropout}
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
+    return Trainer(model, Dataset(tokenizer.encode(text), 16), tokenizer, config, out, data_id=text[:10])
+
+
+def trained(out, **options):
+    trainer = new_trainer(out, **options)
+    assert trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    return {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()}
+
+
+def without_speed(rows):
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+
+
+def assert_same_run(a, b):
+    for name, value in weights(a).items():
+        np.testing.assert_array_equal(value, weights(b)[name], err_msg=name)
+    assert without_speed(a.rows) == without_speed(b.rows)
+
+
+def test_learns_a_small_text(tmp_path):
+    """Random words out of eight: a word's first letter costs ln(8), the other five characters can be known.
+
+    Nobody can do better than ln(8) / 6 = 0.347 a character, but by seeing the future; a block of 16 characters may
+    start within a word, which costs a little more.
+    """
+    trainer = trained(
+        tmp_path, dropout=0.0, n_embd=32, max_iters=300, batch_size=16, learning_rate=1e-2, lr_decay_iters=300,
+        eval_interval=100, eval_iters=20,
+    )  # fmt: skip
+    losses = [row["val_loss"] for row in trainer.rows if "val_loss" in row]
+    assert abs(losses[0] - math.log(trainer.tokenizer.vocab_size)) < 0.1
+    assert math.log(8) / 6 - 0.03 < losses[-1] < 0.42
+    assert trainer.best_val_loss == min(losses)
+
+
+def test_same_seed_same_run(tmp_path):
+    one, two, other = (trained(tmp_path / name, seed=seed) for name, seed in (("1", 1), ("2", 1), ("3", 7)))
+    assert_same_run(one, two)
+    assert without_speed(one.rows) != without_speed(other.rows)
+
+
+PROCESSES = [1, pytest.param(2, marks=pytest.mark.skipif(not can_share(), reason="this system cannot copy a process"))]
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+@pytest.mark.parametrize("stop", [10, 13])
+def test_a_resumed_run_continues_exactly(tmp_path, stop, processes):
+    """Stopped at an estimate or between two, with dropout: the same bits as a run that never stopped."""
+    whole = new_trainer(tmp_path / "whole", processes=processes)
+    whole.train()
+
+    first = new_trainer(tmp_path / "parts", processes=processes)
+    step = first.step
+
+    def step_then_interrupt(learning_rate):
+        result = step(learning_rate)
+        if first.iteration == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    first.step = step_then_interrupt
+    assert not first.train()
+    assert first.iteration == stop
+
+    mg.manual_seed(999)  # whatever happened in between
+    second = new_trainer(tmp_path / "parts", processes=processes)
+    second.resume(checkpoint.load(tmp_path / "parts" / checkpoint.LAST))
+    assert second.iteration == stop
+    assert second.train()
+    assert_same_run(whole, second)
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+def test_processes_that_share_the_batches_learn_what_one_learns(tmp_path):
+    """The same batches, and without dropout the same losses but for rounding; also with batches added up."""
+    options = {"dropout": 0.0, "batch_size": 5, "grad_accum": 2}
+    one, several = (trained(tmp_path / str(n), processes=n, **options) for n in (1, 3))
+    for a, b in zip(one.rows, several.rows, strict=True):
+        for column in {"loss", "grad_norm", "train_loss", "val_loss"} & a.keys():
+            assert a[column] == pytest.approx(b[column], rel=1e-4), (a["iteration"], column)
+    assert several.parallel.workers == []  # they end with the training
+
+
+class Model:
+    """What decides how many processes train it."""
+
+    def __init__(self, size=1000, device="cpu"):
+        self.wte = SimpleNamespace(weight=SimpleNamespace(device=device))
+        self.num_parameters = lambda: size
+
+
+def test_how_many_processes_share_a_batch(monkeypatch):
+    """As many as threads, but no more than sequences or 8; one for a large model and where no process can be copied."""
+    monkeypatch.setattr(trainer_module, "can_share", lambda: True)
+    monkeypatch.setattr(mg, "get_num_threads", lambda: 6)
+    assert choose_processes(TrainConfig(batch_size=12), Model()) == 6
+    assert choose_processes(TrainConfig(batch_size=3), Model()) == 3
+    assert choose_processes(TrainConfig(batch_size=12, processes=2), Model()) == 2
+    assert choose_processes(TrainConfig(batch_size=12), Model(size=124_000_000)) == 1
+    assert choose_processes(TrainConfig(batch_size=12, processes=2), Model(size=124_000_000)) == 2
+    assert choose_processes(TrainConfig(batch_size=12), Model(device="cuda")) == 1
+    monkeypatch.setattr(mg, "get_num_threads", lambda: 64)
+    assert choose_processes(TrainConfig(batch_size=12), Model()) == 8
+    with pytest.raises(ConfigError, match="processes is 2, but on cuda:1 a single one trains: take 1"):
+        choose_processes(TrainConfig(processes=2), Model(device="cuda:1"))
+    with pytest.raises(ConfigError, match="processes is 5, more than the 4 sequences of a batch"):
+        choose_processes(TrainConfig(processes=5, batch_size=4), Model())
+    monkeypatch.setattr(trainer_module, "can_share", lambda: False)
+    assert choose_processes(TrainConfig(), Model()) == 1
+    with pytest.raises(ConfigError, match="processes is 2, but here a single one trains"):
+        choose_processes(TrainConfig(processes=2), Model())
+
+
+def read_metrics(folder):
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return without_speed(csv.DictReader(file))
+
+
+def test_a_run_killed_after_its_last_checkpoint_goes_on_from_there(tmp_path):
+    """The metrics that were written after the checkpoint are taken back, so no step appears twice."""
+    whole = new_trainer(tmp_path / "whole")
+    whole.train()
+    first = new_trainer(tmp_path / "parts")
+
+    def step(learning_rate, step=first.step):
+        if first.iteration == 14:
+            raise MemoryError
+        return step(learning_rate)
+
+    first.step = step
+    with pytest.raises(MemoryError):
+        first.train()
+    first.add_row({"loss": 123.0})
+    second = new_trainer(tmp_path / "parts")
+    second.resume(checkpoint.load(tmp_path / "parts" / checkpoint.LAST))
+    assert second.iteration == 10
+    assert second.train()
+    assert_same_run(whole, second)
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_gradient_accumulation_is_one_larger_batch(tmp_path):
+    """Two batches of 4 give the gradient of their 8 sequences together."""
+    trainer = new_trainer(tmp_path, dropout=0.0, grad_accum=2, grad_clip=0.0)
+    before = weights(trainer)
+    batches = [trainer.data.batch("train", 4, rng) for rng in [mg.random.new_generator(3)] for _ in range(2)]
+    ids, targets = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    loss = trainer.model(ids, targets)[1]
+    loss.backward()
+    grads = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+
+    fed = iter(batches)
+    trainer.data.batch = lambda *_: next(fed)
+    seen = {}
+    trainer.optimizer.step = lambda: seen.update(
+        (name, parameter.grad.copy()) for name, parameter in trainer.model.named_parameters()
+    )
+    mean, _ = trainer.step(1e-3)
+    assert mean.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert before.keys() == seen.keys()
+    for name, grad in grads.items():
+        np.testing.assert_allclose(seen[name], grad, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    trainer = new_trainer(tmp_path, max_iters=30)
+    estimates = iter([3.0, 2.0, 2.5, 2.2])
+    trainer.estimate_losses = lambda: {"train": 1.0, "val": next(estimates)}
+    trainer.train()
+    assert trainer.best_val_loss == 2.0
+    assert checkpoint.load(tmp_path / checkpoint.BEST).run["iteration"] == 10
+    assert checkpoint.load(tmp_path / checkpoint.LAST).run["iteration"] == 30
+    assert checkpoint.find(tmp_path).name == checkpoint.BEST
+
+
+def test_estimates_do_not_disturb_training(tmp_path):
+    often, rarely = trained(tmp_path / "1", eval_interval=2), trained(tmp_path / "2", eval_interval=20)
+    for name, value in weights(often).items():
+        np.testing.assert_array_equal(value, weights(rarely)[name])
+
+
+def test_metrics_and_plot(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `plot`)")
+    trainer = new_trainer(tmp_path)
+    trainer.train()
+    rows = read_metrics(tmp_path)
+    assert [row["iteration"] for row in rows if row["val_loss"]] == ["0", "10", "20"]
+    assert [row["iteration"] for row in rows if row["loss"]] == ["1", "10", "20"]
+    assert float(rows[-2]["loss"]) == trainer.rows[-2]["loss"]
+    assert trainer.plot_losses().read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    trainer = new_trainer(tmp_path)
+    trainer.train()
+    assert trainer.plot_losses() is None
+    assert not (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("max_iters", [0, 20])
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, max_iters):
+    """Also where the only estimate is the one at the end."""
+    trainer = new_trainer(tmp_path, max_iters=max_iters)
+    trainer.model.wte.weight.data[...] = np.nan
+    with pytest.raises(DivergedError, match="the loss is nan after step 0; try a lower --learning-rate$"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(("interrupt_at", "refused_at"), [(None, 15), (13, 13)], ids=["estimate", "interrupt"])
+def test_weights_that_are_no_numbers_do_not_replace_the_last_checkpoint(tmp_path, interrupt_at, refused_at):
+    """The weights are spoilt between two readings of the loss."""
+    trainer = new_trainer(tmp_path, eval_interval=5)
+    step = trainer.step
+
+    def step_and_spoil(learning_rate):
+        result = step(learning_rate)
+        if trainer.iteration == 11:
+            trainer.model.wte.weight.data[...] = np.nan
+        trainer.interrupted = trainer.iteration == interrupt_at
+        return result
+
+    trainer.step = step_and_spoil
+    message = rf"the loss is nan after step {refused_at}; .* \({tmp_path / checkpoint.LAST} is from before\)"
+    with pytest.raises(DivergedError, match=message):
+        trainer.train()
+    saved = checkpoint.load(tmp_path / checkpoint.LAST)
+    assert saved.run["iteration"] == 10
+    assert all(np.isfinite(value.numpy()).all() for value in saved.tensors.values())
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    assert keep_previous_run(tmp_path) is None
+    for number in (1, 2):
+        new_trainer(tmp_path, max_iters=1).train()
+        (tmp_path / "ops.csv").touch()  # of a run with --ops
+        (tmp_path / "ops.png").touch()
+        assert keep_previous_run(tmp_path) == tmp_path / f"previous-{number}"
+        kept = {path.name for path in (tmp_path / f"previous-{number}").iterdir()}
+        assert kept == {"last.safetensors", "best.safetensors", "metrics.csv", "ops.csv", "ops.png"}
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_any_file_of_any_program_s_run_is_an_earlier_run(tmp_path, name):
+    """And with it goes the engine's run, which a run with --ops leaves in a folder."""
+    (tmp_path / "my.txt").touch()
+    (tmp_path / "engine").mkdir()
+    assert keep_previous_run(tmp_path) is None
+    (tmp_path / name).touch()
+    aside = keep_previous_run(tmp_path)
+    assert {path.name for path in aside.iterdir()} == {name, "engine"}
+    assert {path.name for path in tmp_path.iterdir()} == {aside.name, "my.txt"}
+
+
+class TestRunFolder:
+    """A run has its folder to itself."""
+
+    def test_it_is_made(self, tmp_path):
+        with run_folder(tmp_path / "a" / "b"):
+            assert (tmp_path / "a" / "b").is_dir()
+
+    def test_it_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").touch()
+        for out in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(ConfigError, match=f"{out}: cannot be made"), run_folder(out):
+                pass
+
+    def test_a_model_for_other_tools_would_be_taken_for_the_run_s(self, tmp_path):
+        (tmp_path / "config.json").touch()
+        with pytest.raises(ConfigError, match="config.json is there.*; name another folder"), run_folder(tmp_path):
+            pass
+
+    def test_what_a_killed_run_was_writing_is_removed(self, tmp_path):
+        left = [tmp_path / ".last.safetensors.0123abcd", tmp_path / "engine" / ".best.safetensors.abcd_f9z"]
+        others = [
+            tmp_path / "last.safetensors",
+            tmp_path / ".last.safetensors.of-yesterday",
+            tmp_path / ".mine.0123abcd",
+        ]
+        (tmp_path / "engine").mkdir()
+        for path in (*left, *others):
+            path.touch()
+        with run_folder(tmp_path):
+            assert not any(path.exists() for path in left)
+            assert all(path.exists() for path in others)
+
+    @pytest.mark.skipif(importlib.util.find_spec("fcntl") is None, reason="this system has no such locks")
+    def test_no_other_run_can_use_it_until_the_process_dies(self, tmp_path):
+        """Not even if the process was copied, as `DataParallel` does it, and the copy is still there."""
+        program = (
+            "import os, pathlib, sys, time\nfrom gpt.trainer import run_folder\n"
+            "with run_folder(pathlib.Path(sys.argv[1])):\n"
+            "    copy = os.fork()\n    if copy:\n        print(copy, flush=True)\n    time.sleep(100)\n"
+        )
+        command = [sys.executable, "-c", program, tmp_path]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+            copy = int(process.stdout.readline())
+            try:
+                with pytest.raises(ConfigError, match=f"another run is using {tmp_path}; wait"), run_folder(tmp_path):
+                    pass
+                process.kill()
+                process.wait()
+                with run_folder(tmp_path):
+                    os.kill(copy, 0)  # it is there
+            finally:
+                process.kill()
+                os.kill(copy, signal.SIGKILL)
+
+    def test_without_locks_a_run_goes_on(self, tmp_path, monkeypatch):
+        """And removes nothing, which another run may be writing."""
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        (tmp_path / ".last.safetensors.0123abcd").touch()
+        with run_folder(tmp_path):
+            assert (tmp_path / ".last.safetensors.0123abcd").exists()
+
+
+def test_a_run_needs_no_standard_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(progress_bar(iterable=range(3))) == [0, 1, 2]
+    trained(tmp_path)
+
+
+def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
+    for options, shown in ((["--data", "a b.txt"], "--data 'a b.txt' --resume"), (["--resume"], "--resume")):
+        monkeypatch.setattr("sys.argv", ["train.py", *options])
+        assert resume_command() == f"python train.py {shown}"
+
+
+def test_resuming_on_another_text_is_refused(tmp_path):
+    new_trainer(tmp_path, max_iters=1).train()
+    other = new_trainer(tmp_path, text=TEXT[::-1])
+    with pytest.raises(ConfigError, match="was trained on another text"):
+        other.resume(checkpoint.load(tmp_path / checkpoint.LAST))
+
+
+class TestCheckpointFiles:
+    """A checkpoint holds everything, and a file that is none is refused in one line."""
+
+    def test_round_trip(self, tmp_path):
+        trainer = new_trainer(tmp_path)
+        trainer.train()
+        saved = checkpoint.load(tmp_path / checkpoint.LAST)
+        assert saved.config == trainer.model.config
+        assert saved.tokenizer.characters == trainer.tokenizer.characters
+        model = saved.model()
+        ids = np.zeros((1, 5), int)
+        np.testing.assert_array_equal(model(ids)[0].numpy(), trainer.model.eval()(ids)[0].numpy())
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"last.safetensors: there is no such file"):
+            checkpoint.load(tmp_path / checkpoint.LAST)
+        with pytest.raises(CheckpointError, match="found no checkpoint there"):
+            checkpoint.find(tmp_path)
+
+    def test_damaged(self, tmp_path):
+        new_trainer(tmp_path, max_iters=1).train()
+        path = tmp_path / checkpoint.LAST
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            checkpoint.load(path)
+
+    def test_something_else(self, tmp_path):
+        mg.save({"x": np.zeros(3)}, tmp_path / "x.safetensors")
+        with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+            checkpoint.load(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]"], ids=["nested", "no JSON", "a list"])
+    def test_text_that_describes_nothing(self, tmp_path, text):
+        mg.save({}, tmp_path / "x.safetensors", metadata={"minigrad": text})
+        with pytest.raises(CheckpointError, match="x.safetensors: a safetensors file, but not a checkpoint of this"):
+            checkpoint.load(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"run": [1]}, r"run is \[1\]; wanted a dict"),
+            (
+                {"run": {"train_config": 3}},
+                "run is {'train_config': 3}; wanted a dict, and as its train_config another",
+            ),
+            ({"config": {"n_layer": True}}, "n_layer is True; wanted a whole number"),
+            ({"config": {"heads": 3}}, "not a checkpoint of this project .*heads"),
+        ],
+    )
+    def test_text_that_describes_something_else(self, tmp_path, change, message):
+        about = {"characters": "ab", "config": {}, "run": {}, **change}
+        mg.save({}, tmp_path / "x.safetensors", metadata={"minigrad": json.dumps(about)})
+        with pytest.raises(CheckpointError, match=f"x.safetensors: .*{message}"):
+            checkpoint.load(tmp_path / "x.safetensors")
+
+    def test_weights_that_contradict_the_config(self, tmp_path):
+        trainer = new_trainer(tmp_path)
+        about = {
+            "config": {"block_size": 16, "vocab_size": 17, "n_layer": 3, "n_head": 2, "n_embd": 16},
+            "characters": trainer.tokenizer.characters,
+            "run": {},
+        }
+        tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+        mg.save(tensors, tmp_path / "x.safetensors", metadata={"minigrad": json.dumps(about)})
+        with pytest.raises(CheckpointError, match=r"missing h\.2\.ln_1\.weight"):
+            checkpoint.load(tmp_path / "x.safetensors").model()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; wanted a whole number of at least 1"),
+        ({"processes": True}, "processes is True; wanted a whole number of at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; wanted a number of at least 0"),
+        ({"min_lr": math.inf}, "min_lr is inf; wanted a number of at least 0, not infinity"),
+        ({"grad_clip": math.nan}, "grad_clip is nan; wanted a number of at least 0"),
+        ({"learning_rate": "a"}, "learning_rate is 'a'; wanted a number of at least 0"),
+        ({"beta2": 1.0}, "beta2 is 1.0; wanted a number from 0 to below 1"),
+        ({"beta1": None}, "beta1 is None; wanted a number from 0 to below 1"),
+        ({"grad_clip": float("nan")}, "grad_clip is nan"),
+    ],
+)
+def test_options_without_meaning(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**options)
