@@ -38,7 +38,10 @@ def on_gpu(value: Any) -> Any:
         return mg.Tensor(value, device=DEVICE).data
     if value is np:
         return importlib.import_module("cupy")
-    if not isinstance(value, types.FunctionType) or value.__module__ not in ("calls", "minigrad.gradcheck.cases"):
+    if not isinstance(value, types.FunctionType) or value.__module__ not in (
+        "tests.engine.calls",
+        "minigrad.gradcheck.cases",
+    ):
         return value
     names = {name: on_gpu(part) for name, part in value.__globals__.items() if name in value.__code__.co_names}
     names["__builtins__"] = __builtins__
