@@ -23,23 +23,49 @@ _C = TypeVar("_C", bound=type)
 
 _setting = os.environ.get("MINIGRAD_KERNELS", "")
 if _setting not in ("", "reference", "cuda"):
-    raise ValueError(f"MINIGRAD_KERNELS is {_setting!r}; wanted reference, cuda, or nothing")
-_switched_off = int(_setting == "reference")  # by how many
-_devices = {"cpu", "cuda"} if _setting == "cuda" else {"cpu"}  # whose kernels run
-_contexts: list[Mapping[Any, Any]] = []  # what each `replacing` in use replaces, the innermost last
+    raise ValueError(f"MINIGRAD_KERNELS is {_setting!r}; expected reference, cuda, or nothing")
+_contexts: list[using] = []  # those that code is inside of now, the innermost last
+_KINDS = {"": frozenset({"cpu"}), "cuda": frozenset({"cpu", "cuda"}), "reference": frozenset()}
+_outside: frozenset[str] = _KINDS[_setting]  # what runs outside of all contexts
+_in_use: frozenset[str] = _outside
+_replacing: list[Mapping[Any, Any]] = []  # what each `replacing` in use replaces, the innermost last
 _replacements: Mapping[Any, Any] = {}  # by all of them; never changed, only exchanged for another
 
 
-class reference(contextlib.ContextDecorator):
-    """Inside this context every operation runs as it is written in `minigrad/ops`, in all threads."""
+class using(contextlib.ContextDecorator):
+    """Inside this context only the kernels for these kinds of device run, in all threads.
+
+        with kernels.using("cpu", "cuda"): …
+
+    Contexts nest, and the innermost decides.
+    """
+
+    def __init__(self, *kinds: str) -> None:
+        unknown = set(kinds) - {"cpu", "cuda"}
+        if unknown:
+            raise ValueError(f"kernels.using: expected kinds of device, 'cpu' and 'cuda', got {sorted(unknown)}")
+        self.kinds = frozenset(kinds)
 
     def __enter__(self) -> None:
-        global _switched_off
-        _switched_off += 1
+        _contexts.append(self)
+        self.renew()
 
     def __exit__(self, *exception: object) -> None:
-        global _switched_off
-        _switched_off -= 1
+        innermost = max(i for i, context in enumerate(_contexts) if context is self)
+        del _contexts[innermost]
+        self.renew()
+
+    @staticmethod
+    def renew() -> None:
+        global _in_use
+        _in_use = _contexts[-1].kinds if _contexts else _outside
+
+
+class reference(using):
+    """Inside this context every operation runs as it is written in `minigrad/ops`, in all threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
 
 class replacing(contextlib.ContextDecorator):
@@ -66,23 +92,23 @@ class replacing(contextlib.ContextDecorator):
         self.replacements = dict(replacements)
 
     def __enter__(self) -> None:
-        _contexts.append(self.replacements)
+        _replacing.append(self.replacements)
         self.renew()
 
     def __exit__(self, *exception: object) -> None:
-        innermost = max(i for i, replacements in enumerate(_contexts) if replacements is self.replacements)
-        del _contexts[innermost]
+        innermost = max(i for i, replacements in enumerate(_replacing) if replacements is self.replacements)
+        del _replacing[innermost]
         self.renew()
 
     @staticmethod
     def renew() -> None:
         global _replacements
-        _replacements = {operation: own for context in _contexts for operation, own in context.items()}
+        _replacements = {operation: own for each in _replacing for operation, own in each.items()}
 
 
 def in_use(device: str = "cpu") -> bool:
     """May the kernels of this kind of device run?"""
-    return device in _devices and not _switched_off
+    return device in _in_use
 
 
 def accelerated(**kernels: Any) -> Callable[[_C], _C]:

@@ -29,10 +29,8 @@ TEXT = " ".join(np.random.default_rng(0).choice(["amber", "birch", "cedar", "dun
 def a_card(monkeypatch: Any) -> Iterator[list[str]]:
     """Inside this context there is a GPU with its kernels in use. What it gives is the list of all launches so far."""
     fake_cupy.install(monkeypatch)
-    monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
-    monkeypatch.setattr(kernels, "_switched_off", False)
     launches: list[str] = []
-    with emulated(), twin_of_cublaslt():
+    with emulated(), twin_of_cublaslt(), kernels.using("cpu", "cuda"):
         emulate, multiply = launch.emulate, Twin.cublasLtMatmul
 
         def launched(kernel: Any, *arguments: Any) -> None:

@@ -110,10 +110,7 @@ class OnGPU:
     def _references(self, monkeypatch: Any) -> Iterator[None]:
         """The reference operations, but for `kernels_on`, and the GPU's random numbers on either side."""
         random = mg.random
-        with self.gpu(monkeypatch):
-            monkeypatch.setattr(kernels, "_devices", set(self.kernels_on))
-            if self.kernels_on:  # whatever MINIGRAD_KERNELS says
-                monkeypatch.setattr(kernels, "_switched_off", False)
+        with self.gpu(monkeypatch), kernels.using(*self.kernels_on):
             monkeypatch.setattr(
                 random,
                 "_random_16_bits",

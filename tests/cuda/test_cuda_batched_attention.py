@@ -351,7 +351,6 @@ def test_flash_attention_runs_where_it_can():
 def test_on_a_gpu_dropout_drops_what_the_operation_drops(monkeypatch):
     """Through `functional` and the tape, on the stand-in for CuPy, which draws as a GPU does."""
     fake_cupy.install(monkeypatch)
-    monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
     arrays = random_inputs("float32", 6, 9, 4, outer=(2, 3))
     mask = mg.Tensor(np.random.default_rng(1).random((2, 1, 1, 9)) < 0.8, device="cuda").data
 
@@ -365,7 +364,8 @@ def test_on_a_gpu_dropout_drops_what_the_operation_drops(monkeypatch):
     with kernels.reference():
         wanted, state = compute()
     before = fake_cupy.synchronisations
-    with emulated(), twin_of_cublaslt(), mock.patch.object(launch, "emulate", wraps=launch.emulate) as emulate:
+    in_use = kernels.using("cpu", "cuda")
+    with in_use, emulated(), twin_of_cublaslt(), mock.patch.object(launch, "emulate", wraps=launch.emulate) as emulate:
         got, same_state = compute()
     assert fake_cupy.synchronisations - before == 4  # the four `get`
     assert [call.args[0].name for call in emulate.call_args_list] == ["attention_weights", "attention_weights_backward"]

@@ -16,9 +16,9 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 128}
 
 
 @pytest.fixture(autouse=True)
-def _kernels_in_use(monkeypatch):
-    monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
-    monkeypatch.setattr(kernels, "_switched_off", False)
+def _kernels_in_use():
+    with kernels.using("cpu", "cuda"):
+        yield
 
 
 def trainer_in(out, dtype, **options):

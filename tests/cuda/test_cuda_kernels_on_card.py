@@ -91,8 +91,8 @@ for _what, _module in MODULES.items():
 def _on_card(monkeypatch):
     for module in MODULES.values():
         monkeypatch.setattr(module, "emulated", on_card)
-    monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
-    monkeypatch.setattr(kernels, "_switched_off", False)
+    with kernels.using("cpu", "cuda"):
+        yield
 
 
 # Arrays of CuPy, as in training

@@ -28,9 +28,8 @@ EXPECTED = {  # the kernels that a training step of a GPT runs, and where from
 def kernels_run(monkeypatch):
     """Inside a test the stand-in is CuPy, and CUDA kernels run on it; the names of those that did."""
     fake_cupy.install(monkeypatch)
-    monkeypatch.setattr(kernels, "_devices", {"cpu", "cuda"})
     names = set()
-    with emulated(), twin_of_cublaslt():
+    with emulated(), twin_of_cublaslt(), kernels.using("cpu", "cuda"):
         emulate = launch.emulate
 
         def note(kernel, *arguments):
@@ -84,7 +83,7 @@ def test_a_training_step_does_not_wait_for_the_gpu(kernels_run, dtype):
 
 
 @needs_compiler
-def test_kernels_stay_off_until_they_are_asked_for(kernels_run, monkeypatch):
-    monkeypatch.setattr(kernels, "_devices", {"cpu"})
-    losses("float32", "cuda")
+def test_kernels_stay_off_until_they_are_asked_for(kernels_run):
+    with kernels.using("cpu"):
+        losses("float32", "cuda")
     assert not kernels_run

@@ -29,7 +29,6 @@ from tests.shapes import layouts, normal, seeds
 def tiny_pieces(request, monkeypatch):
     """Pieces of a few elements, tiles of three queries, and 1, 2 or 3 threads."""
     before = mg.get_num_threads()
-    monkeypatch.setattr(kernels, "_switched_off", False)  # whatever MINIGRAD_KERNELS says
     monkeypatch.setattr(pieces, "ALONE", 6)
     monkeypatch.setattr(pieces, "TOGETHER", 12)
     monkeypatch.setattr(pieces, "LEAST", 12)
@@ -43,7 +42,8 @@ def tiny_pieces(request, monkeypatch):
     monkeypatch.setattr(attention, "TILE", 3)
     monkeypatch.setattr(attention, "GROUP", 24)
     mg.set_num_threads(request.param)
-    yield
+    with kernels.using("cpu"):
+        yield
     mg.set_num_threads(before)
 
 
@@ -671,3 +671,18 @@ def check_in_a_forked_child(before, work, check):
         pytest.skip("this system has no fork")
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60)
     assert done.returncode == 0
+
+
+def test_a_context_says_which_kernels_run():
+    with kernels.using("cpu", "cuda"):
+        assert kernels.in_use("cpu")
+        assert kernels.in_use("cuda")
+        with kernels.reference():
+            assert not kernels.in_use("cpu")
+            with kernels.using("cuda"):
+                assert not kernels.in_use("cpu")
+                assert kernels.in_use("cuda")
+            assert not kernels.in_use("cuda")
+        assert kernels.in_use("cpu")
+    with pytest.raises(ValueError, match=r"expected kinds of device, 'cpu' and 'cuda', got \['gpu'\]"):
+        kernels.using("gpu")
