@@ -1,55 +1,16 @@
 """The shape of a GPT, how it is trained, and the presets.
 
-Every field is an option of examples/train_shakespeare.py, but for vocab_size, which follows from the text.
+Every field is an option of examples/train_shakespeare.py, except vocab_size, which follows from the text.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
-
-
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field whose help text, and choices if it has any, the command line shows."""
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
-def add_graph_option(parser: argparse.ArgumentParser) -> None:
-    """--graph and --no-graph: the argument `graph` of `Trainer`, which is no part of a run."""
-    parser.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU: capture a training step as a CUDA graph and replay it, to the same bits; not for float16, nor "
-        "without the CUDA kernels (default: yes)",
-    )
-
-
-def check_choices(options: Any) -> None:
-    for each in fields(options):
-        value, choices = getattr(options, each.name), each.metadata["choices"]
-        if each.type == "bool" and type(value) is not bool:  # "no" counts as true
-            raise ConfigError(f"{each.name} is {value!r}; wanted True or False")
-        if choices and value not in choices:
-            raise ConfigError(f"{each.name} is {value!r}; wanted {' or '.join(map(repr, choices))}")
-
-
-def check_whole(options: Any, least: Mapping[str, int]) -> None:
-    for name, minimum in least.items():
-        value = getattr(options, name)
-        if type(value) is not int or value < minimum:
-            raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least {minimum}")
-
-
-def number_or_nan(value: Any) -> Any:
-    """A number as it is, and NaN for anything else: it lies in no range, so that a check of the range refuses it."""
-    return value if isinstance(value, Real) else math.nan
+from .options import check_choices, check_whole, number_or_nan, option
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,11 @@ from minigrad import nn
 from minigrad.serialization import load_with_metadata
 
 from .checkpoint import exact_weights
-from .config import number_or_nan
 from .errors import CheckpointError, ConfigError
 from .model import GPT
+from .options import number_or_nan
 
-ADAPTERS = "adapters.safetensors"  # what a file of adapters is called in the folder of a run
-VERSION = 2  # of such files
+VERSION = 2  # of the file of adapters
 
 
 class Frozen(mg.Tensor):

@@ -16,8 +16,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from minigrad.backend import Array, as_array, get_array_module
 
-from ..download import cache_directory, download, reason
-from ..errors import ConfigError, DataError
+from ..download import cache_directory, download
+from ..errors import ConfigError, DataError, reason
 from .tokenizer import CharTokenizer, Tokenizer, from_state
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -19,8 +19,7 @@ import numpy as np
 
 from minigrad.serialization import naming, write_atomically
 
-from ..download import reason
-from ..errors import ConfigError, DataError, TokenError
+from ..errors import ConfigError, DataError, TokenError, reason
 from .data import META, TRAIN, VAL
 from .tokenizer import END_OF_TEXT, Tokenizer
 

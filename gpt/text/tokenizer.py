@@ -23,8 +23,8 @@ import tiktoken
 import minigrad as mg
 from minigrad.serialization import write_atomically
 
-from ..download import download, reason
-from ..errors import ConfigError, DataError, TokenError
+from ..download import download
+from ..errors import ConfigError, DataError, TokenError, reason
 from .bpe import MAX_TOKEN_BYTES, learn_merges
 
 END_OF_TEXT = "<|endoftext|>"

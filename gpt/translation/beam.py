@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import number_or_nan
 from ..errors import ConfigError
+from ..options import number_or_nan
 
 PAD, START, END = 0, 1, 2  # the tokens that every vocabulary of a seq2seq model begins with
 

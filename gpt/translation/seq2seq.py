@@ -30,9 +30,10 @@ from minigrad import functional as F
 from minigrad import nn
 from minigrad.backend import keep_freed_memory
 
-from ..config import GPTConfig, check_choices, check_whole, option
+from ..config import GPTConfig
 from ..errors import ConfigError
 from ..model import MLP, CausalSelfAttention, KVCache, new_norm
+from ..options import check_choices, check_whole, option
 from .beam import END, PAD, START, beam_search, check_length_penalty
 
 __all__ = ["END", "PAD", "START", "Seq2Seq", "Seq2SeqConfig", "sinusoidal_positions"]

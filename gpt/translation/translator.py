@@ -15,12 +15,12 @@ import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
 from ..errors import CheckpointError, ConfigError, DataError
+from ..run import TRANSLATOR
 from ..text.tokenizer import CharTokenizer
 from .pairs import Pair
 from .seq2seq import END, PAD, START, Seq2Seq, Seq2SeqConfig
 
 SPECIAL = ("<pad>", "<start>", "<end>")  # PAD, START and END
-MODEL = "model.safetensors"
 
 
 class Vocabulary:
@@ -177,11 +177,11 @@ class Translator:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Translator:
-        """Read what `save` wrote: a file, or the folder that holds it under the name `MODEL`, in evaluation mode.
+        """Read what `save` wrote: a file, or the folder that holds it under the name `TRANSLATOR`, in evaluation mode.
 
         Raises `CheckpointError` if it is missing, damaged, or something else.
         """
-        path = Path(path, MODEL) if Path(path).is_dir() else Path(path)
+        path = Path(path, TRANSLATOR) if Path(path).is_dir() else Path(path)
         try:
             tensors, metadata = load_with_metadata(path)
             if "minigrad.seq2seq" not in metadata:
