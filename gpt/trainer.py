@@ -25,9 +25,8 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import kernels, optim
+from minigrad.cuda import Captured, allow_tf32
 from minigrad.distributed import DataParallel, can_share
-from minigrad.kernels.cuda.graph import Captured
-from minigrad.kernels.cuda.products import rounding_to_tf32
 from minigrad.serialization import naming, remove_unfinished, write_atomically
 
 from . import checkpoint, lora, precision, pretrained
@@ -123,7 +122,7 @@ class Trainer:
         self.write_metrics()
         self.model.train()
         bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
-        tf32 = rounding_to_tf32(self.config.dtype == "tf32")
+        tf32 = allow_tf32(self.config.dtype == "tf32")
         advice = memory_advice(
             "what takes less: a smaller --batch-size (with a larger --grad-accum the steps stay the same), "
             + self.less_memory
