@@ -56,7 +56,7 @@ def test_a_gpu_computes_in_what_it_has(card, monkeypatch):
     assert [precision.choose(dtype, "cuda:0") for dtype in ("auto", "float32", "tf32", *HALF)] == [
         "bfloat16", "float32", "tf32", *HALF,
     ]  # fmt: skip
-    monkeypatch.setattr(precision, "compute_capability", lambda: 75)
+    monkeypatch.setattr("minigrad.cuda.get_device_capability", lambda device: (7, 5))
     assert precision.choose("auto", "cuda:0") == "float32"
     assert precision.choose("float16", "cuda:0") == "float16"
     for dtype in ("tf32", "bfloat16"):
