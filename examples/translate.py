@@ -101,9 +101,9 @@ class TrainingConfig:
         check_choices(self)
         for name in ("val_share", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a share from 0 to below 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
         if not self.grad_clip >= 0:
-            raise ConfigError(f"grad_clip is {self.grad_clip}; wanted a number of at least 0")
+            raise ConfigError(f"grad_clip is {self.grad_clip}; expected a number of at least 0")
         check_length_penalty(self.length_penalty)
 
 

@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             tokenizer = from_state(about["tokenizer"])
         run = about["run"]
         if not isinstance(run, dict) or not isinstance(run.get("train_config", {}), dict):
-            raise TypeError(f"run is {str(run):.100}; wanted a dict, and as its train_config another")
+            raise TypeError(f"run is {str(run):.100}; expected a dict, and as its train_config another")
         return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, run, tensors)
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -41,12 +41,12 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if not 0 <= number_or_nan(self.dropout) < 1:
-            raise ConfigError(f"dropout is {self.dropout!r}; wanted a probability from 0 to below 1")
+            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability from 0 to below 1")
         check_choices(self)
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise ConfigError(f"position 'rotary' wants heads of an even size, not of {self.n_embd // self.n_head}")
         if not 0 <= number_or_nan(self.logit_softcap) < math.inf:
-            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; wanted a number of at least 0, not infinity")
+            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; expected a number of at least 0, not infinity")
 
 
 DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
@@ -85,16 +85,16 @@ class TrainConfig:
         check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate"):
             if not 0 <= number_or_nan(getattr(self, name)) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0, not infinity")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number of at least 0, not infinity")
         if not number_or_nan(self.grad_clip) >= 0:
-            raise ConfigError(f"grad_clip is {self.grad_clip!r}; wanted a number of at least 0")
+            raise ConfigError(f"grad_clip is {self.grad_clip!r}; expected a number of at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= number_or_nan(getattr(self, name)) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number from 0 to below 1")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to below 1")
         if self.lr_hold_iters and self.schedule != "linear":
             raise ConfigError(f"lr_hold_iters {self.lr_hold_iters} is for the schedule 'linear', not {self.schedule!r}")
         if self.optimizer == "muon" and not self.learning_rate:
-            raise ConfigError("learning_rate is 0; wanted more, as Muon's learning rate follows it in proportion")
+            raise ConfigError("learning_rate is 0; expected more, as Muon's learning rate follows it in proportion")
 
 
 # What training GPT-2 from scratch takes at any size, as in nanoGPT, but with biases: batches of 0.5M tokens.

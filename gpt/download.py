@@ -138,4 +138,4 @@ def _check(url: str, path: Path, checksum: str | None) -> None:
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, lambda: digest).hexdigest()
     if received != checksum:
-        raise DataError(f"{url}: not the file that was wanted: its {name} is {received}; wanted {checksum}")
+        raise DataError(f"{url}: not the file that was expected: its {name} is {received}; expected {checksum}")

@@ -68,7 +68,7 @@ def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> Non
     pretrained.check_is_gpt2(model.config, {name: p.data for name, p in model.named_parameters()})
     for name in (run.LAST, run.BEST):
         if Path(folder, name).is_file():
-            raise PretrainedError(f"{folder}: has a run's {name}; wanted another folder to write the model to")
+            raise PretrainedError(f"{folder}: has a run's {name}; expected another folder to write the model to")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -175,7 +175,7 @@ class GPT(nn.Module):
         """What the first block reads, (B, T, C), and the mask that hides the padding, or None. See `hidden_states`."""
         ids = mg.Tensor(ids).data
         if ids.ndim != 2:
-            raise ConfigError(f"GPT: wanted ids, integers (B, T); got {ids.shape} {ids.dtype}")
+            raise ConfigError(f"GPT: expected ids, integers (B, T); got {ids.shape} {ids.dtype}")
         B, T = ids.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
@@ -216,7 +216,7 @@ class GPT(nn.Module):
         blocks, at `muon_lr` and with the same decay.
         """
         if optimizer not in ("adamw", "muon"):
-            raise ConfigError(f"optimizer is {optimizer!r}; wanted 'adamw' or 'muon'")
+            raise ConfigError(f"optimizer is {optimizer!r}; expected 'adamw' or 'muon'")
         matrices = [p for p in self.h.parameters() if p.ndim >= 2] if optimizer == "muon" else []
         others = set(self.parameters()) - set(matrices)
         parameters = [p for p in self.parameters() if p in others]

@@ -47,7 +47,7 @@ def test_the_cpu_computes_in_float32(tmp_path):
     for dtype in ("tf32", "bfloat16", "float16"):
         with pytest.raises(ConfigError, match=f"dtype is '{dtype}', but the CPU computes in 'float32': NumPy has no"):
             new_trainer(tmp_path, "cpu", dtype=dtype)
-    with pytest.raises(ConfigError, match="dtype is 'float8'; wanted 'auto' or 'float32' or 'tf32' or"):
+    with pytest.raises(ConfigError, match="dtype is 'float8'; expected 'auto' or 'float32' or 'tf32' or"):
         new_trainer(tmp_path, "cpu", dtype="float8")
 
 
