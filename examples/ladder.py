@@ -38,7 +38,7 @@ EVAL_INTERVAL = 250  # steps between points of a curve
 
 
 class Climb(NamedTuple):
-    """What came of a rung: how many parameters learnt, and (step, validation loss) from the start to the end."""
+    """What came of a rung: how many parameters learned, and (step, validation loss) from the start to the end."""
 
     parameters: int
     curve: list[tuple[int, float]]

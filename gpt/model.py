@@ -120,9 +120,9 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight  # a token is read and predicted by the same vector
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """GPT-2's: weights normal(0, 0.02), biases 0, layer norms 1 and 0.
 
         The projections that end in the residual stream are scaled by 1 / sqrt(2 n_layer): 2 n_layer of them are added

@@ -108,7 +108,7 @@ def operations_in(file: Path) -> list[OwnOperation]:
 
 
 def load_module(file: Path) -> ModuleType:
-    """Run a Python file. It may import its neighbours."""
+    """Run a Python file. It may import its neighbors."""
     spec = importlib.util.spec_from_file_location(f"own_ops_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file}: is not a Python file")

@@ -296,7 +296,7 @@ class BPETokenizer(_BytePairTokenizer):
     merges: pairs of tokens; the pair at place i makes the token 256 + i. See `learn_merges`.
     special_tokens: the names of marks that are no text.
 
-    A text is cut into pieces as for GPT-2. In each, of all neighbours whose bytes together are a token those that make
+    A text is cut into pieces as for GPT-2. In each, of all neighbors whose bytes together are a token those that make
     the lowest token are joined, until there are none; a piece that is a token is just that. Raises `TokenError` for
     merges of tokens that are not there yet, and for merges that make no new token.
     """

@@ -217,9 +217,9 @@ class Seq2Seq(nn.Module):
             self.source_wte.weight = self.target_wte.weight
         if config.tie_weights in ("output", "all"):
             self.lm_head.weight = self.target_wte.weight
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Weights normal(0, 1 / sqrt(their inputs)), so that every product keeps the variance; biases 0.
 
         With `norm_first` nothing rescales the residual stream, so the projections that end in it are scaled as GPT-2's

@@ -47,7 +47,7 @@ class Rotary(Function):
 
     Shapes: x and y (…, T, D), D even; the rows are at the positions p = offset … offset + T - 1. Pairing channel i with
     i + D/2 is the half-split convention of GPT-NeoX, and of LLaMA in Hugging Face's format; the original pairs
-    neighbours, which is the same but for the order of the channels.
+    neighbors, which is the same but for the order of the channels.
 
     Turning two rows by the same angle leaves their product as it is. The product of a query and a key therefore
     depends on how far apart they are, and not on where.

@@ -226,7 +226,7 @@ def test_embedding_starts_normal():
     np.testing.assert_array_equal(layer([[7, 0]]).data, layer.weight.data[[[7, 0]]])
 
 
-def test_norms_start_as_pure_normalisation():
+def test_norms_start_as_pure_normalization():
     x = mg.Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
     np.testing.assert_allclose(nn.LayerNorm(3)(x).data, F.layer_norm(x).data)
     np.testing.assert_allclose(nn.LayerNorm(3, bias=False, eps=0.5)(x).data, F.layer_norm(x, eps=0.5).data)

@@ -175,7 +175,7 @@ def test_log_softmax_of_a_row_of_minus_infinity_has_a_finite_gradient():
     assert np.isfinite(dx).all()
 
 
-# Normalisation
+# Normalization
 
 
 @given(leading=shapes(max_dims=2), c=st.integers(2, 4), layout=layouts, seed=seeds)

@@ -85,7 +85,7 @@ def test_settings_may_change_between_steps():
     optimizer = optim.SGD([p], lr=1.0)
     p.data[...] = 0
     for lr, momentum in ((1.0, 0.0), (0.5, 0.0), (0.5, 0.9), (0.5, 0.9)):
-        optimizer.groups[0].update(lr=lr, momentum=momentum)
+        optimizer.param_groups[0].update(lr=lr, momentum=momentum)
         p.grad = np.ones(1)
         optimizer.step()
     np.testing.assert_allclose(p.data, [-1 - 0.5 - 0.5 - 0.5 * 1.9])
@@ -160,10 +160,10 @@ def test_loaded_state_is_a_copy():
         ({"steps": [3], "0.m": np.zeros(3)}, r"0.m \(3,\) fits no parameter"),
         ({"steps": [3], "7.m": np.zeros(2)}, "7.m .* fits no parameter"),
         ({"steps": [3], "0.momentum": np.zeros(2)}, "0.momentum .* fits no parameter"),
-        ({"0.m": np.zeros(2)}, r"steps \[\], expected a number of steps for each of 1 parameters"),
+        ({"0.m": np.zeros(2)}, r"expected a number of steps for each of 1 parameters, got \[\]"),
         ({"steps": [3]}, "parameter 0 has no m and no v after 3 steps"),
         ({"steps": [3], "0.m": np.zeros(2)}, "parameter 0 has no v after 3 steps"),
-        ({"steps": [-3]}, r"steps \[-3\], expected a number of steps"),
+        ({"steps": [-3]}, r"expected a number of steps for each of 1 parameters, got \[-3\]"),
     ],
     ids=["shape", "number", "another optimizer", "steps", "no moments", "one moment", "negative"],
 )

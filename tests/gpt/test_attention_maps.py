@@ -193,7 +193,7 @@ def test_a_picture_names_its_heads_and_tokens(folder, tmp_path):
             assert drawn.count(f"<!-- layer {layer}, head {head} -->") == 1
     for label, times in {"b": 5, "e": 5, "\\n": 5, "␣": 5, "$": 5, "{": 5}.items():  # left of 2 rows, below 3 columns
         assert drawn.count(f"<!-- {label} -->") == times, label
-    assert drawn.count("<image ") == 6 + 1, "the heads, and the colour scale"
+    assert drawn.count("<image ") == 6 + 1, "the heads, and the color scale"
 
 
 @pictures

@@ -568,9 +568,9 @@ def test_any_operation_of_the_engine_can_be_a_users_own(tmp_path):
     assert check(own) == "right"
 
 
-def test_a_file_may_import_its_neighbour(tmp_path):
-    text = CUBE.replace("return 3 * g * x * x", "return slope(g, x)") + "\nfrom _neighbour import slope\n"
-    (own,) = load_operations(written(tmp_path, mine=text, _neighbour="def slope(g, x):\n    return 3 * g * x * x\n"))
+def test_a_file_may_import_its_neighbor(tmp_path):
+    text = CUBE.replace("return 3 * g * x * x", "return slope(g, x)") + "\nfrom _neighbor import slope\n"
+    (own,) = load_operations(written(tmp_path, mine=text, _neighbor="def slope(g, x):\n    return 3 * g * x * x\n"))
     assert check(own) == "right"
 
 

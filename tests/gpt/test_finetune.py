@@ -25,7 +25,7 @@ OTHER = "\n".join(line[::-1] for line in TEXT.splitlines()) + "\n"  # the same c
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a small model in Hugging Face's layout that has learnt a text a little, and its tokenizer."""
+    """A folder with a small model in Hugging Face's layout that has learned a text a little, and its tokenizer."""
     mg.manual_seed(0)
     tokenizer = CharTokenizer.from_text(TEXT)
     shape = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1}

@@ -1,4 +1,4 @@
-"""The GPT: its names, its initialisation, its gradients, and that it can learn."""
+"""The GPT: its names, its initialization, its gradients, and that it can learn."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ def test_the_head_is_tied_to_the_token_embeddings():
     assert np.abs(grad[unseen]).min() > 0, "tokens that were not read get a gradient as tokens that were not predicted"
 
 
-def test_initialisation_is_gpt2s():
+def test_initialization_is_gpt2s():
     config = GPTConfig(block_size=64, vocab_size=65, n_layer=8, n_head=4, n_embd=128)
     for name, parameter in GPT(config).named_parameters():
         if parameter.ndim == 2:
@@ -60,7 +60,7 @@ def test_initialisation_is_gpt2s():
 
 
 @pytest.mark.parametrize("vocab_size", [65, 1000])
-def test_loss_at_initialisation_is_that_of_guessing(vocab_size):
+def test_loss_at_initialization_is_that_of_guessing(vocab_size):
     config = GPTConfig(block_size=64, vocab_size=vocab_size, n_layer=4, n_head=4, n_embd=128)
     ids, targets = random_ids(8, 64, vocab_size=vocab_size), random_ids(8, 64, vocab_size=vocab_size, seed=1)
     assert abs(GPT(config)(ids, targets)[1].item() - math.log(vocab_size)) < 0.05
@@ -98,7 +98,7 @@ def test_gradient_of_the_whole_model(bias, dropout):
     model = GPT(GPTConfig(block_size=6, vocab_size=7, n_layer=2, n_head=2, n_embd=8, dropout=dropout, bias=bias))
     model.to(dtype="float64")
     for parameter in model.parameters():
-        parameter.data *= 10  # at GPT-2's initialisation most gradients are too small to tell apart from none
+        parameter.data *= 10  # at GPT-2's initialization most gradients are too small to tell apart from none
     ids, targets = random_ids(2, 6, vocab_size=7), random_ids(2, 6, vocab_size=7, seed=1)
     targets[0, :3] = -100
 
@@ -167,7 +167,7 @@ def test_overfits_one_batch():
 
 def test_optimizer_decays_matrices_only():
     model = GPT(TINY)
-    decayed, kept = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9)).groups
+    decayed, kept = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9)).param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0
     assert all(p.ndim == 2 for p in decayed["params"])

@@ -706,7 +706,7 @@ def test_a_model_that_is_not_gpt2_is_not_written(tmp_path, options, change, mess
 
 
 @pytest.mark.parametrize("option", ["zero_init_residual", "checkpoint"])
-def test_how_a_model_learnt_is_no_part_of_it(tmp_path, option):
+def test_how_a_model_learned_is_no_part_of_it(tmp_path, option):
     random_model(**{option: True}).save_pretrained(tmp_path)
     assert GPT.from_pretrained(tmp_path).num_parameters() == random_model().num_parameters()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from gpt import ConfigError
-from gpt.translation.beam import beam_search, normaliser
+from gpt.translation.beam import beam_search, normalizer
 from gpt.translation.seq2seq import END, PAD, START, Seq2Seq, Seq2SeqConfig, sinusoidal_positions
 from minigrad import optim
 from minigrad.gradcheck import gradcheck_directional
@@ -73,7 +73,7 @@ def test_sinusoidal_positions_are_the_papers():
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_at_initialisation_logits_are_of_order_one_whatever_the_width_and_depth(norm_first):
+def test_at_initialization_logits_are_of_order_one_whatever_the_width_and_depth(norm_first):
     for n_layer, n_embd in ((1, 32), (6, 32), (2, 128)):
         model = new_model(n_layer=n_layer, n_embd=n_embd, norm_first=norm_first, target_vocab_size=50)
         logits = model(random_ids(4, 9), random_ids(4, 9, 50))[0].numpy()
@@ -255,7 +255,7 @@ def test_it_learns_a_handful_of_pairs_by_heart(norm_first):
 
 
 def peaked_model(seed, sharpness=3, **options):
-    """A model whose choices are as sure, and depend as much on source and place, as those of one that has learnt."""
+    """A model whose choices are as sure, and depend as much on source and place, as those of one that has learned."""
     mg.manual_seed(seed)
     model = new_model(tie_weights="none", **options)
     model.lm_head.weight.data *= sharpness
@@ -337,7 +337,7 @@ def test_beam_search_of_a_chain_against_brute_force(seed, length_penalty, max_ne
     found = table_search(table, 100, max_new_tokens, length_penalty)
     scores = {
         tuple(tokens): sum(table[pair] for pair in itertools.pairwise([START, *tokens]))
-        / normaliser(len(tokens), length_penalty)
+        / normalizer(len(tokens), length_penalty)
         for tokens in all_sequences(5, max_new_tokens)
     }
     assert math.isclose(found.score, max(scores.values()))

@@ -593,7 +593,7 @@ def test_a_character_that_the_model_does_not_know(trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["dates", "numbers"])
-def test_the_tasks_are_learnt(task, tmp_path, capsys):
+def test_the_tasks_are_learned(task, tmp_path, capsys):
     """At least 99% of the held-out pairs, with the program's own settings."""
     assert run_program("translate", "--task", task, "--out", tmp_path) == 0
     program, translator = load_program("translate"), Translator.load(tmp_path)

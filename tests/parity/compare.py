@@ -67,7 +67,7 @@ def assert_same_layer(ours, theirs, *inputs):
     """
     ours.to(dtype="float64")
     theirs.double()
-    randomise(ours)
+    randomize(ours)
     copy_weights(ours, theirs)
     assert_parity(ours, theirs, inputs)
     assert_same_gradients(ours, theirs)
@@ -92,7 +92,7 @@ def parameter_pairs(ours, theirs):
     return [(name, parameter, torch_parameters[name]) for name, parameter in our_parameters.items()]
 
 
-def randomise(module):
+def randomize(module):
     """Draw all parameters anew: with layer norms of 1 and biases of 0, mistakes in their use would not show."""
     rng = np.random.default_rng(2)
     for parameter in module.parameters():
