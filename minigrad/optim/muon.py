@@ -21,8 +21,8 @@ def orthogonalize(x: Array, steps: int = 5) -> Array:
 
     and so s -> a s + b s^3 + c s^5, repeated, drives them all towards 1 by nothing but matrix products: the quintic
     Newton-Schulz iteration. The values must start between 0 and 1, so X is divided by its Frobenius norm, which is
-    at least its largest singular value. Jordan's a, b, c make the slope at 0 as steep as possible, at a price: the values
-    do not settle at 1. After five steps those that began above 0.002 lie between 0.68 and 1.21, which is near enough.
+    at least its largest singular value. Jordan's a, b, c make the slope at 0 as steep as possible, at a price: the
+    values do not settle at 1. After five steps those that began above 0.002 lie between 0.68 and 1.21, near enough.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     xp = get_array_module(x)

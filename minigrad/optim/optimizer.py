@@ -154,7 +154,7 @@ class Optimizer:
         return {"steps": Tensor(self.steps), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned. ValueError if it belongs to other parameters or another optimizer."""
+        """Continue from what `state_dict` returned. ValueError if it belongs to another optimizer."""
         loaded: list[dict[str, Array]] = [{} for _ in self.params]
         for name, value in state.items():
             if name == "steps":
