@@ -1,4 +1,4 @@
-"""Heads side by side in memory, on the CPU and with the kernels of a GPU: taking them apart and together is no copy."""
+"""Attention heads that share one array, for the kernels of CPU and GPU: splitting and joining them copies nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..backend import address, get_array_module
 
 
 class Split:
-    """As ops/shape.py, but for gradients that already lie end to end in one array, as attention's do: it is theirs."""
+    """Like ops/shape.py, but if the gradients lie end to end in one array, as attention's do, backward returns it."""
 
     returns_new_arrays = False
 
@@ -38,13 +38,13 @@ class Split:
 
 
 def heads_of_tokens(shape: tuple[int, ...], like: Any) -> Any:
-    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that putting the heads together is free."""
+    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that joining the heads copies nothing."""
     B, H, T, D = shape
     return get_array_module(like).empty((B, T, H, D), like.dtype).transpose(0, 2, 1, 3)
 
 
 def parts_of_one(q: Any, k: Any, v: Any) -> list[Any]:
-    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D), for `Split` to hand on."""
+    """Empty arrays for dq, dk and dv. If their shapes are equal they lie in memory as (B, T, 3, H, D), for `Split`."""
     if not q.shape == k.shape == v.shape:
         return [heads_of_tokens(x.shape, x) for x in (q, k, v)]
     B, H, T, D = q.shape
