@@ -28,6 +28,10 @@ _cpu = np.random.Generator(np.random.SFC64(_seed))
 # it while it captures a step, so that replays, which have the numbers of that time, draw with those of theirs.
 earlier: Any = None
 
+# A faster draw_words for GPUs, of the same arguments, which returns None where it must not be used; None for none.
+# kernels/cuda/philox.py sets it.
+words_on_gpu: Any = None
+
 
 def manual_seed(seed: int) -> None:
     """Start the generators of all devices afresh from `seed`."""
@@ -80,6 +84,17 @@ def philox(counter: Any, key: tuple[int, int]) -> Any:
     return c0, c1, c2, c3
 
 
+def draw_words(n: int, seed: int, draw: int, device: str) -> Array:
+    """The first n random words of 32 bits of a draw."""
+    zero = to_device(np.zeros((), np.uint64), device)
+    xp = get_array_module(zero)
+    block = xp.arange(-(-n // 4), dtype="uint64")
+    number = zero + draw if earlier is None else earlier + draw
+    counter = (block & 0xFFFFFFFF, block >> 32, number & 0xFFFFFFFF, number >> 32)
+    blocks = xp.stack(philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1)
+    return blocks.astype("uint32").reshape(-1)[:n]
+
+
 class Counter:
     """Random numbers of a GPU, by the methods of NumPy's generators that are used here.
 
@@ -94,13 +109,8 @@ class Counter:
         """n random words of 32 bits: one draw."""
         seed, draw = next_draw()
         with on(self.device):
-            zero = to_device(np.zeros((), np.uint64), self.device)
-            xp = get_array_module(zero)
-            block = xp.arange(-(-n // 4), dtype="uint64")
-            number = zero + draw if earlier is None else earlier + draw
-            counter = (block & 0xFFFFFFFF, block >> 32, number & 0xFFFFFFFF, number >> 32)
-            blocks = xp.stack(philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1)
-            return blocks.astype("uint32").reshape(-1)[:n]
+            words = words_on_gpu and words_on_gpu(n, seed, draw, self.device)
+            return draw_words(n, seed, draw, self.device) if words is None else words
 
     def random(self, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
         """Numbers from 0 to below 1, with as many random bits as the dtype has, float64's 53 or float32's 24."""

@@ -345,6 +345,7 @@ SOURCES = {
     "embedding.cu": {"CHANNELS": 768, "WIDTH": 8},
     "gelu.cu": {"WIDTH": 8},
     "layer_norm.cu": {"CHANNELS": 768, "WIDTH": 8, "ROW_THREADS": 32},
+    "random_words.cu": {},
     "softmax.cu": {},
     "sum_rows.cu": {"WIDTH": 8},
 }
