@@ -102,7 +102,12 @@ class Captured:
         loss, norm = step(ids, targets)
 
     The arguments are copied to where the graph reads them. What is returned always lies in the same arrays, which the
-    next call overwrites. Work goes to a stream of its own, which waits for the caller's, as the caller's does for it.
+    next call overwrites: copy what is needed for longer. Work goes to a stream of its own, which waits for the
+    caller's, as the caller's does for it. A model can have several graphs, as for its evaluations:
+
+        loss = Captured(lambda ids, targets: model(ids, targets)[1])
+        with mg.no_grad():  # always, and with model.eval()
+            losses = [loss(*batch).data.copy() for batch in batches]
 
     A graph knows only addresses, so its memory comes from a pool that nobody else uses, and parameters and the
     optimizer's arrays have to stay where they are; what the host decided in the capture, such as whether modules are in
