@@ -86,6 +86,7 @@ def cases() -> Iterator[Case]:
     yield Case("Sigmoid", "", F.sigmoid, [normal(3, 2)])
     yield Case("ReLU", "", F.relu, [away_from(0, 3, 2)])
     yield Case("SiLU", "", F.silu, [normal(3, 2)])
+    yield Case("Softplus", "", F.softplus, [3 * normal(3, 2)])
     yield Case("GELUTanh", "", F.gelu, [normal(3, 2)])
     yield Case("GELUErf", "", lambda x: F.gelu(x, "none"), [3 * normal(4, 3)])
 
