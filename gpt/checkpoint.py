@@ -17,11 +17,10 @@ import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
 from .config import GPTConfig
-from .errors import CheckpointError, GPTError
+from .errors import CheckpointError, ConfigError, GPTError
 from .model import GPT
+from .run import BEST, LAST
 from .text.tokenizer import CharTokenizer, Tokenizer, from_state
-
-LAST, BEST = "last.safetensors", "best.safetensors"
 
 
 def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
@@ -57,6 +56,16 @@ class Checkpoint:
         """The tensors of "model" or "optimizer", by name."""
         return part(self.tensors, prefix)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of model and training that the run was started with."""
+        return {**dataclasses.asdict(self.config), **self.run["train_config"]}
+
+    def check_same_text(self, data_id: str) -> None:
+        """Raise `ConfigError` if the run was trained on another text than the one with this id."""
+        if self.run["data_id"] != data_id:
+            raise ConfigError(f"{self.path} was trained on another text; resume with the same --data")
+
     def model(self, device: str = "cpu") -> GPT:
         """The model, with its weights, in evaluation mode."""
         model = GPT(self.config)
@@ -89,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             tokenizer = from_state(about["tokenizer"])
         run = about["run"]
         if not isinstance(run, dict) or not isinstance(run.get("train_config", {}), dict):
-            raise TypeError(f"run is {str(run):.100}; wanted a dict, and as its train_config another")
+            raise TypeError(f"run is {str(run):.100}; expected a dict, and as its train_config another")
         return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, run, tensors)
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -1,55 +1,16 @@
 """The shape of a GPT, how it is trained, and the presets.
 
-Every field is an option of examples/train_shakespeare.py, but for vocab_size, which follows from the text.
+Every field is an option of examples/train_shakespeare.py, except vocab_size, which follows from the text.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
-
-
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field whose help text, and choices if it has any, the command line shows."""
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
-def add_graph_option(parser: argparse.ArgumentParser) -> None:
-    """--graph and --no-graph: the argument `graph` of `Trainer`, which is no part of a run."""
-    parser.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU: capture a training step as a CUDA graph and replay it, to the same bits; not for float16, nor "
-        "without the CUDA kernels (default: yes)",
-    )
-
-
-def check_choices(options: Any) -> None:
-    for each in fields(options):
-        value, choices = getattr(options, each.name), each.metadata["choices"]
-        if each.type == "bool" and type(value) is not bool:  # "no" counts as true
-            raise ConfigError(f"{each.name} is {value!r}; wanted True or False")
-        if choices and value not in choices:
-            raise ConfigError(f"{each.name} is {value!r}; wanted {' or '.join(map(repr, choices))}")
-
-
-def check_whole(options: Any, least: Mapping[str, int]) -> None:
-    for name, minimum in least.items():
-        value = getattr(options, name)
-        if type(value) is not int or value < minimum:
-            raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least {minimum}")
-
-
-def number_or_nan(value: Any) -> Any:
-    """A number as it is, and NaN for anything else: it lies in no range, so that a check of the range refuses it."""
-    return value if isinstance(value, Real) else math.nan
+from .options import check_choices, check_whole, number_or_nan, option
 
 
 @dataclass(frozen=True)
@@ -80,12 +41,12 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if not 0 <= number_or_nan(self.dropout) < 1:
-            raise ConfigError(f"dropout is {self.dropout!r}; wanted a probability from 0 to below 1")
+            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability from 0 to below 1")
         check_choices(self)
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise ConfigError(f"position 'rotary' wants heads of an even size, not of {self.n_embd // self.n_head}")
         if not 0 <= number_or_nan(self.logit_softcap) < math.inf:
-            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; wanted a number of at least 0, not infinity")
+            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; expected a number of at least 0, not infinity")
 
 
 DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
@@ -124,16 +85,16 @@ class TrainConfig:
         check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate"):
             if not 0 <= number_or_nan(getattr(self, name)) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0, not infinity")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number of at least 0, not infinity")
         if not number_or_nan(self.grad_clip) >= 0:
-            raise ConfigError(f"grad_clip is {self.grad_clip!r}; wanted a number of at least 0")
+            raise ConfigError(f"grad_clip is {self.grad_clip!r}; expected a number of at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= number_or_nan(getattr(self, name)) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number from 0 to below 1")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to below 1")
         if self.lr_hold_iters and self.schedule != "linear":
             raise ConfigError(f"lr_hold_iters {self.lr_hold_iters} is for the schedule 'linear', not {self.schedule!r}")
         if self.optimizer == "muon" and not self.learning_rate:
-            raise ConfigError("learning_rate is 0; wanted more, as Muon's learning rate follows it in proportion")
+            raise ConfigError("learning_rate is 0; expected more, as Muon's learning rate follows it in proportion")
 
 
 # What training GPT-2 from scratch takes at any size, as in nanoGPT, but with biases: batches of 0.5M tokens.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from .errors import DataError
+from .errors import DataError, reason
 
 
 class NotFoundError(DataError):
@@ -138,10 +138,4 @@ def _check(url: str, path: Path, checksum: str | None) -> None:
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, lambda: digest).hexdigest()
     if received != checksum:
-        raise DataError(f"{url}: not the file that was wanted: its {name} is {received}; wanted {checksum}")
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in the system's words and without its numbers."""
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return str(getattr(cause, "strerror", None) or cause or type(cause).__name__)
+        raise DataError(f"{url}: not the file that was expected: its {name} is {received}; expected {checksum}")

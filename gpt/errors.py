@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+import urllib.error
 from collections.abc import Callable, Iterator
 
 from minigrad import DeviceError
@@ -36,6 +37,12 @@ class PretrainedError(GPTError):
 
 class OutOfMemoryError(GPTError, MemoryError):
     """There is not enough memory for what was asked."""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in the system's words and without its numbers."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str(getattr(cause, "strerror", None) or cause or type(cause).__name__)
 
 
 @contextlib.contextmanager

@@ -80,13 +80,15 @@ def evaluate(
     block_size, device = model.config.block_size, model.wte.weight.device
     stride = max(1, block_size // 2) if stride is None else stride
     if not 1 <= stride <= block_size:
-        raise ConfigError(f"stride is {stride}; wanted 1 to the block size, {block_size}")
+        raise ConfigError(f"stride is {stride}; expected 1 to the block size, {block_size}")
     if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; wanted at least 1")
+        raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
     if len(ids) < 2:
-        raise DataError(f"the text has {len(ids)} tokens; wanted at least 2, the second to be predicted from the first")
+        raise DataError(
+            f"the text has {len(ids)} tokens; expected at least 2, the second to be predicted from the first"
+        )
     if n_bytes < 1:
-        raise ConfigError(f"n_bytes is {n_bytes}; wanted at least 1")
+        raise ConfigError(f"n_bytes is {n_bytes}; expected at least 1")
     nats, bar = 0.0, tqdm(total=len(ids) - 1, unit="token", unit_scale=True, disable=not progress)
     with bar, model.evaluating(), mg.no_grad():
         for batch in _batches(windows(len(ids), block_size, stride), batch_size):

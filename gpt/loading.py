@@ -9,9 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, lora, pretrained
-from .download import reason
-from .errors import CheckpointError, PretrainedError
+from . import checkpoint, lora, pretrained, run
+from .errors import CheckpointError, PretrainedError, reason
 from .model import GPT
 from .text import tokenizer
 
@@ -44,7 +43,7 @@ def load_model(
         if saved.run.get("train_config", {}).get("lora_rank"):
             raise CheckpointError(
                 f"{saved.path}: holds adapters, not a model; load {saved.run['train_config']['model']}, "
-                f"and on it {saved.path.with_name(lora.ADAPTERS)}"
+                f"and on it {saved.path.with_name(run.ADAPTERS)}"
             )
         if dropout is not None:
             saved.config = dataclasses.replace(saved.config, dropout=dropout)
@@ -66,10 +65,10 @@ def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> Non
 
     A run's folder is refused: `load_model` would take what is written there for the run's, which could not be resumed.
     """
-    pretrained.tensors_of(model)
-    for name in (checkpoint.LAST, checkpoint.BEST):
+    pretrained.check_is_gpt2(model.config, {name: p.data for name, p in model.named_parameters()})
+    for name in (run.LAST, run.BEST):
         if Path(folder, name).is_file():
-            raise PretrainedError(f"{folder}: has a run's {name}; wanted another folder to write the model to")
+            raise PretrainedError(f"{folder}: has a run's {name}; expected another folder to write the model to")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

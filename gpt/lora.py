@@ -23,12 +23,11 @@ from minigrad import nn
 from minigrad.serialization import load_with_metadata
 
 from .checkpoint import exact_weights
-from .config import number_or_nan
 from .errors import CheckpointError, ConfigError
 from .model import GPT
+from .options import number_or_nan
 
-ADAPTERS = "adapters.safetensors"  # what a file of adapters is called in the folder of a run
-VERSION = 2  # of such files
+VERSION = 2  # of the file of adapters
 
 
 class Frozen(mg.Tensor):
@@ -49,9 +48,9 @@ class LoRALinear(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         outputs, inputs = linear.weight.shape
         if type(rank) is not int or not 1 <= rank <= min(inputs, outputs):
-            raise ConfigError(f"the rank of the adapters is {rank!r}; wanted 1 to {min(inputs, outputs)}")
+            raise ConfigError(f"the rank of the adapters is {rank!r}; expected 1 to {min(inputs, outputs)}")
         if not 0 < number_or_nan(alpha) < math.inf:
-            raise ConfigError(f"the alpha of the adapters is {alpha!r}; wanted a number above 0")
+            raise ConfigError(f"the alpha of the adapters is {alpha!r}; expected a number above 0")
         self.linear, self.rank, self.alpha = linear, rank, alpha
         self.base = ""  # the fingerprint of the model that it is put on
         dtype, device = linear.weight.dtype, linear.weight.device
@@ -147,8 +146,8 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
         raise CheckpointError(f"{path}: a safetensors file, but not one of this project's adapters") from error
     if version != VERSION:
         raise CheckpointError(
-            f"{path}: adapters of version {version!r}, wanted {VERSION}, which says more of the weights that they are "
-            "for; train them again"
+            f"{path}: adapters of version {version!r}, expected {VERSION}, which says more about the weights they are for; "
+            "train them again"
         )
     try:
         with _as_before_an_error(model):

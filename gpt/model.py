@@ -18,8 +18,9 @@ import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
 
+from . import pretrained
 from .config import GPTConfig
-from .errors import ConfigError
+from .errors import ConfigError, PretrainedError
 from .sample import generate
 
 
@@ -174,7 +175,7 @@ class GPT(nn.Module):
         """What the first block reads, (B, T, C), and the mask that hides the padding, or None. See `hidden_states`."""
         ids = mg.Tensor(ids).data
         if ids.ndim != 2:
-            raise ConfigError(f"GPT: wanted ids, integers (B, T); got {ids.shape} {ids.dtype}")
+            raise ConfigError(f"GPT: expected ids, integers (B, T); got {ids.shape} {ids.dtype}")
         B, T = ids.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
@@ -215,7 +216,7 @@ class GPT(nn.Module):
         blocks, at `muon_lr` and with the same decay.
         """
         if optimizer not in ("adamw", "muon"):
-            raise ConfigError(f"optimizer is {optimizer!r}; wanted 'adamw' or 'muon'")
+            raise ConfigError(f"optimizer is {optimizer!r}; expected 'adamw' or 'muon'")
         matrices = [p for p in self.h.parameters() if p.ndim >= 2] if optimizer == "muon" else []
         others = set(self.parameters()) - set(matrices)
         parameters = [p for p in self.parameters() if p in others]
@@ -237,38 +238,42 @@ class GPT(nn.Module):
         """An empty cache of keys and values, to pass to `forward`."""
         return KVCache(self.config)
 
-    def generate(
-        self,
-        ids: Any,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        use_cache: bool = True,
-        stop_tokens: Any = None,
-        vocab_size: int | None = None,
-    ) -> Any:
+    def generate(self, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Any:
         """Continue each row of ids (B, T) by `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
 
         A list of prompts of any lengths gives a list of rows. A row ends early with one of the `stop_tokens`; in an
-        array it is filled up with that token. See `gpt.sample.stream` for the other options.
+        array it is filled up with that token. The options are the fields of `gpt.sample.Sampling`, in their order:
+        temperature=1.0, top_k=None, top_p=None, seed=None, use_cache=True, stop_tokens=None, vocab_size=None.
         """
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "use_cache": use_cache}
-        return generate(self, ids, max_new_tokens, stop_tokens, vocab_size=vocab_size, **options)
+        return generate(self, ids, max_new_tokens, *sampling, **options)
 
     @classmethod
     def from_pretrained(cls, folder_or_name: Any, dtype: Any = "float32", dropout: float | None = None) -> GPT:
-        """GPT-2 as Hugging Face stores it, from a folder or downloaded, in evaluation mode. See `pretrained.load`."""
-        from . import pretrained
+        """GPT-2 as Hugging Face stores it, from a folder or downloaded, in evaluation mode.
 
-        return pretrained.load(cls, folder_or_name, dtype, dropout)
+        folder_or_name, dropout: see `pretrained.read`. dtype: of the parameters, whatever the file's is.
+        The files are checked before the model is built, and then that each parameter, those of a derived class too, has
+        a tensor. Raises `PretrainedError` that names all that is wrong.
+        """
+        dtype = pretrained.floating(dtype)
+        config, tensors = pretrained.read(folder_or_name, dropout)
+        with mg.random.blank():  # lm_head, until it is tied to wte, would be a third of the memory
+            model = cls(config)
+        parameters = dict(model.named_parameters())
+        shapes = {name: pretrained.as_stored(name, parameter.data).shape for name, parameter in parameters.items()}
+        extra = [name for name, shape in shapes.items() if name not in tensors or tensors[name].shape != shape]
+        if extra:
+            raise PretrainedError(
+                f"{folder_or_name}: has no values for what {cls.__name__} has beyond GPT: {', '.join(extra)}"
+            )
+        model.to(dtype=dtype)
+        for name, parameter in parameters.items():
+            tensors[name].copy_to(parameter.data)
+        return model.eval()
 
     def save_pretrained(self, folder: Any) -> None:
-        """Write config.json and model.safetensors, which transformers opens as GPT-2. See `pretrained.save`."""
-        from . import pretrained
-
-        pretrained.save(self, folder)
+        """Write config.json and model.safetensors, which transformers opens as GPT-2. See `pretrained.write`."""
+        pretrained.write(folder, self.config, {name: p.data for name, p in self.named_parameters()})
 
 
 class LayerCache:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import number_or_nan
 from ..errors import ConfigError
+from ..options import number_or_nan
 
 PAD, START, END = 0, 1, 2  # the tokens that every vocabulary of a seq2seq model begins with
 
@@ -36,7 +36,7 @@ def normaliser(length: int, length_penalty: float) -> float:
 def check_length_penalty(length_penalty: float) -> None:
     """Raise `ConfigError` for a length penalty without meaning, and for one whose `normaliser` could overflow."""
     if not 0 <= number_or_nan(length_penalty) <= 10:
-        raise ConfigError(f"length_penalty is {length_penalty!r}; wanted a number from 0 to 10")
+        raise ConfigError(f"length_penalty is {length_penalty!r}; expected a number from 0 to 10")
 
 
 def beam_search(

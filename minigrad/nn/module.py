@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -105,13 +105,13 @@ class Module:
             parameter.data[...] = Tensor(state[name], dtype=parameter.dtype, device=parameter.device).data
             mark_written(parameter.data)
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Switch this module and all inside it to training (dropout on), or with False to evaluation."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Switch to evaluation: dropout is off."""
         return self.train(False)
 
@@ -125,7 +125,7 @@ class Module:
         finally:
             self.train(was_training)
 
-    def to(self, device: str | None = None, dtype: Any = None) -> Module:
+    def to(self, device: str | None = None, dtype: Any = None) -> Self:
         """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
         if dtype is not None and kind_of(as_dtype(dtype)) != "f":
             raise TypeError(f"{type(self).__name__}.to: wanted a floating dtype, got {as_dtype(dtype)}")

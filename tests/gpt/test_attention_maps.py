@@ -280,13 +280,16 @@ def test_adapters_change_the_picture(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", ""], "--prompt is empty; wanted at least one character"),
+        (["--prompt", ""], "--prompt is empty; expected at least one character"),
         (["--prompt", "t" * 65], "--prompt has 65 tokens; the model's context has room for 64"),
         (["--prompt", "TO BE"], "the character 'T' at position 0 is not in the vocabulary"),
         (["--prompt", "to be", "--layer", "2"], "--layer 2: the model has layers 0 to 1"),
         (["--prompt", "to be", "--layer", "-1"], "--layer -1: the model has layers 0 to 1"),
-        (["--prompt", "to be", "--out", "heads.jpg"], "--out heads.jpg: wanted a name that ends in .png, .svg or .pdf"),
-        (["--prompt", "to be", "--out", "heads"], "--out heads: wanted a name that ends in .png, .svg or .pdf"),
+        (
+            ["--prompt", "to be", "--out", "heads.jpg"],
+            "--out heads.jpg: expected a name that ends in .png, .svg or .pdf",
+        ),
+        (["--prompt", "to be", "--out", "heads"], "--out heads: expected a name that ends in .png, .svg or .pdf"),
         (["--prompt", "to be", "--device", "tpu"], 'unknown device "tpu"'),
         (["--prompt", "to be", "--model", "nowhere"], "nowhere: found no checkpoint there"),
     ],

@@ -136,8 +136,8 @@ def test_sample_continues_the_prompt(trained):
         ("sample.py", ["--checkpoint", "nowhere"], "nowhere: found no checkpoint there"),
         ("sample.py", ["--prompt", "THE CAT"], "'T'"),
         ("sample.py", ["--prompt", ""], "--prompt is empty"),
-        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; wanted at least 0"),
-        ("sample.py", ["--top-k", "0"], "top_k is 0; wanted at least 1"),
+        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; expected at least 0"),
+        ("sample.py", ["--top-k", "0"], "top_k is 0; expected at least 1"),
     ],
 )
 def test_mistakes_get_one_clear_line(program, options, message, trained, text, tmp_path):

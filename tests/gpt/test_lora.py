@@ -224,12 +224,12 @@ def test_a_model_whose_adapters_were_refused_is_trained_on(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "adapters of version 1, wanted 2, .*; train them again"),
+        ({"version": 1}, "adapters of version 1, expected 2, .*; train them again"),
         ({"alpha": 10**400}, "not one of this project's adapters"),
         ({"layers": ["attn.query"]}, "no linear layer of the blocks is called 'attn.query'"),
         ({"rank": "two"}, "the rank of the adapters is 'two'"),
-        ({"rank": 3}, r"h.0.attn.c_attn.lora_A has shape \(2, 8\), wanted \(3, 8\)"),
-        ({"alpha": -1}, "the alpha of the adapters is -1.0; wanted a number above 0"),
+        ({"rank": 3}, r"h.0.attn.c_attn.lora_A has shape \(2, 8\), expected \(3, 8\)"),
+        ({"alpha": -1}, "the alpha of the adapters is -1.0; expected a number above 0"),
         ({"alpha": None}, "not one of this project's adapters"),
         ({"layers": 4}, "not one of this project's adapters"),
     ],
@@ -298,7 +298,7 @@ def test_adapters_learn_in_16_bits_and_are_saved_with_the_digits_that_their_mast
 
 def test_adapters_and_what_is_frozen_are_floats():
     model = lora.add_adapters(new_model(), rank=2)
-    with pytest.raises(TypeError, match="GPT.to: wanted a floating dtype, got int8"):
+    with pytest.raises(TypeError, match="GPT.to: expected a floating dtype, got int8"):
         lora.convert(model, "int8")
     assert model.wte.weight.dtype == np.float32
 
@@ -313,13 +313,13 @@ def is_tensor(value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "the rank of the adapters is 0; wanted 1 to 8"),
-        ({"rank": 9}, "the rank of the adapters is 9; wanted 1 to 8"),
+        ({"rank": 0}, "the rank of the adapters is 0; expected 1 to 8"),
+        ({"rank": 9}, "the rank of the adapters is 9; expected 1 to 8"),
         ({"rank": 2.0}, "the rank of the adapters is 2.0"),
-        ({"rank": True}, "the rank of the adapters is True; wanted 1 to 8"),
-        ({"alpha": 0.0}, "the alpha of the adapters is 0.0; wanted a number above 0"),
+        ({"rank": True}, "the rank of the adapters is True; expected 1 to 8"),
+        ({"alpha": 0.0}, "the alpha of the adapters is 0.0; expected a number above 0"),
         ({"alpha": float("nan")}, "the alpha of the adapters is nan"),
-        ({"alpha": "a"}, "the alpha of the adapters is 'a'; wanted a number above 0"),
+        ({"alpha": "a"}, "the alpha of the adapters is 'a'; expected a number above 0"),
         ({"layers": ["lm_head"]}, "called 'lm_head'; they are attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj$"),
         ({"layers": ["attn.c_attn", "attn"]}, "no linear layer of the blocks is called 'attn'"),
         ({"layers": []}, "no linear layer of the blocks is called ''"),

@@ -180,15 +180,15 @@ def test_optimizer_decays_matrices_only():
     ("options", "message"),
     [
         ({"n_embd": 10, "n_head": 3}, "n_embd 10 is not divisible by n_head 3"),
-        ({"n_layer": 0}, "n_layer is 0; wanted a whole number of at least 1"),
-        ({"block_size": 2.5}, "block_size is 2.5; wanted a whole number"),
-        ({"n_layer": True}, "n_layer is True; wanted a whole number"),
-        ({"dropout": 1.0}, "dropout is 1.0; wanted a probability"),
-        ({"dropout": "a"}, "dropout is 'a'; wanted a probability"),
-        ({"logit_softcap": math.inf}, "logit_softcap is inf; wanted a number of at least 0, not infinity"),
-        ({"logit_softcap": None}, "logit_softcap is None; wanted a number"),
-        ({"bias": "no"}, "bias is 'no'; wanted True or False"),
-        ({"tie_weights": 1}, "tie_weights is 1; wanted True or False"),
+        ({"n_layer": 0}, "n_layer is 0; expected a whole number of at least 1"),
+        ({"block_size": 2.5}, "block_size is 2.5; expected a whole number"),
+        ({"n_layer": True}, "n_layer is True; expected a whole number"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a probability"),
+        ({"dropout": "a"}, "dropout is 'a'; expected a probability"),
+        ({"logit_softcap": math.inf}, "logit_softcap is inf; expected a number of at least 0, not infinity"),
+        ({"logit_softcap": None}, "logit_softcap is None; expected a number"),
+        ({"bias": "no"}, "bias is 'no'; expected True or False"),
+        ({"tie_weights": 1}, "tie_weights is 1; expected True or False"),
     ],
 )
 def test_contradicting_options(options, message):
@@ -201,11 +201,11 @@ def test_bad_input():
     with pytest.raises(ConfigError, match="a sequence of 9 tokens is longer than block_size 8"):
         model(random_ids(1, 9))
     for ids in (random_ids(4), [1, 2, 3, 4], random_ids(1, 1, 4)):
-        with pytest.raises(ConfigError, match=r"GPT: wanted ids, integers \(B, T\); got \(.*4.*\) int64"):
+        with pytest.raises(ConfigError, match=r"GPT: expected ids, integers \(B, T\); got \(.*4.*\) int64"):
             model(ids)
-    with pytest.raises(IndexError, match="Embedding: wanted ids from 0 to 10, but they range from 3 to 11"):
+    with pytest.raises(IndexError, match="Embedding: expected ids from 0 to 10, but they range from 3 to 11"):
         model(np.array([[3, 11]]))
-    with pytest.raises(TypeError, match="Embedding: wanted ids of an integer dtype, not float64"):
+    with pytest.raises(TypeError, match="Embedding: expected ids of an integer dtype, not float64"):
         model(np.zeros((1, 2)))
-    with pytest.raises(ValueError, match=r"CrossEntropy: wanted logits .* targets .*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"CrossEntropy: expected logits .* targets .*\(2, 3\)"):
         model(random_ids(2, 4), random_ids(2, 3))

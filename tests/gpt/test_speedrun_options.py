@@ -97,7 +97,7 @@ def test_positions_far_out_lose_no_precision_in_float32():
 )
 def test_what_rotary_refuses(x, options):
     with pytest.raises(
-        ValueError, match=r"Rotary: wanted floating x \(…, T, D\) with an even D, .* a base above 0; got"
+        ValueError, match=r"Rotary: expected floating x \(…, T, D\) with an even D, .* a base above 0; got"
     ):
         F.rotary(x, **options)
 
@@ -277,12 +277,12 @@ def test_an_untied_head_starts_like_the_embeddings_and_learns_by_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "alibi"}, "position is 'alibi'; wanted 'learned' or 'rotary'"),
-        ({"norm": "batch"}, "norm is 'batch'; wanted 'layer' or 'rms'"),
-        ({"activation": "relu"}, "activation is 'relu'; wanted 'gelu' or 'relu2'"),
+        ({"position": "alibi"}, "position is 'alibi'; expected 'learned' or 'rotary'"),
+        ({"norm": "batch"}, "norm is 'batch'; expected 'layer' or 'rms'"),
+        ({"activation": "relu"}, "activation is 'relu'; expected 'gelu' or 'relu2'"),
         ({"position": "rotary", "n_embd": 6}, "position 'rotary' wants heads of an even size, not of 3"),
-        ({"logit_softcap": -1.0}, "logit_softcap is -1.0; wanted a number of at least 0"),
-        ({"logit_softcap": math.nan}, "logit_softcap is nan; wanted a number of at least 0"),
+        ({"logit_softcap": -1.0}, "logit_softcap is -1.0; expected a number of at least 0"),
+        ({"logit_softcap": math.nan}, "logit_softcap is nan; expected a number of at least 0"),
     ],
 )
 def test_options_without_meaning(options, message):
@@ -410,7 +410,7 @@ def test_muon_finds_the_minimum():
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 3), (4, 3)], ids=str)
 def test_muon_is_for_matrices(shape):
-    with pytest.raises(ValueError, match=r"Muon: wanted matrices, their rows divisible by split 3; got shape"):
+    with pytest.raises(ValueError, match=r"Muon: expected matrices, their rows divisible by split 3; got shape"):
         Muon(parameters(shape), lr=0.1, split=3)
 
 
@@ -460,7 +460,7 @@ def test_training_continues_bit_for_bit_from_saved_state(make, dtype, tmp_path):
         (lambda state: state | {"2.steps": [3]}, "CombinedOptimizer.load_state_dict: 2.steps is of none of its 2"),
         (lambda state: state | {"steps": [3]}, "steps is of none of its 2 optimizers"),
         (lambda state: state | {"1.0.m": np.zeros(5)}, r"AdamW.load_state_dict: 0.m \(5,\) fits no parameter"),
-        (lambda state: {name: state[name] for name in state if name != "1.steps"}, r"AdamW.*steps \[\], wanted"),
+        (lambda state: {name: state[name] for name in state if name != "1.steps"}, r"AdamW.*steps \[\], expected"),
         (lambda state: {f"{1 - int(name[0])}{name[1:]}": state[name] for name in state}, "Muon.load_state_dict: 0.m"),
     ],
     ids=["a third", "of one alone", "shape", "missing", "exchanged"],
@@ -498,7 +498,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(options):
             assert found[parameter] == (0.05, 3 if "c_attn" in name else 1, decay), name
         else:
             assert found[parameter] == (1e-3, None, decay), name
-    with pytest.raises(ConfigError, match="optimizer is 'sgd'; wanted 'adamw' or 'muon'"):
+    with pytest.raises(ConfigError, match="optimizer is 'sgd'; expected 'adamw' or 'muon'"):
         model.configure_optimizer(lr=1e-3, optimizer="sgd")
 
 
@@ -606,12 +606,12 @@ def test_a_model_with_everything_learns(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; wanted 'adamw' or 'muon'"),
-        ({"schedule": "step"}, "schedule is 'step'; wanted 'cosine' or 'linear'"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected 'adamw' or 'muon'"),
+        ({"schedule": "step"}, "schedule is 'step'; expected 'cosine' or 'linear'"),
         ({"lr_hold_iters": 5}, "lr_hold_iters 5 is for the schedule 'linear', not 'cosine'"),
-        ({"lr_hold_iters": -1}, "lr_hold_iters is -1; wanted a whole number of at least 0"),
-        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; wanted a number of at least 0"),
-        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; wanted more, as Muon's"),
+        ({"lr_hold_iters": -1}, "lr_hold_iters is -1; expected a whole number of at least 0"),
+        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; expected a number of at least 0"),
+        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; expected more, as Muon's"),
     ],
 )
 def test_training_options_without_meaning(options, message):

@@ -47,7 +47,7 @@ def test_the_cpu_computes_in_float32(tmp_path):
     for dtype in ("tf32", "bfloat16", "float16"):
         with pytest.raises(ConfigError, match=f"dtype is '{dtype}', but the CPU computes in 'float32': NumPy has no"):
             new_trainer(tmp_path, "cpu", dtype=dtype)
-    with pytest.raises(ConfigError, match="dtype is 'float8'; wanted 'auto' or 'float32' or 'tf32' or"):
+    with pytest.raises(ConfigError, match="dtype is 'float8'; expected 'auto' or 'float32' or 'tf32' or"):
         new_trainer(tmp_path, "cpu", dtype="float8")
 
 
@@ -56,7 +56,7 @@ def test_a_gpu_computes_in_what_it_has(card, monkeypatch):
     assert [precision.choose(dtype, "cuda:0") for dtype in ("auto", "float32", "tf32", *HALF)] == [
         "bfloat16", "float32", "tf32", *HALF,
     ]  # fmt: skip
-    monkeypatch.setattr(precision, "compute_capability", lambda: 75)
+    monkeypatch.setattr("minigrad.cuda.get_device_capability", lambda device: (7, 5))
     assert precision.choose("auto", "cuda:0") == "float32"
     assert precision.choose("float16", "cuda:0") == "float16"
     for dtype in ("tf32", "bfloat16"):
