@@ -146,8 +146,8 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
         raise CheckpointError(f"{path}: a safetensors file, but not one of this project's adapters") from error
     if version != VERSION:
         raise CheckpointError(
-            f"{path}: adapters of version {version!r}, expected {VERSION}, which says more about the weights they are for; "
-            "train them again"
+            f"{path}: adapters of version {version!r}, expected {VERSION}, which says more about their "
+            "weights; train them again"
         )
     try:
         with _as_before_an_error(model):

@@ -11,7 +11,7 @@ from .shape import sum_to
 
 def check_scale(x, *parameters):
     if x.ndim == 0 or any(p is not None and p.shape != x.shape[-1:] for p in parameters):
-        raise ValueError("wanted x (…, C), and weight and bias (C,) or None")
+        raise ValueError("expected x (…, C), and weight and bias (C,) or None")
 
 
 def row_mean(x):

@@ -59,7 +59,7 @@ class Rotary(Function):
     @staticmethod
     def forward(ctx, x, offset, base):
         if x.ndim < 2 or x.shape[-1] % 2 or kind_of(x.dtype) != "f" or not base > 0 or offset % 1:
-            raise ValueError("wanted floating x (…, T, D) with an even D, a whole offset and a base above 0")
+            raise ValueError("expected floating x (…, T, D) with an even D, a whole offset and a base above 0")
         xp = get_array_module(x)
         table = (*x.shape[-2:], offset, base, x.dtype)
         cos, sin = turns_on_cpu(*table) if xp is np else turns(xp, *table)

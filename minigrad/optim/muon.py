@@ -76,7 +76,7 @@ class Muon(Optimizer):
             for p in group["params"]:
                 if p.ndim != 2 or not p.size or p.shape[0] % group["split"]:
                     raise ValueError(
-                        f"Muon: wanted matrices, their rows divisible by split {group['split']}; got shape {p.shape}"
+                        f"Muon: expected matrices, their rows divisible by split {group['split']}; got shape {p.shape}"
                     )
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:

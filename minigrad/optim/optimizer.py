@@ -57,7 +57,7 @@ class Optimizer:
             self.groups.append({**settings, **group, "params": members})
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
-            raise TypeError(f"{type(self).__name__}: wanted leaf tensors that require gradients")
+            raise TypeError(f"{type(self).__name__}: expected leaf tensors that require gradients")
         if len(set(self.params)) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
         self.steps = [0] * len(self.params)  # how often each has been changed
@@ -177,8 +177,8 @@ class Optimizer:
         steps = Tensor(state.get("steps", ())).numpy()
         if steps.shape != (len(self.params),) or (steps < 0).any():
             raise ValueError(
-                f"{type(self).__name__}.load_state_dict: steps {steps.tolist()}, wanted a number of steps for each of "
-                f"{len(self.params)} parameters"
+                f"{type(self).__name__}.load_state_dict: expected a number of steps for each of {len(self.params)} "
+                f"parameters, got {steps.tolist()}"
             )
         groups = [group for group in self.groups for _ in group["params"]]
         for i, (t, kept, group) in enumerate(zip(steps, loaded, groups, strict=True)):

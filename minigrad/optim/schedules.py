@@ -46,7 +46,7 @@ def warmup_inverse_square_root(step: int, n_embd: int, warmup_iters: int) -> flo
     """
     if n_embd < 1 or warmup_iters < 1:
         raise ValueError(
-            f"warmup_inverse_square_root: wanted n_embd and warmup_iters of at least 1, got {n_embd} and {warmup_iters}"
+            f"warmup_inverse_square_root: expected n_embd, warmup_iters of at least 1, got {n_embd}, {warmup_iters}"
         )
     t = step + 1
     return n_embd**-0.5 * min(t**-0.5, t * warmup_iters**-1.5)

@@ -68,7 +68,7 @@ class Drawing:
         elif suffix in FORMATS:
             write_atomically(path, self.render(suffix[1:]))
         else:
-            raise ValueError(f"{path}: wanted a file that ends in .dot, .gv, {', '.join(FORMATS)}")
+            raise ValueError(f"{path}: expected a file that ends in .dot, .gv, {', '.join(FORMATS)}")
 
     def _repr_svg_(self) -> str | None:
         return self.render().decode() if shutil.which("dot") else None
@@ -105,14 +105,14 @@ def draw(
     Raises AutogradError for a tensor without a tape, GraphvizError where Graphviz is wanted and not there.
     """
     if limit < 4:
-        raise ValueError(f"viz.draw: wanted a limit of at least 4, got {limit}")
+        raise ValueError(f"viz.draw: expected a limit of at least 4, got {limit}")
     if depth is not None and depth < 0:
-        raise ValueError(f"viz.draw: wanted a depth of at least 0, got {depth}")
+        raise ValueError(f"viz.draw: expected a depth of at least 0, got {depth}")
     if names is not None and not isinstance(names, Mapping):
-        raise TypeError(f'viz.draw: wanted names as a mapping, {{"x": x}}; got {type(names).__name__}')
+        raise TypeError(f'viz.draw: expected names as a mapping, {{"x": x}}; got {type(names).__name__}')
     for name, named in (names or {}).items():
         if not isinstance(name, str) or not isinstance(named, Variable):
-            raise TypeError(f"viz.draw: wanted names, texts with a tensor each; got {name!r}: {type(named).__name__}")
+            raise TypeError(f"viz.draw: expected names, texts with a tensor each; got {name!r}: {type(named).__name__}")
     tape = Tape("viz.draw", tensor, model)
     picture = _Picture(tape, names or {})
     if not tape.nodes or (depth is None and len(tape.nodes) + len(tape.uses) <= limit):

@@ -562,7 +562,7 @@ def test_parts_that_use_the_pool_themselves_and_users_threads_at_the_same_time()
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, None])
 def test_set_num_threads_refuses_what_is_no_number_of_threads(n):
-    with pytest.raises(ValueError, match="set_num_threads: wanted a whole number of at least 1"):
+    with pytest.raises(ValueError, match="set_num_threads: expected a whole number of at least 1"):
         mg.set_num_threads(n)
 
 

@@ -244,7 +244,7 @@ def test_an_unknown_device_is_refused_with_the_known_ones(device):
         ("MINIGRAD_NUM_THREADS", "0", "a whole number of at least 1"),
     ],
 )
-def test_environment_variables_without_meaning_are_not_ignored(name, value, wanted):
+def test_environment_variables_without_meaning_are_not_ignored(name, value, expected):
     environment = {**os.environ, name: value}
     done = subprocess.run([sys.executable, "-c", "import minigrad"], env=environment, capture_output=True, text=True)
-    assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; expected {wanted}")
+    assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; expected {expected}")

@@ -225,5 +225,5 @@ def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_
 def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
     (tmp_path / "config.json").touch()
     message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
-    assert message.startswith(f"error: {tmp_path / 'config.json'} is there, so what loads a model from {tmp_path}")
+    assert message.startswith(f"error: {tmp_path / 'config.json'} exists, so loading a model from {tmp_path}")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -363,8 +363,8 @@ def test_logits_that_give_nothing_to_choose_from(row, largest, temperature):
         ({"ids": np.zeros(3, int)}, r"expected ids, integers \(B, T\).* got \(3,\) int64"),
         ({"ids": np.zeros((1, 3))}, "got .* float64"),
         ({"ids": []}, r"expected ids, .* got \(0,\)"),
-        ({"ids": [[1, 2], []]}, r"a list of rows of them, none empty; got \(0,\)"),
-        ({"ids": [1, 2]}, r"a list of rows of them, none empty; got \(\) int64"),
+        ({"ids": [[1, 2], []]}, r"a list of rows, none empty; got \(0,\)"),
+        ({"ids": [1, 2]}, r"a list of rows, none empty; got \(\) int64"),
         ({"ids": [[1, 17]]}, "expected ids from 0 to 16; got 1 to 17"),
     ],
 )

@@ -311,7 +311,7 @@ class TestRunFolder:
 
     def test_a_model_for_other_tools_would_be_taken_for_the_run_s(self, tmp_path):
         (tmp_path / "config.json").touch()
-        with pytest.raises(ConfigError, match="config.json is there.*; name another folder"), run_folder(tmp_path):
+        with pytest.raises(ConfigError, match="config.json exists.*; name another folder"), run_folder(tmp_path):
             pass
 
     def test_what_a_killed_run_was_writing_is_removed(self, tmp_path):

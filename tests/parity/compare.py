@@ -18,7 +18,7 @@ def assert_close(ours, theirs, what, scale=None):
     1e-13 of `scale`, which is the largest element unless it is given.
     """
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
-    assert isinstance(ours, np.ndarray), f"{what}: wanted a plain array, got {type(ours)}"
+    assert isinstance(ours, np.ndarray), f"{what}: expected a plain array, got {type(ours)}"
     assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, PyTorch's is {theirs.shape}"
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, PyTorch's is {theirs.dtype}"
     scale = largest(theirs) if scale is None else scale
