@@ -1,4 +1,4 @@
-"""Small models for the book of operations: `python -m minigrad.book` reads off their tapes which layer uses what."""
+"""The small models whose layers the site shows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import minigrad as mg
-
-from .config import GPTConfig
-from .model import GPT
+from gpt import GPT, GPTConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "GPT-2": {},
@@ -22,8 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def examples() -> Iterator[tuple[str, GPT, mg.Tensor]]:
-    """What each model is called, the model, and its loss on a few tokens, still on the tape."""
+def models() -> Iterator[tuple[str, GPT, mg.Tensor]]:
+    """The name of each model, the model, and its loss on a few tokens, still on the tape."""
     ids, targets = mg.Tensor([[1, 2, 3, 4]]), mg.Tensor([[2, 3, 4, 5]])
     for name, options in VARIANTS.items():
         model = GPT(GPTConfig(block_size=4, vocab_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.1, **options))
