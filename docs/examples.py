@@ -8,16 +8,8 @@ from typing import Any
 import minigrad as mg
 from gpt import GPT, GPTConfig
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "GPT-2": {},
-    "GPT with newer parts": {
-        "position": "rotary",
-        "norm": "rms",
-        "activation": "relu2",
-        "qk_norm": True,
-        "logit_softcap": 15.0,
-    },
-}
+NEWER = {"position": "rotary", "norm": "rms", "activation": "relu2", "qk_norm": True, "logit_softcap": 15.0}
+VARIANTS: dict[str, dict[str, Any]] = {"GPT-2": {}, "GPT with newer parts": NEWER}
 
 
 def models() -> Iterator[tuple[str, GPT, mg.Tensor]]:

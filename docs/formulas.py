@@ -23,13 +23,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
-GREEK = dict(
-    zip(
-        "alpha beta gamma delta eps theta lambda mu pi rho sigma phi omega Delta Phi Sigma Omega".split(),
-        "αβγδεθλμπρσφωΔΦΣΩ",
-        strict=True,
-    )
-)
+GREEK_NAMES = "alpha beta gamma delta eps theta lambda mu pi rho sigma phi omega Delta Phi Sigma Omega".split()
+GREEK = dict(zip(GREEK_NAMES, "αβγδεθλμπρσφωΔΦΣΩ", strict=True))
 FUNCTIONS = frozenset("exp ln log sqrt tanh cos sin erf max min mean sign softmax sigmoid dropout target".split())
 WORDS = frozenset("var loss base offset correction scale bias weight low high size ids index value mask axes".split())
 DIFFERENTIABLE = frozenset([*GREEK, *WORDS, "mean"])
@@ -222,10 +217,8 @@ class Parser:
         factors = len(slash.split("/ "))
         if not self.stacked or self.depth:
             return Node(above.html + slash.replace("/ ", f"/{FIRM}") + below.html, factors=factors)
-        top, bottom = (
-            f'<span class="{kind}">{node.bare or node.html}</span>'
-            for kind, node in (("above", above), ("below", below))
-        )
+        top = f'<span class="above">{above.bare or above.html}</span>'
+        bottom = f'<span class="below">{below.bare or below.html}</span>'
         return Node(f'<span class="fraction">{top}{hidden(slash)}{bottom}</span>', factors=factors)
 
     def postfix(self) -> Node:

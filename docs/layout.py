@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -142,12 +141,11 @@ def refuse_other_content(out: Path) -> None:
         raise SiteError(f"{out} holds {others[0]!r}, which no build wrote; expected a new folder, or a site to replace")
 
 
-def write(files: Mapping[str, bytes], out: Path) -> None:
+def write(files: dict[str, bytes], out: Path) -> None:
     """Write all files to a new folder beside `out`, which then takes its name: whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    new, old = workshop / "new", workshop / "old"
-    try:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workshop:
+        new, old = Path(workshop, "new"), Path(workshop, "old")
         new.mkdir()
         for name, content in (files | {MANIFEST: "\n".join(files).encode()}).items():
             (new / name).write_bytes(content)
@@ -159,5 +157,3 @@ def write(files: Mapping[str, bytes], out: Path) -> None:
             if old.exists():
                 old.rename(out)
             raise
-    finally:
-        shutil.rmtree(workshop)

@@ -15,17 +15,10 @@ from pygments.lexers import TextLexer, get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 from pygments.util import ClassNotFound
 
-KINDS = [
-    (Comment, "comment"),
-    (String, "string"),
-    (Number, "number"),
-    (Keyword, "keyword"),
-    (Operator.Word, "keyword"),
-    (Name.Function, "defined"),
-    (Name.Class, "defined"),
-    (Name.Builtin, "builtin"),
-    (Name.Decorator, "builtin"),
-]
+KINDS = {
+    Comment: "comment", String: "string", Number: "number", Keyword: "keyword", Operator.Word: "keyword",
+    Name.Function: "defined", Name.Class: "defined", Name.Builtin: "builtin", Name.Decorator: "builtin",
+}  # fmt: skip
 
 
 @functools.cache  # to find a class, inspect parses the whole file
@@ -65,7 +58,7 @@ def to_html(source: str, names: Mapping[str, Any], links: Mapping[Any, str], lan
             if getattr(value, "__hash__", None) and value in links:
                 shown = f'<a href="{escape(links[value])}">{shown}</a>'
         after_dot = text == "."
-        kind = next((kind for parent, kind in KINDS if token in parent), "")
+        kind = next((kind for parent, kind in KINDS.items() if token in parent), "")
         html.append(f'<span class="{kind}">{shown}</span>' if kind and text.strip() else shown)
     return f'<pre class="code"><code>{"".join(html).rstrip()}</code></pre>'
 

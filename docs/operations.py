@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -28,20 +29,11 @@ from minigrad.gradcheck.cases import operations
 
 # The order to read the chapters in, and their titles. Modules that are not named here come last.
 TITLES = {
-    "elementwise": "Elementwise operations",
-    "reduce": "Reductions",
-    "shape": "Shapes",
-    "indexing": "Indexing",
-    "matmul": "Matrix products",
-    "activation": "Activations",
-    "softmax": "Softmax",
-    "normalization": "Normalization",
-    "embedding": "Embedding",
-    "rotary": "Rotary positions",
-    "dropout": "Dropout",
-    "attention": "Attention",
+    "elementwise": "Elementwise operations", "reduce": "Reductions", "shape": "Shapes", "indexing": "Indexing",
+    "matmul": "Matrix products", "activation": "Activations", "softmax": "Softmax", "normalization": "Normalization",
+    "embedding": "Embedding", "rotary": "Rotary positions", "dropout": "Dropout", "attention": "Attention",
     "loss": "Losses",
-}
+}  # fmt: skip
 WALK = """\
 x = mg.Tensor([1.0, 2.0], requires_grad=True)
 w = mg.Tensor([3.0, 4.0], requires_grad=True)
@@ -49,9 +41,13 @@ loss = (x * w + x).sum()
 """
 
 
+def module_of(thing: Any) -> ModuleType:
+    return thing if isinstance(thing, ModuleType) else sys.modules[inspect.unwrap(thing).__module__]
+
+
 def path_of(thing: Any) -> str:
     """Where a class, function or module is defined, as minigrad/ops/loss.py."""
-    module = thing if isinstance(thing, ModuleType) else inspect.getmodule(thing)
+    module = module_of(thing)
     return module.__name__.replace(".", "/") + ("/__init__.py" if hasattr(module, "__path__") else ".py")
 
 
@@ -128,7 +124,7 @@ class Operations:
         self.checks, self.models = checks, models
         self.modules = chapters_of_operations()
         self.operations = [operation for _, members in self.modules for operation in members]
-        self.functions = functions_of_operations()
+        self.functions = functions_of_operations(self.operations)
         self.layers = sorted({layer for found in models.values() for layer in found}, key=layer_order)
         self.kernels = {kernel: device for op in self.operations for device, kernel in kernels_of(op).items()}
         self.links = self._links()  # where a class or function is explained
@@ -143,7 +139,7 @@ class Operations:
         for module, members in self.modules:
             page = f"{short_name(module)}.html"
             links |= {thing: f"{page}#{thing.__name__}" for thing in [*members, *helpers_of(module)]}
-            for function in (function for operation in members for function in self.functions.get(operation, [])):
+            for function in (function for operation in members for function in self.functions[operation]):
                 links.setdefault(function, f"{page}#F.{function.__name__}")
         links |= {layer: f"layers.html#{layer_name(layer)}" for layer in self.layers}
         return links | {kernel: f"kernels.html#{device}.{kernel.__name__}" for kernel, device in self.kernels.items()}
@@ -152,7 +148,7 @@ class Operations:
 
     def code(self, thing: Any) -> str:
         source = listing.source_without_docstring(inspect.unwrap(thing))
-        return listing.to_html(source, vars(inspect.getmodule(inspect.unwrap(thing))), self.links)
+        return listing.to_html(source, vars(module_of(thing)), self.links)
 
     def doc(self, docstring: str | None, names: Mapping[str, Any]) -> str:
         """A docstring as HTML; `names` in backticks that the site explains become links."""
@@ -166,7 +162,7 @@ class Operations:
         return re.sub(r"<code>(\w+)</code>", with_link, html)
 
     def doc_of(self, thing: Any) -> str:
-        return self.doc(thing.__doc__, vars(thing if isinstance(thing, ModuleType) else inspect.getmodule(thing)))
+        return self.doc(thing.__doc__, vars(module_of(thing)))
 
     def to(self, *things: Any) -> str:
         """Links to where classes or functions are explained."""
@@ -247,22 +243,21 @@ class Operations:
 
     def module(self, module_and_members: tuple[ModuleType, list[type[Function]]]) -> Page:
         module, members = module_and_members
-        helpers = [
-            (
-                f.__name__,
-                f'<code>{f.__name__}</code> <span class="aside">a helper</span>',
-                self.doc_of(f) + self.code(f),
-            )
-            for f in helpers_of(module)
-        ]
-        title = title_of(module)
+        title, name = title_of(module), short_name(module)
         introduction = "" if module.__doc__ == f"{title}." else self.doc_of(module)
-        return chapter(
-            short_name(module), title, introduction + where(module), [*map(self.operation, members), *helpers]
+        sections = [*map(self.operation, members), *map(self.helper, helpers_of(module))]
+        return chapter(name, title, introduction + where(module), sections)
+
+    def helper(self, function: Any) -> tuple[str, str, str]:
+        name = function.__name__
+        return (
+            name,
+            f'<code>{name}</code> <span class="aside">a helper</span>',
+            self.doc_of(function) + self.code(function),
         )
 
     def operation(self, operation: type[Function]) -> tuple[str, str, str]:
-        functions = [self.call(function, operation) for function in self.functions.get(operation, [])]
+        functions = [self.call(function, operation) for function in self.functions[operation]]
         used = {layer for found in self.models.values() for layer in found if operation in found[layer].operations}
         said = [
             ("Call it", "".join(functions) or "<p>No function of its own.</p>"),
@@ -275,7 +270,7 @@ class Operations:
 
     def call(self, function: Any, operation: type[Function]) -> str:
         name = function.__name__
-        first = next(other for other in self.operations if function in self.functions.get(other, []))
+        first = next(other for other in self.operations if function in self.functions[other])
         anchor = f' id="F.{name}"' if operation is first else ""
         signature = listing.to_html(f"F.{name}{signature_of(function)}\n", {}, {})
         return f'<div{anchor} class="call">{signature}{self.doc_of(function)}</div>'
@@ -294,17 +289,12 @@ class Operations:
             "the call of a module that it is part of.</p>"
         )
         for name, found in self.models.items():
-            rows = [
-                [self.to(layer), self.to_all(found[layer].operations), self.to_all(found[layer].layers)]
-                for layer in self.layers
-                if layer in found
-            ]
+            used = [(layer, found[layer]) for layer in self.layers if layer in found]
+            rows = [[self.to(layer), self.to_all(what.operations), self.to_all(what.layers)] for layer, what in used]
             introduction += f"<h2>{text(name)}</h2>"
             introduction += table(["Layer", "Operations of its own", "Layers that it calls"], rows, "layers")
-        sections = [
-            (layer_name(layer), layer.__name__, where(layer) + self.doc_of(layer) + self.code(layer))
-            for layer in self.layers
-        ]
+        bodies = [where(layer) + self.doc_of(layer) + self.code(layer) for layer in self.layers]
+        sections = [(layer_name(layer), layer.__name__, body) for layer, body in zip(self.layers, bodies, strict=True)]
         return chapter("layers", "Layers", introduction, sections)
 
     def kernels_page(self) -> Page:
@@ -315,7 +305,7 @@ class Operations:
         sections = []
         for kernel, device in self.kernels.items():
             users = [operation for operation in self.operations if kernel in kernels_of(operation).values()]
-            about = self.doc(inspect.getmodule(kernel).__doc__, {})
+            about = self.doc(module_of(kernel).__doc__, {})
             html = where(kernel) + self.doc(kernel.__doc__, {}) + self.code(kernel)
             html += facts([("Used by", f"<p>{self.to(*users)}</p>"), *([("Its file", about)] if about else [])])
             sections.append((f"{device}.{kernel.__name__}", f"{kernel.__name__} ({device.upper()})", html))
@@ -341,8 +331,8 @@ class Operations:
             sent = []
             for parent, gradient in zip(node.parents, gradients, strict=True):
                 if parent is not None and gradient is not None:
-                    leaf = isinstance(parent, Variable)
-                    to = f"<code>{leaves[id(parent)]}.grad</code>" if leaf else self.to(parent[0].function)
+                    leaf = leaves[id(parent)] if isinstance(parent, Variable) else ""
+                    to = f"<code>{leaf}.grad</code>" if leaf else self.to(parent[0].function)
                     sent.append(f"<code>{array(gradient)}</code> to {to}")
             arrived = f"<code>{array(grads[0])}</code>"
             steps.append([str(len(steps) + 1), self.to(node.function), arrived, "<br />".join(sent)])
@@ -375,19 +365,14 @@ class Operations:
             f"{largest_error(run, [x]):.1e}."
         )
         call = listing.to_html(f"mg.gradcheck{signature_of(gradcheck)}\n", {}, {})
-        checking = inspect.getmodule(largest_error)
-        sections = [
-            ("Function", "<code>Function</code>", self.doc_of(Function) + self.doc(proof, vars(checking))),
-            (
-                "gradcheck",
-                "<code>gradcheck</code>",
-                self.doc_of(checking) + call + self.doc_of(gradcheck) + self.code(largest_error),
-            ),
-        ]
+        checking = module_of(largest_error)
+        function = self.doc_of(Function) + self.doc(proof, vars(checking))
+        check = self.doc_of(checking) + call + self.doc_of(gradcheck) + self.code(largest_error)
+        parts = [("Function", function), ("gradcheck", check)]
+        sections = [(name, f"<code>{name}</code>", html) for name, html in parts]
         steps = (
             "Write the formula down and derive dL/dx for every input x from g = dL/dy. Write `forward` and `backward` "
             "in the letters of the derivation. Check them with `gradcheck`, at inputs that are far from kinks, with "
             "broadcasting and with every option."
         )
-        introduction = self.doc(steps, vars(checking))
-        return chapter("own", "Your own operation", introduction, sections)
+        return chapter("own", "Your own operation", self.doc(steps, vars(checking)), sections)

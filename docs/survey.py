@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from minigrad import functional, kernels
@@ -41,19 +40,11 @@ def measure() -> dict[str, list[Check]]:
     return checks
 
 
-def functions_of_operations() -> dict[type[Function], list[Any]]:
+def functions_of_operations(operations: Iterable[type[Function]]) -> dict[type[Function], list[Any]]:
     """For each operation the functions in minigrad/functional.py whose code names it, in the order of that file."""
-    found: dict[type[Function], list[Any]] = {}
-    for name, function in vars(functional).items():
-        if not inspect.isfunction(function) or function.__module__ != functional.__name__ or name.startswith("_"):
-            continue
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                operation = getattr(vars(functional).get(node.value.id), node.attr, None)
-                if inspect.isclass(operation) and issubclass(operation, Function):
-                    functions = found.setdefault(operation, [])
-                    functions += [function] * (function not in functions)
-    return found
+    own = [f for f in vars(functional).values() if getattr(f, "__module__", "") == functional.__name__]
+    functions = [f for f in own if inspect.isfunction(f) and not f.__name__.startswith("_")]
+    return {op: [f for f in functions if op.__name__ in inspect.unwrap(f).__code__.co_names] for op in operations}
 
 
 class Layer(NamedTuple):
