@@ -1,6 +1,6 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
-from . import functional, kernels, nn, optim, random, viz
+from . import cuda, functional, kernels, nn, optim, random, viz
 from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, enable_grad, mark_written, no_grad
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
@@ -16,6 +16,7 @@ __all__ = [
     "Function",
     "GradcheckError",
     "Tensor",
+    "cuda",
     "cuda_is_available",
     "detect_anomaly",
     "enable_grad",
