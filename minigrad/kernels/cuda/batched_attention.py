@@ -107,7 +107,7 @@ def _with_strides(mask: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     """Can an array of this shape be broadcast to the other one?"""
     pairs = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(n in (1, wanted) for n, wanted in pairs)
+    return len(shape) <= len(to) and all(n in (1, size) for n, size in pairs)
 
 
 def _put(value: Any, into: Any) -> Any:

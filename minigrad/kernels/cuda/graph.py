@@ -215,9 +215,9 @@ def _refuse_upload(size: int) -> Any:
 def _device_memory(size: int) -> Any:
     """New memory for the pool of a graph.
 
-    A pool that gets none gives back all that is free in it and asks again. In a capture that would be memory that the
-    graph uses, so there it is told by an error that it does not know. What is free in CuPy's own pool, where evaluation
-    leaves much, this pool does not know of.
+    A pool of CuPy's that gets no memory releases its own free blocks and asks again. In a capture the graph may use
+    those blocks, so the pool is then given an error that it does not handle. Outside of a capture, what is free in
+    CuPy's default pool, of which this one does not know, is released first.
     """
     xp = importlib.import_module("cupy")
     cuda = xp.cuda
