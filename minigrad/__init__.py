@@ -1,10 +1,12 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
 from . import cuda, functional, kernels, nn, optim, random, viz
-from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, enable_grad, mark_written, no_grad
+from .autograd import AnomalyError, AutogradError, Function
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
+from .in_place import mark_written
 from .kernels.cpu import get_num_threads, set_num_threads
+from .modes import detect_anomaly, enable_grad, no_grad
 from .random import manual_seed
 from .serialization import load, save
 from .tensor import Tensor

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from . import random
-from .autograd import AutogradError, Function, enable_grad, is_recording, mark_written, no_grad
+from .autograd import AutogradError, Function
+from .in_place import mark_written
 from .kernels.cpu import get_num_threads, in_pieces, set_num_threads, threads
+from .modes import enable_grad, is_recording, no_grad
 from .nn.module import Module, Parameter
 from .tensor import Tensor
 

@@ -22,6 +22,7 @@ from gpt import GPT, GPTConfig, checkpoint
 from gpt.evaluate import evaluate
 from minigrad import functional as F
 from minigrad import kernels, nn, optim
+from minigrad.arguments import plain_index
 from minigrad.backend import describe_out_of_memory, memory_use
 from minigrad.gradcheck.cases import cases
 from tests.engine.calls import CALLS
@@ -190,7 +191,7 @@ class OnGPU:
     def test_indices_and_writing(self) -> None:
         x = mg.Tensor(np.arange(6.0).reshape(2, 3), device=DEVICE)
         for index in ([0, 0], np.array([1, 0]), (slice(None), [2, 0]), mg.Tensor([1])):
-            np.testing.assert_array_equal(x[index].numpy(), x.numpy()[F.plain_index(index, "cpu")])
+            np.testing.assert_array_equal(x[index].numpy(), x.numpy()[plain_index(index, "cpu")])
         x[0] = 7.0
         x[:, [1]] = mg.Tensor([[8.0], [9.0]], device=DEVICE, dtype="float64")
         np.testing.assert_array_equal(x.numpy(), [[7, 8, 7], [3, 9, 5]])

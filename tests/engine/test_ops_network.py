@@ -314,7 +314,7 @@ def test_label_smoothing_is_least_where_the_probabilities_are_the_smoothed_targe
 
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.1, math.nan])
 def test_label_smoothing_is_a_share(label_smoothing):
-    with pytest.raises(ValueError, match=f"cross_entropy: wanted label_smoothing from 0 to 1, got {label_smoothing}"):
+    with pytest.raises(ValueError, match=f"cross_entropy: expected label_smoothing from 0 to 1, got {label_smoothing}"):
         F.cross_entropy(normal((1, 2)), [0], label_smoothing=label_smoothing)
 
 
