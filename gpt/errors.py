@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from minigrad import DeviceError
-from minigrad.backend import describe_out_of_memory
 from minigrad.distributed import WorkerError
+from minigrad.memory import describe_out_of_memory
 
 
 class GPTError(ValueError):

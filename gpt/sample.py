@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minigrad as mg
-from minigrad.backend import keep_freed_memory
+from minigrad.memory import keep_freed_memory
 
 from .config import number_or_nan
 from .errors import ConfigError, GPTError, memory_advice

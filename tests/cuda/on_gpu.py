@@ -23,8 +23,8 @@ from gpt.evaluate import evaluate
 from minigrad import functional as F
 from minigrad import kernels, nn, optim
 from minigrad.arguments import plain_index
-from minigrad.backend import describe_out_of_memory, memory_use
 from minigrad.gradcheck.cases import cases
+from minigrad.memory import describe_out_of_memory, memory_use
 from tests.engine.calls import CALLS
 from tests.gpt.test_trainer import new_trainer, weights
 
@@ -415,7 +415,7 @@ class OnGPU:
         with pytest.raises(MemoryError) as raised:
             self.ask_for_too_much()
         text = describe_out_of_memory(raised.value)
-        assert text.startswith("out of memory on the GPU: 2048.00 TiB more were wanted")
+        assert text.startswith("out of memory on the GPU: 2048.00 TiB more were requested")
         assert "held by this process" in text or not memory_use(DEVICE).held
         assert text.endswith("are free")
 

@@ -18,7 +18,7 @@ from gpt import GPT, GPTConfig
 from gpt.errors import OutOfMemoryError, memory_advice, run_program
 from gpt.evaluate import evaluate
 from minigrad import cuda_installation
-from minigrad.backend import describe_out_of_memory, memory_use
+from minigrad.memory import describe_out_of_memory, memory_use
 from tests.fakes import cupy as fake_cupy
 from tests.gpt.test_trainer import new_trainer
 
@@ -259,7 +259,7 @@ def test_the_errors_here_have_cupys_names():
 def test_out_of_memory_on_the_gpu(cupy):
     text = describe_out_of_memory(fake_cupy.OutOfMemoryError(3 * 2**30, 5 * 2**30))
     assert text == (
-        "out of memory on the GPU: 3.00 GiB more were wanted; 5.00 GiB are held by this process; 3.00 GiB are free"
+        "out of memory on the GPU: 3.00 GiB more were requested; 5.00 GiB are held by this process; 3.00 GiB are free"
     )
 
 
@@ -281,7 +281,14 @@ def test_training_says_which_options_take_less(cupy, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "step", full)
     with pytest.raises(OutOfMemoryError) as raised:
         trainer.train()
-    for words in ("1.00 MiB more were wanted", "5.00 GiB", "--batch-size", "--grad-accum", "--checkpoint", "--block"):
+    for words in (
+        "1.00 MiB more were requested",
+        "5.00 GiB",
+        "--batch-size",
+        "--grad-accum",
+        "--checkpoint",
+        "--block",
+    ):
         assert words in str(raised.value)
 
 

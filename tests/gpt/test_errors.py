@@ -232,7 +232,7 @@ def test_without_cupy_there_is_no_gpu_and_the_cpu_works():
 @pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:one", "cuda:-1", "", "CUDA", np.dtype("float64")])
 def test_an_unknown_device_is_refused_with_the_known_ones(device):
     for ask in (check_device, lambda device: mg.Tensor([1.0]).to(device)):
-        with pytest.raises(mg.DeviceError, match=f'unknown device "{device}"; wanted "cpu", "cuda" or "cuda:N"'):
+        with pytest.raises(mg.DeviceError, match=f'unknown device "{device}"; expected "cpu", "cuda" or "cuda:N"'):
             ask(device)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
 from ...backend import get_array_module
+from ...random import counter
 from . import philox, products
 from .cublaslt import matrix_of, product
 from .launch import SCALARS, WARP, Kernel, compute_capability
@@ -57,7 +57,7 @@ class BatchedAttention:
         w = xp.empty_like(p) if ctx.dropout["dropped"][0] else None
         _, H, T, U = (1,) * (4 - s.ndim) + s.shape
         ctx.size = np.array([(H, T, U, bool(causal), 1 / math.sqrt(q.shape[-1]))], SCORES)
-        _rows("attention_weights", p, s, ctx.size, *_with_strides(mask, s.shape), ctx.dropout, random.earlier, p, w)
+        _rows("attention_weights", p, s, ctx.size, *_with_strides(mask, s.shape), ctx.dropout, counter.earlier, p, w)
         ctx.save(q, k, v, p)
         return product(p if w is None else w, v, tf32=products.tf32)
 
@@ -68,7 +68,7 @@ class BatchedAttention:
         xp, tf32, g = get_array_module(g), products.tf32, _stack(g)
         w = xp.empty_like(p) if wants_v and ctx.dropout["dropped"][0] else None
         ds = product(g, v.swapaxes(-1, -2), tf32=tf32)  # dL/dw until the kernel has run
-        _rows("attention_weights_backward", p, p, ctx.size, ctx.dropout, random.earlier, ds, w)
+        _rows("attention_weights_backward", p, p, ctx.size, ctx.dropout, counter.earlier, ds, w)
         dq = product(ds, k, tf32=tf32) if wants_q else None
         dk = product(ds.swapaxes(-1, -2), q, tf32=tf32) if wants_k else None
         dv = product((p if w is None else w).swapaxes(-1, -2), g, tf32=tf32) if wants_v else None
