@@ -1,6 +1,7 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
 from . import cuda, functional, kernels, nn, optim, random, viz
+from ._version import __version__
 from .autograd import AnomalyError, AutogradError, Function
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
@@ -18,6 +19,7 @@ __all__ = [
     "Function",
     "GradcheckError",
     "Tensor",
+    "__version__",
     "cuda",
     "cuda_is_available",
     "detect_anomaly",
@@ -38,4 +40,3 @@ __all__ = [
     "set_num_threads",
     "viz",
 ]
-__version__ = "0.1.0"
