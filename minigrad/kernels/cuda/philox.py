@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import random
+from ...random import counter
 
 DROPOUT = np.dtype([("seed", np.uint64), ("draw", np.uint64), ("dropped", np.int32), ("factor", np.float32)])
 
@@ -18,5 +19,5 @@ def draw_dropout(p: float) -> Any:
     the forward drew, and a state of minigrad.random that is restored draws it again. Where p is 0 nothing is drawn.
     """
     dropped, factor = random.dropout_threshold(p)
-    seed, draw = random.next_draw() if p else (0, 0)
+    seed, draw = counter.next_draw() if p else (0, 0)
     return np.array([(seed % 2**64, draw, dropped, factor)], DROPOUT)  # one element: passed by value
