@@ -392,12 +392,12 @@ class OnGPU:
     ], ids=["add", "matmul", "array", "comparison", "where", "writing"])  # fmt: skip
     def test_devices_do_not_mix(self, mix: Any) -> None:
         here, there = mg.Tensor(np.ones((2, 2)), device=DEVICE), mg.Tensor(np.ones((2, 2)))
-        with pytest.raises(mg.DeviceError, match=r"live on (cpu and cuda:\d)(; move them to one device)"):
+        with pytest.raises(mg.DeviceError, match=r"arrays are on (cpu and cuda:\d)(; move them to one device)"):
             mix(here, there)
 
     def test_a_mask_is_where_its_tensor_is(self) -> None:
         mask = mg.Tensor(np.ones((2, 2)), device=DEVICE).data > 0
-        with pytest.raises(mg.DeviceError, match=r"MaskedFill.* live on cpu and cuda:\d"):
+        with pytest.raises(mg.DeviceError, match=r"MaskedFill.* are on cpu and cuda:\d"):
             F.masked_fill(mg.Tensor(np.ones((2, 2))), mask, 0.0)
 
     @pytest.mark.parametrize(("call", "error"), [
