@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
 from ...backend import get_array_module
+from ...random import counter
 from ..split import are_parts_of_one, parts_of_one
 from . import philox, products
 from .cublaslt import matrix_of, product
@@ -60,7 +60,7 @@ class BatchedAttention:
         w = xp.empty_like(p) if ctx.dropout["dropped"][0] else None
         _, H, T, U = (1,) * (4 - s.ndim) + s.shape
         ctx.size = np.array([(H, T, U, bool(causal), 1 / math.sqrt(q.shape[-1]))], SCORES)
-        _rows("attention_weights", p, s, ctx.size, *_with_strides(mask, s.shape), ctx.dropout, random.earlier, p, w)
+        _rows("attention_weights", p, s, ctx.size, *_with_strides(mask, s.shape), ctx.dropout, counter.earlier, p, w)
         ctx.save(q, k, v, p)
         return product(p if w is None else w, v, tf32=products.tf32)
 
@@ -71,7 +71,7 @@ class BatchedAttention:
         xp, tf32, g = get_array_module(g), products.tf32, _stack(g)
         w = xp.empty_like(p) if wants_v and ctx.dropout["dropped"][0] else None
         ds = product(g, v.swapaxes(-1, -2), tf32=tf32)  # dL/dw until the kernel has run
-        _rows("attention_weights_backward", p, p, ctx.size, ctx.dropout, random.earlier, ds, w)
+        _rows("attention_weights_backward", p, p, ctx.size, ctx.dropout, counter.earlier, ds, w)
         dq, dk, dv = parts_of_one(q, k, v) if ctx.packed else (None, None, None)
         dq = _put(product(ds, k, tf32=tf32), dq) if wants_q else None
         dk = _put(product(ds.swapaxes(-1, -2), q, tf32=tf32), dk) if wants_k else None

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
+from ...random import counter
 
 EAGER_STEPS = 3  # before the capture: they compile the kernels, make the optimizer's arrays and fill the memory pool
 
@@ -55,7 +55,7 @@ class Recording:
             array[...] = xp.asarray(constant)
         self.constants.clear()
         self.graph.launch()
-        random.skip_draws(self.draws)
+        counter.skip_draws(self.draws)
         return self.outputs
 
 
@@ -146,7 +146,7 @@ class Captured:
         return result
 
     def _run(self, inputs: tuple[Any, ...]) -> Any:
-        key = (random.current_seed(), *((x.shape, x.dtype) for x in inputs))
+        key = (counter.current_seed(), *((x.shape, x.dtype) for x in inputs))
         if key != self.key:
             self.restart()
             self.key = key
@@ -163,15 +163,15 @@ class Captured:
 
     def _capture(self, inputs: tuple[Any, ...]) -> None:
         xp = importlib.import_module("cupy")
-        recording, first = Recording(), random.draws()
+        recording, first = Recording(), counter.draws()
         with self._memory():
             recording.inputs = tuple(xp.empty_like(x) for x in inputs)
             try:
                 with _capturing(recording, self.stream):
-                    earlier = upload(xp, lambda: np.array([random.draws() - first], np.uint64))
-                    random.earlier = earlier
+                    earlier = upload(xp, lambda: np.array([counter.draws() - first], np.uint64))
+                    counter.earlier = earlier
                     recording.outputs = self.function(*recording.inputs)
-                    recording.draws = random.draws() - first
+                    recording.draws = counter.draws() - first
             except Exception as error:  # whatever it is: the step itself has worked, and goes on working
                 self.failed = True
                 self.forget()
@@ -182,8 +182,8 @@ class Captured:
             else:
                 self.recording = recording
             finally:
-                random.earlier = None
-                random.skip_draws(first - random.draws())
+                counter.earlier = None
+                counter.skip_draws(first - counter.draws())
 
 
 @contextlib.contextmanager

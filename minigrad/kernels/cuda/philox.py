@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ... import random
+from ...random import counter
 from .. import in_use
 from .launch import Kernel
 
@@ -16,7 +17,7 @@ DROPOUT = np.dtype([("seed", np.uint64), ("draw", np.uint64), ("dropped", np.int
 THREADS = 256
 CHECKED_WORDS, CHECKED_DRAW = 4099, (0xA409382212345678, 2**32 - 1)  # a last block that is not full, large numbers
 
-checked: dict[str, bool] = {}  # by GPU: are the kernel's words those of `random.draw_words`?
+checked: dict[str, bool] = {}  # by GPU: are the kernel's words those of `counter.draw_words`?
 
 
 def draw_dropout(p: float) -> Any:
@@ -26,7 +27,7 @@ def draw_dropout(p: float) -> Any:
     the forward drew, and a state of minigrad.random that is restored draws it again. Where p is 0 nothing is drawn.
     """
     dropped, factor = random.dropout_threshold(p)
-    seed, draw = random.next_draw() if p else (0, 0)
+    seed, draw = counter.next_draw() if p else (0, 0)
     return _dropout(seed, draw, dropped, factor)
 
 
@@ -35,7 +36,7 @@ def _dropout(seed: int, draw: int, dropped: int = 0, factor: float = 1.0) -> Any
 
 
 def random_words(n: int, seed: int, draw: int, device: str) -> Any:
-    """The n words of `random.draw_words` in one launch; None where that must not be used.
+    """The n words of `counter.draw_words` in one launch; None where that must not be used.
 
     It takes part in every draw, whether or not other kernels are in use, so it is checked by itself: the first draw on
     a GPU compares words of both, which are equal in all bits or the kernel stays off. `reference` leaves it out too.
@@ -43,14 +44,14 @@ def random_words(n: int, seed: int, draw: int, device: str) -> Any:
     if device == "cpu" or not in_use("cpu"):
         return None
     if device not in checked:
-        if random.earlier is not None:
+        if counter.earlier is not None:
             return None  # a capture: nothing runs that could be compared
         checked[device] = _is_right(device)
     return _launch(n, seed, draw) if checked[device] else None
 
 
 def _is_right(device: str) -> bool:
-    expected = random.draw_words(CHECKED_WORDS, *CHECKED_DRAW, device)
+    expected = counter.draw_words(CHECKED_WORDS, *CHECKED_DRAW, device)
     try:
         right = bool((_launch(CHECKED_WORDS, *CHECKED_DRAW) == expected).all())
         reason = "its words are wrong"
@@ -65,9 +66,9 @@ def _launch(n: int, seed: int, draw: int) -> Any:
     words = importlib.import_module("cupy").empty(n, "uint32")
     blocks = -(-n // (4 * THREADS))
     Kernel("random_words.cu", "random_words", "float32")(
-        blocks, THREADS, _dropout(seed, draw), random.earlier, np.int64(n), words
+        blocks, THREADS, _dropout(seed, draw), counter.earlier, np.int64(n), words
     )
     return words
 
 
-random.words_on_gpu = random_words
+counter.words_on_gpu = random_words

@@ -1,4 +1,4 @@
-// The random words of a draw. The reference is draw_words in minigrad/random.py, which this equals bit for bit:
+// The random words of a draw. The reference is draw_words in minigrad/random/counter.py, which this equals bit for bit:
 //
 //     words[4 b], …, words[4 b + 3] = philox(b, number of the draw) under the seed
 //
