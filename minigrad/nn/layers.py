@@ -95,3 +95,10 @@ class SquaredReLU(Module):
 
     def forward(self, x: Any) -> Tensor:
         return F.squared_relu(x)
+
+
+class Softplus(Module):
+    """ln(1 + e^x), a smooth form of max(x, 0)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.softplus(x)

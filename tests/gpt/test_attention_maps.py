@@ -291,7 +291,10 @@ def test_adapters_change_the_picture(folder, tmp_path):
         ),
         (["--prompt", "to be", "--out", "heads"], "--out heads: expected a name that ends in .png, .svg or .pdf"),
         (["--prompt", "to be", "--device", "tpu"], 'unknown device "tpu"'),
-        (["--prompt", "to be", "--model", "nowhere"], "nowhere: found no checkpoint there"),
+        (
+            ["--prompt", "to be", "--model", "nowhere"],
+            "nowhere: found no checkpoint",
+        ),
     ],
 )
 def test_mistakes_get_one_clear_line(folder, tmp_path, monkeypatch, options, message):

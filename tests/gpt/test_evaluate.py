@@ -202,7 +202,7 @@ def test_the_program_takes_adapters(folder, capsys, tmp_path):
         (["--stride", 17], "stride is 17; expected 1 to the block size, 16"),
         (["--batch-size", 0], "batch_size is 0; expected at least 1"),
         (["--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
-        (["--model", "nowhere"], "nowhere: found no checkpoint there"),
+        (["--model", "nowhere"], "nowhere: found no checkpoint"),
         (["--adapters", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
         (["--device", "tpu"], 'unknown device "tpu"'),
     ],

@@ -133,7 +133,11 @@ def test_sample_continues_the_prompt(trained):
         ("train_shakespeare.py", ["--device", "tpu"], 'unknown device "tpu"'),
         ("train_shakespeare.py", ["--resume", "--out", "nowhere"], "there is no such file"),
         ("train_shakespeare.py", ["--batch-size", "0"], "batch_size is 0"),
-        ("sample.py", ["--checkpoint", "nowhere"], "nowhere: found no checkpoint there"),
+        (
+            "sample.py",
+            ["--checkpoint", "nowhere"],
+            "nowhere: found no checkpoint",
+        ),
         ("sample.py", ["--prompt", "THE CAT"], "'T'"),
         ("sample.py", ["--prompt", ""], "--prompt is empty"),
         ("sample.py", ["--temperature", "-1"], "temperature is -1.0; expected at least 0"),

@@ -332,7 +332,7 @@ def test_a_vocabulary_without_its_tokenizer_is_refused(base, finetune, tmp_path)
         if path.name != TOKENIZER:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     message = finetune("run", model=tmp_path)
-    assert re.search(rf"the model has \d+ tokens, its tokenizer 50257; .* belongs into {TOKENIZER}$", message)
+    assert re.search(rf"the model has \d+ tokens, its tokenizer 50257; .* there as {TOKENIZER}$", message)
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
@@ -383,7 +383,7 @@ def test_gpt2s_own_vocabulary_is_known(tmp_path):
         (["--dropout", 1.5], "dropout is 1.5; expected a probability"),
         (["--batch-size", 0], "batch_size is 0; expected a whole number of at least 1"),
         (["--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
-        (["--model", "nowhere"], "nowhere: found no checkpoint there"),
+        (["--model", "nowhere"], "nowhere: found no checkpoint"),
         (["--model", ""], "--model is missing"),
         (["--resume", "--out", "nowhere"], "nowhere/last.safetensors: there is no such file"),
     ],

@@ -280,7 +280,7 @@ def test_an_untied_head_starts_like_the_embeddings_and_learns_by_itself():
         ({"position": "alibi"}, "position is 'alibi'; expected 'learned' or 'rotary'"),
         ({"norm": "batch"}, "norm is 'batch'; expected 'layer' or 'rms'"),
         ({"activation": "relu"}, "activation is 'relu'; expected 'gelu' or 'relu2'"),
-        ({"position": "rotary", "n_embd": 6}, "position 'rotary' wants heads of an even size, not of 3"),
+        ({"position": "rotary", "n_embd": 6}, "position 'rotary' needs an even head size, got 3"),
         ({"logit_softcap": -1.0}, "logit_softcap is -1.0; expected a number of at least 0"),
         ({"logit_softcap": math.nan}, "logit_softcap is nan; expected a number of at least 0"),
     ],

@@ -393,7 +393,7 @@ class TestCheckpointFiles:
     def test_missing(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"last.safetensors: there is no such file"):
             checkpoint.load(tmp_path / checkpoint.LAST)
-        with pytest.raises(CheckpointError, match="found no checkpoint there"):
+        with pytest.raises(CheckpointError, match="found no checkpoint .* there"):
             checkpoint.find(tmp_path)
 
     def test_damaged(self, tmp_path):
@@ -420,7 +420,7 @@ class TestCheckpointFiles:
             ({"run": [1]}, r"run is \[1\]; expected a dict"),
             (
                 {"run": {"train_config": 3}},
-                "run is {'train_config': 3}; expected a dict, and as its train_config another",
+                "run is {'train_config': 3}; expected a dict whose train_config is a dict",
             ),
             ({"config": {"n_layer": True}}, "n_layer is True; expected a whole number"),
             ({"config": {"heads": 3}}, "not a checkpoint of this project .*heads"),

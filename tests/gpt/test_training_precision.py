@@ -60,7 +60,7 @@ def test_a_gpu_computes_in_what_it_has(card, monkeypatch):
     assert precision.choose("auto", "cuda:0") == "float32"
     assert precision.choose("float16", "cuda:0") == "float16"
     for dtype in ("tf32", "bfloat16"):
-        with pytest.raises(ConfigError, match=r"compute capability 8.0 or newer; cuda:0 has 7.5: take 'float16' or"):
+        with pytest.raises(ConfigError, match=r"compute capability 8.0 or newer; cuda:0 has 7.5: use 'float16' or"):
             precision.choose(dtype, "cuda:0")
     with kernels.reference():
         assert precision.choose("auto", "cuda:0") == "float32"
