@@ -8,7 +8,7 @@
 #     bash benchmarks/cuda_check.sh --dry-run                    # say what would run
 #
 # parts     tests     all tests marked `cuda`, with kernels off and with MINIGRAD_KERNELS=cuda
-#           kernels   every kernel on the card against its reference (tests/cuda/test_cuda_kernels_on_card.py)
+#           kernels   every kernel on the card against its reference (tests/cuda/kernels)
 #           bench     benchmarks/cuda.py: training steps against PyTorch, and each kernel's speed
 #           recipe    examples/train_shakespeare.py --preset baby, from beginning to end
 #           profile   where the time of a training step goes
@@ -152,8 +152,8 @@ tests() {
         --continue-on-collection-errors --junitxml "$parts/$name.xml" ${more[@]+"${more[@]}"} "$@"
 }
 
-on_card=tests/cuda/test_cuda_kernels_on_card.py
-mapfile -t others < <(grep -l "mark\.cuda" tests/*/test_*.py | grep -v "$on_card")  # to collect all takes a third of the time
+on_card=tests/cuda/kernels
+mapfile -t others < <(grep -l "mark\.cuda" tests/*/test_*.py)  # to collect all takes a third of the time
 for part in $only; do
     case $part in
     tests)

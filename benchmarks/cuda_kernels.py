@@ -1,7 +1,7 @@
 """Every CUDA kernel by itself: how much it moves or computes, how long it takes, and how far it is from its reference.
 
 `cases(sizes, dtype)` lists the kernels of minigrad/kernels/cuda as a training step calls them. benchmarks/cuda.py times
-them on a card; tests/cuda/test_cuda_kernels_on_card.py checks them there.
+them on a card; tests/cuda/kernels checks them there.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def attentions(s: Sizes, dtype: str, with_reference: bool) -> list[Case]:
         one_product = 2 * s.B * s.T * s.T * s.C / 2
         how = "flash attention" if kernel is FlashAttention else "attention by products"
         title = f"{how}, D = {D}" + (f", dropout {p}" if p else "")
-        comparable = with_reference and not p  # the reference draws other masks; test_cuda_attention.py compares these
+        comparable = with_reference and not p  # the reference draws other masks; test_flash_attention.py compares these
         amounts = 2 * one_product, 5 * one_product
         precision = TF32_PRECISION if dtype == "float32" else PRECISION[dtype]
         return pair(title, kernel, attention.Attention, inputs, "FLOP", amounts, precision, comparable)

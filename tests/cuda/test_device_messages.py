@@ -1,6 +1,6 @@
 """What is missing when a GPU is asked for, and the one command that adds it; and running out of memory.
 
-Stand-ins for CuPy fail here as CuPy 14.2 does: with exceptions of the same names and texts.
+Fakes of CuPy fail here as CuPy 14.2 does: with exceptions of the same names and texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpt.evaluate import evaluate
 from minigrad import cuda_installation
 from minigrad.backend import describe_out_of_memory, memory_use
 from tests.fakes import cupy as fake_cupy
-from tests.gpt.test_trainer import new_trainer
+from tests.gpt.runs import new_trainer
 
 
 class CUDARuntimeError(RuntimeError):

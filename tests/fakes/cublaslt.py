@@ -1,6 +1,7 @@
-"""A cuBLASLt for NumPy arrays: it understands the descriptors and computes the products, as cuBLAS documents them.
+"""A fake cuBLASLt: it reads the descriptors and computes the products, on NumPy arrays, as cuBLAS documents them.
 
-Everything is column-major, as there, so that what minigrad says about rows, columns, strides and transposes is checked.
+Matrices are column-major, as there, so wrong rows, columns, strides or transposes give wrong results. It refuses an
+attribute of a wrong size. It does not check how memory is aligned, and it has a single algorithm.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from minigrad.kernels.cuda import cublaslt
 DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8"), 2: np.dtype("f2"), 14: np.dtype(ml_dtypes.bfloat16)}
 
 
-class Twin:
+class FakeCublasLt:
     """The functions of cuBLASLt that minigrad calls. `calls` counts them."""
 
     def __init__(self) -> None:
@@ -100,13 +101,13 @@ class Twin:
 
 
 @contextlib.contextmanager
-def twin_of_cublaslt() -> Iterator[Twin]:
-    """Inside this context minigrad's products on NumPy arrays go to a twin of cuBLASLt."""
+def fake_cublaslt() -> Iterator[FakeCublasLt]:
+    """Inside this context minigrad's products on NumPy arrays go to the fake cuBLASLt."""
     before = cublaslt.library, cublaslt.on_host
     cached = (cublaslt._plan, cublaslt._handle, cublaslt._workspace)
     for function in cached:
         function.cache_clear()
-    cublaslt.library, cublaslt.on_host = Twin(), True
+    cublaslt.library, cublaslt.on_host = FakeCublasLt(), True
     try:
         yield cublaslt.library
     finally:

@@ -1,14 +1,14 @@
-"""A stand-in for CuPy, for machines without a GPU: after `install(monkeypatch)`, `import cupy` finds it.
+"""A fake CuPy, for machines without a GPU: after `install(monkeypatch)`, `import cupy` finds it.
 
-Its arrays hold NumPy arrays but are none, and it is as strict as CuPy 14 (read from its source), or stricter:
+Its arrays hold NumPy arrays but are not NumPy arrays. It is at least as strict as CuPy 14, whose source it follows:
 
-- no array turns into a NumPy array, or meets one in an operation, unless `.get()`, `asnumpy` or `.item()` asks for it;
-- what makes the host wait for the GPU is counted in `synchronisations`, and raises inside
-  `cupyx.allow_synchronize(False)`, as it does in CuPy: `get`, `item`, `float`, `bool`, `nonzero`, boolean indices;
-- only the functions, methods and keyword arguments that are listed here exist, and test_standin.py compares the lists
-  with CuPy where it is installed;
-- a stream that captures runs nothing: what is given to it is put on a tape, which `Graph.launch` plays on the same
-  memory; what makes the host wait, or brings arrays to the GPU, raises then;
+- an array becomes a NumPy array only through `.get()`, `asnumpy` or `.item()`, and no operation mixes the two;
+- what makes the host wait for the GPU (`get`, `item`, `float`, `bool`, `nonzero`, boolean indices) is counted in
+  `synchronisations`, and raises inside `cupyx.allow_synchronize(False)`, as it does in CuPy;
+- only the functions, methods and keyword arguments that are listed here exist; tests/cuda/test_fake_cupy.py compares
+  the lists with CuPy where it is installed;
+- a stream that captures runs nothing: the work given to it is put on a tape, which `Graph.launch` plays on the same
+  memory. What makes the host wait, or copies arrays to the GPU, raises during a capture;
 - results without axes are arrays, not scalars; integer arrays as indices wrap around; new arrays are made on the
   current GPU, of which there are two; half precision is summed in single; there is no long double.
 """
@@ -39,7 +39,7 @@ cupyx: Any = types.ModuleType("cupyx")
 
 
 def install(monkeypatch: Any) -> None:
-    """Let `import cupy` and `import cupyx` find the stand-in until the test ends."""
+    """Let `import cupy` and `import cupyx` find the fake until the test ends."""
     global synchronisations, _current, _capturing, _tape, _allocate_pinned
     synchronisations = _current = 0
     _capturing = _tape = _allocate_pinned = None

@@ -1,15 +1,6 @@
-"""The CUDA kernels on a card: the cases that the emulator has, and what no emulator can show.
+"""What no emulator can show of the CUDA kernels: they run on a card here, on arrays of CuPy, as in training."""
 
-The tests of test_cuda_kernels.py, and of its neighbours for attention, hand NumPy arrays to the kernels, and
-`emulated()` says who runs them. Here the card does, on copies between guard zones. What they call two orders of the
-threads is then two runs, which have to give the same bits.
-"""
-
-import contextlib
-import ctypes
-import functools
 import importlib
-import types
 
 import numpy as np
 import pytest
@@ -20,82 +11,16 @@ from benchmarks import cuda_kernels
 from minigrad import kernels
 from minigrad.kernels.cuda import cublaslt, launch
 from minigrad.kernels.cuda.products import rounding_to_tf32
-from tests.cuda import test_cuda_attention, test_cuda_batched_attention, test_cuda_kernels, test_cuda_training
-from tests.fakes.emulator import needs_compiler
+from tests.gpt.runs import losses_without_a_trainer
 
 pytestmark = pytest.mark.cuda
-GUARD, GUARD_BYTE = 256, 0xFF  # NaN in every format
-
-
-# The emulator's tests
-
-
-@contextlib.contextmanager
-def on_card(order=0):
-    """As `emulated()`: inside this context launches of kernels with NumPy arrays run on the card."""
-    launch.emulate, before = run_on_card, launch.emulate
-    try:
-        yield
-    finally:
-        launch.emulate = before
-
-
-@functools.cache
-def compiled(text):
-    return importlib.import_module("cupy").RawModule(code=text, options=("-std=c++17",))
-
-
-def run_on_card(kernel, grid, threads, arguments, shared_bytes):
-    cupy = importlib.import_module("cupy")
-    copies, given = [], []
-    for argument in arguments:
-        if isinstance(argument, np.ndarray) and not argument.dtype.names:
-            low, high = np.lib.array_utils.byte_bounds(argument)
-            memory = np.full(high - low + 2 * GUARD, GUARD_BYTE, np.uint8)
-            memory[GUARD:-GUARD] = np.frombuffer((ctypes.c_char * (high - low)).from_address(low), np.uint8)
-            copies.append((argument, argument.ctypes.data - low, cupy.asarray(memory)))
-            given.append(np.uintp(copies[-1][2].data.ptr + GUARD + copies[-1][1]))
-        else:
-            given.append(argument)
-    function = compiled(kernel.text).get_function(kernel.name)
-    if shared_bytes > 48 * 1024:
-        function.max_dynamic_shared_size_bytes = shared_bytes
-    function(grid, (threads,), given, shared_mem=shared_bytes)
-    for array, start, on_gpu in copies:
-        memory = on_gpu.get()
-        copy = np.ndarray(array.shape, array.dtype, memory, GUARD + start, array.strides)
-        if array.flags.writeable:
-            array[...] = copy
-        outside = np.concatenate([memory[:GUARD], memory[-GUARD:]])
-        assert (outside == GUARD_BYTE).all(), f"{kernel.name} wrote outside of an array {array.shape}"
-
-
-def for_card(test):
-    """A test that wants the emulator, as one that does not: here no C++ compiler is needed."""
-    copy = types.FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__)
-    copy.__dict__.update(test.__dict__)
-    copy.__doc__ = test.__doc__
-    copy.pytestmark = [mark for mark in test.pytestmark if mark != needs_compiler.mark]
-    return copy
-
-
-MODULES = {"": test_cuda_kernels, "flash_": test_cuda_attention, "batched_": test_cuda_batched_attention}
-NOT_HERE = {"standin", "cuda_emulator"}  # tests that name them look into how these work
-for _what, _module in MODULES.items():
-    for _name, _test in vars(_module).items():
-        if needs_compiler.mark in getattr(_test, "pytestmark", []) and not NOT_HERE & set(_test.__code__.co_names):
-            globals()[f"test_{_what}{_name.removeprefix('test_')}"] = for_card(_test)
 
 
 @pytest.fixture(autouse=True)
-def _on_card(monkeypatch):
-    for module in MODULES.values():
-        monkeypatch.setattr(module, "emulated", on_card)
+def _kernels_in_use():
     with kernels.using("cpu", "cuda"):
         yield
 
-
-# Arrays of CuPy, as in training
 
 SIZES = {
     "odd": cuda_kernels.Sizes(B=3, T=37, C=384, V=65, n_layer=1),
@@ -176,6 +101,6 @@ def test_tf32_is_used_only_when_asked_for():
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 3e-2)])
 def test_training_with_kernels_is_training_without(dtype, tolerance, bias):
     with kernels.reference():
-        wanted = test_cuda_training.losses("float32", "cpu", bias)
-    got = test_cuda_training.losses(dtype, "cuda", bias)
+        wanted = losses_without_a_trainer("float32", "cpu", bias)
+    got = losses_without_a_trainer(dtype, "cuda", bias)
     np.testing.assert_allclose(got, wanted, rtol=tolerance)

@@ -1,7 +1,9 @@
-"""CUDA kernels on the CPU: `emulated()` makes minigrad's CUDA kernels run on NumPy arrays, through emulator.hpp.
+"""An emulator of CUDA: inside `emulated()`, minigrad's CUDA kernels run on the CPU, on NumPy arrays.
 
-The kernel's text is compiled by g++ as C++, with the emulator in front of it. Every array is handed over as a copy
-between guard zones, so that a write beyond its ends is found; what the kernel wrote is copied back.
+The text of a kernel is compiled by g++ as C++, with emulator.hpp in front of it. It is stricter than a card: a barrier
+that some thread never reaches and a wide access to an address that is not aligned are errors; running the threads in
+another order shows races; every array is handed over as a copy between guard zones, so that a write beyond its ends is
+found, and what the kernel wrote is copied back. It says nothing of speed, and little of how a card rounds.
 """
 
 from __future__ import annotations
@@ -33,10 +35,27 @@ _folder = tempfile.TemporaryDirectory(prefix="minigrad-emulated-")
 
 @contextlib.contextmanager
 def emulated(order: int = 0) -> Iterator[None]:
-    """Inside this context launches of CUDA kernels run here. `order` turns the order of the threads around."""
+    """Inside this context the emulator runs CUDA kernels. With `order` 1 the threads run in the opposite order."""
     launch.emulate, before = functools.partial(_run, order), launch.emulate
     try:
         yield
+    finally:
+        launch.emulate = before
+
+
+@contextlib.contextmanager
+def noting_launches() -> Iterator[list[str]]:
+    """Inside this context, inside of `emulated()`, the names of the kernels that run are added to the list."""
+    names: list[str] = []
+    before = launch.emulate
+
+    def note(kernel: launch.Kernel, *arguments: Any) -> None:
+        names.append(kernel.name)
+        before(kernel, *arguments)
+
+    launch.emulate = note
+    try:
+        yield names
     finally:
         launch.emulate = before
 
@@ -56,7 +75,8 @@ def _header() -> Path:
 
 
 @functools.cache
-def _library(text: str) -> ctypes.CDLL:
+def library(text: str) -> ctypes.CDLL:
+    """The compiled text of kernels, with a function `launch_NAME` for each."""
     names = re.findall(r"__global__ (?:__launch_bounds__\(\w+\) )?void (\w+)\(", text)
     launchers = "".join(
         f'extern "C" const char *launch_{name}(const unsigned *grid, const unsigned *block, unsigned shared, '
@@ -73,7 +93,7 @@ def _library(text: str) -> ctypes.CDLL:
 def _run(order: int, kernel: launch.Kernel, grid: Any, threads: int, arguments: list[Any], shared_bytes: int) -> None:
     guarded: list[tuple[np.ndarray, ...]] = []
     values: list[Any] = []
-    arguments = [getattr(argument, "_host", argument) for argument in arguments]  # the stand-in's arrays hold NumPy's
+    arguments = [getattr(argument, "_host", argument) for argument in arguments]  # the fake CuPy's arrays hold NumPy's
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         if isinstance(argument, np.ndarray) and argument.dtype.names:  # a struct, by value
             values.append(ctypes.create_string_buffer(argument.tobytes()))
@@ -87,7 +107,7 @@ def _run(order: int, kernel: launch.Kernel, grid: Any, threads: int, arguments: 
         else:
             values.append(np.ctypeslib.as_ctypes_type(argument.dtype)(argument.item()))
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-    entry = getattr(_library(kernel.text), f"launch_{kernel.name}")
+    entry = getattr(library(kernel.text), f"launch_{kernel.name}")
     entry.restype = ctypes.c_char_p
     blocks = (ctypes.c_uint * 3)(*grid, *[1] * (3 - len(grid)))
     error = entry(blocks, (ctypes.c_uint * 3)(threads, 1, 1), shared_bytes, order, pointers)
