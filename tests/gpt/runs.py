@@ -22,7 +22,7 @@ def new_trainer(out: Any, text: str = TEXT, dropout: float = 0.1, n_embd: int = 
     """A small run on a small text; everything random starts from the seed."""
     settings = {"max_iters": 20, "batch_size": 4, "warmup_iters": 5, "lr_decay_iters": 40, "eval_interval": 10}
     shape = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": n_embd, "dropout": dropout}
-    return _trainer(out, text, shape, {**settings, "eval_iters": 2, **options})
+    return trainer_for(out, text, shape, {**settings, "eval_iters": 2, **options})
 
 
 def new_gpu_trainer(out: Any, device: str = "cuda", shape: Any = None, graph: bool = True, **options: Any) -> Trainer:
@@ -30,10 +30,11 @@ def new_gpu_trainer(out: Any, device: str = "cuda", shape: Any = None, graph: bo
     settings = {"max_iters": 6, "batch_size": 2, "warmup_iters": 3, "lr_decay_iters": 8, "eval_interval": 5}
     settings |= {"learning_rate": 1e-2, "eval_iters": 1}
     small = {"block_size": 12, "n_layer": 1, "n_head": 2, "n_embd": 32, "dropout": 0.1, **(shape or {})}
-    return _trainer(out, SHORT_TEXT, small, {**settings, **options}, device, graph)
+    return trainer_for(out, SHORT_TEXT, small, {**settings, **options}, device, graph)
 
 
-def _trainer(out: Any, text: str, shape: Any, settings: Any, device: str = "cpu", graph: bool = True) -> Trainer:
+def trainer_for(out: Any, text: str, shape: Any, settings: Any, device: str = "cpu", graph: bool = True) -> Trainer:
+    """The run of a model of this shape on a text of characters, with these settings."""
     config = TrainConfig(**settings)
     mg.manual_seed(config.seed)
     tokenizer = CharTokenizer.from_text(text)
