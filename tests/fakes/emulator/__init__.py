@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +31,6 @@ HEADER = Path(__file__).with_name("emulator.hpp")
 GUARD, GUARD_BYTE = 256, 0xFF  # NaN in every format, so that reading beyond the ends of an array shows, too
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels for the emulator")
-_folder = tempfile.TemporaryDirectory(prefix="minigrad-emulated-")
 
 
 @contextlib.contextmanager
@@ -60,18 +60,29 @@ def noting_launches() -> Iterator[list[str]]:
         launch.emulate = before
 
 
-def _compile(*arguments: str) -> None:
-    options = ["-std=c++17", "-O1", "-fPIC", "-w"]
-    built = subprocess.run([COMPILER or "g++", *options, *arguments], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:4000]
-
-
 @functools.cache
-def _header() -> Path:
-    """The emulator, compiled ahead: reading it takes longer than reading a kernel."""
-    header = Path(shutil.copy(HEADER, _folder.name))
-    _compile("-x", "c++-header", "-o", f"{header}.gch", str(header))
-    return header
+def _folder() -> Path:
+    """Where compiled kernels are kept from run to run, beside what Python compiles, with the header compiled ahead."""
+    version = subprocess.run([COMPILER or "g++", "--version"], capture_output=True, text=True).stdout
+    folder = Path(__file__).with_name("__pycache__") / _digest(version + HEADER.read_text("utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / f"{HEADER.name}.gch").exists():
+        shutil.copy(HEADER, folder)
+        _compile(folder / f"{HEADER.name}.gch", "-x", "c++-header", str(HEADER))
+    return folder
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _compile(target: Path, *arguments: str) -> None:
+    """The target appears when it is complete: other processes may need it, or make it, at the same time."""
+    part = target.with_suffix(f".{os.getpid()}{target.suffix}")
+    options = ["-std=c++17", "-O1", "-fPIC", "-w"]
+    built = subprocess.run([COMPILER or "g++", *options, "-o", part, *arguments], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:4000]
+    part.replace(target)
 
 
 @functools.cache
@@ -84,10 +95,14 @@ def library(text: str) -> ctypes.CDLL:
         f"    return emulator::launch({name}, grid, block, shared, order, arguments);\n}}\n"
         for name in names
     )
-    stem = _header().parent / hashlib.sha256(text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(f'#include "{HEADER.name}"\n{text}\n{launchers}')
-    _compile("-shared", "-o", f"{stem}.so", f"{stem}.cpp")
-    return ctypes.CDLL(f"{stem}.so")
+    source = f'#include "{HEADER.name}"\n{text}\n{launchers}'
+    target = _folder() / f"{_digest(source)}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            code = Path(scratch, "kernel.cpp")
+            code.write_text(source, "utf-8")
+            _compile(target, "-shared", f"-I{_folder()}", str(code))
+    return ctypes.CDLL(str(target))
 
 
 def _run(order: int, kernel: launch.Kernel, grid: Any, threads: int, arguments: list[Any], shared_bytes: int) -> None:
