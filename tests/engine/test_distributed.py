@@ -13,8 +13,9 @@ import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
 from minigrad.distributed import DataParallel, WorkerError, can_share
+from tests.needs import needs_fork
 
-pytestmark = pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+pytestmark = needs_fork
 
 
 class Net(nn.Module):

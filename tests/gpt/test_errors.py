@@ -237,14 +237,16 @@ def test_an_unknown_device_is_refused_with_the_known_ones(device):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "wanted"),
+    ("name", "value", "expected"),
     [
         ("MINIGRAD_KERNELS", "referrence", "reference, cuda, or nothing"),
         ("MINIGRAD_BLAS", "MKL", "mkl or numpy"),
         ("MINIGRAD_NUM_THREADS", "0", "a whole number of at least 1"),
     ],
 )
-def test_environment_variables_without_meaning_are_not_ignored(name, value, wanted):
+def test_environment_variables_without_meaning_are_not_ignored(name, value, expected):
     environment = {**os.environ, name: value}
     done = subprocess.run([sys.executable, "-c", "import minigrad"], env=environment, capture_output=True, text=True)
-    assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; wanted {wanted}")
+    error = done.stderr.rstrip().splitlines()[-1]
+    assert error.startswith(f"ValueError: {name} is {value!r}; ")
+    assert error.endswith(expected)

@@ -19,7 +19,8 @@ from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, DataError, GPT
 from gpt.text import tokenizer as tokenizers
 from gpt.text.bpe import MAX_TOKEN_BYTES, learn_merges
 from gpt.text.tokenizer import END_OF_TEXT, GPT2_PIECES, BPETokenizer, GPT2Tokenizer, StreamDecoder
-from tests.gpt.gpt2_files import PLACES, SHARED, gpt2_tokenizer
+from tests.gpt.gpt2_files import PLACES, gpt2_tokenizer
+from tests.needs import data_file
 
 TEXTS = st.text(min_size=1)  # any Unicode but lone surrogates
 RHYME = "the cat sat on the mat.\nthe dog's log — 12 früh'ling 五五五 🍎🍎\n\n  the end" * 5
@@ -368,9 +369,7 @@ def test_learned_byte_pairs_have_the_size_that_was_asked_for():
 
 
 def test_a_thousand_merges_of_tiny_shakespeare():
-    if not (SHARED / "tinyshakespeare.txt").is_file():
-        pytest.skip("shared/data beside this repository does not hold tinyshakespeare.txt")
-    text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    text = data_file("tinyshakespeare.txt").read_text(encoding="utf-8")
     tokenizer = BPETokenizer.train(text, 1257)
     assert tokenizer.tokens[256:262] == [b" t", b"he", b" a", b"ou", b" s", b" m"]
     assert tokenizer.tokens[267] == b" the"

@@ -27,8 +27,8 @@ from gpt.trainer import (
     resume_command,
     run_folder,
 )
-from minigrad.distributed import can_share
 from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
+from tests.needs import needs_fork
 
 
 def trained(out, **options):
@@ -65,7 +65,7 @@ def test_same_seed_same_run(tmp_path):
     assert without_speed(one.rows) != without_speed(other.rows)
 
 
-PROCESSES = [1, pytest.param(2, marks=pytest.mark.skipif(not can_share(), reason="this system cannot copy a process"))]
+PROCESSES = [1, pytest.param(2, marks=needs_fork)]
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
@@ -97,7 +97,7 @@ def test_a_resumed_run_continues_exactly(tmp_path, stop, processes):
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
 
 
-@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+@needs_fork
 def test_processes_that_share_the_batches_learn_what_one_learns(tmp_path):
     """The same batches, and without dropout the same losses but for rounding; also with batches added up."""
     options = {"dropout": 0.0, "batch_size": 5, "grad_accum": 2}
