@@ -24,6 +24,7 @@ from minigrad import functional as F
 from minigrad import kernels, nn, optim
 from minigrad.backend import describe_out_of_memory, memory_use
 from minigrad.gradcheck.cases import cases
+from tests.cuda.draws import drawn_as_on_a_gpu
 from tests.engine.calls import CALLS
 from tests.gpt.runs import new_trainer, weights
 
@@ -109,13 +110,7 @@ class OnGPU:
     @pytest.fixture(autouse=True)
     def _references(self, monkeypatch: Any) -> Iterator[None]:
         """The reference operations, but for `kernels_on`, and the GPU's random numbers on either side."""
-        random = mg.random
-        with self.gpu(monkeypatch), kernels.using(*self.kernels_on):
-            monkeypatch.setattr(
-                random,
-                "_random_16_bits",
-                lambda n, device, _: random.Counter(device).words(-(-n // 2)).view("uint16")[:n],
-            )
+        with self.gpu(monkeypatch), kernels.using(*self.kernels_on), drawn_as_on_a_gpu():
             yield
 
     def assert_close(self, ours: Any, theirs: np.ndarray | None) -> None:

@@ -104,13 +104,10 @@ class FakeCublasLt:
 def fake_cublaslt() -> Iterator[FakeCublasLt]:
     """Inside this context minigrad's products on NumPy arrays go to the fake cuBLASLt."""
     before = cublaslt.library, cublaslt.on_host
-    cached = (cublaslt._plan, cublaslt._handle, cublaslt._workspace)
-    for function in cached:
-        function.cache_clear()
+    cublaslt.forget()
     cublaslt.library, cublaslt.on_host = FakeCublasLt(), True
     try:
         yield cublaslt.library
     finally:
         cublaslt.library, cublaslt.on_host = before
-        for function in cached:
-            function.cache_clear()
+        cublaslt.forget()

@@ -81,6 +81,11 @@ _capturing: Stream | None = None
 _tape: list[Callable[[], Any]] | None = None  # of the capture; None inside of what is on it as a whole
 
 
+def is_capturing() -> bool:
+    """Does a stream capture now?"""
+    return _capturing is not None
+
+
 def submit(work: Callable[[], Any]) -> None:
     """Give work to the current stream: it runs, or is captured."""
     if _tape is None:

@@ -87,7 +87,7 @@ def test_tf32_is_for_products_inside_a_run(card, tmp_path):
     assert cublaslt.COMPUTE_TF32 in {thing.get("compute") for thing in things.values()}
     assert not products.tf32
     things.clear()
-    cublaslt._plan.cache_clear()
+    cublaslt.forget()
     new_gpu_trainer(tmp_path, dtype="float32", max_iters=1).train()
     assert cublaslt.COMPUTE_TF32 not in {thing.get("compute") for thing in things.values()}
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 from types import SimpleNamespace
-from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +24,7 @@ from minigrad.autograd import Context
 from minigrad.kernels.cuda import attention, cublaslt, launch, philox, products
 from minigrad.kernels.cuda.batched_attention import SCORES, BatchedAttention
 from minigrad.ops.attention import Attention as Reference
+from tests.cuda.draws import drawn_as_on_a_gpu
 from tests.fakes import cupy as fake_cupy
 from tests.fakes import emulator
 from tests.fakes.cublaslt import fake_cublaslt
@@ -43,18 +43,11 @@ def random_inputs(dtype, queries, keys, head_size, value_size=None, outer=(), se
     return [rng.standard_normal((*outer, *size)).astype(DTYPES[dtype]) for size in sizes]
 
 
-def as_a_gpu_draws(shape, p, device):
-    """random.dropout_mask, with the numbers of a GPU."""
-    n = math.prod(shape)
-    dropped, scale = random.dropout_threshold(p)
-    return random.Counter("cpu").words(-(-n // 2)).view(np.uint16)[:n].reshape(shape) >= dropped, scale
-
-
 def run(implementation, q, k, v, g, causal=False, mask=None, dropout_p=0.0, wanted=(True, True, True)):
     """y, dq, dk, dv, and the context that was in between."""
     mg.manual_seed(2**63 + 11)
     ctx = Context(Reference, (*wanted, False, False, False))
-    with mock.patch.object(random, "dropout_mask", as_a_gpu_draws):
+    with drawn_as_on_a_gpu():
         y = implementation.forward(ctx, q, k, v, causal, mask, dropout_p)
     return [y, *implementation.backward(ctx, g)[:3]], ctx
 
