@@ -9,9 +9,9 @@ import minigrad as mg
 from minigrad import kernels, random
 from minigrad.kernels.cuda import launch, philox
 from minigrad.kernels.cuda.graph import Captured
-from tests.cuda.on_card import a_card
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 
 pytestmark = needs_compiler
 SEED = 0x299F31D0A4093822
@@ -20,7 +20,7 @@ SEED = 0x299F31D0A4093822
 @pytest.fixture
 def launches(monkeypatch):
     monkeypatch.setattr(philox, "checked", {})
-    with a_card(monkeypatch) as names:
+    with fake_gpu(monkeypatch) as names:
         yield names
 
 

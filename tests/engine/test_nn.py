@@ -294,8 +294,8 @@ def test_checkpoint_changes_nothing_but_memory():
     block, x, scale = DeepBlock(), np.ones((3, 4), "float32"), np.full((4,), 0.5, "float32")
     plain = gradients_of(block, block, x, scale)
     checkpointed = gradients_of(lambda *inputs: nn.checkpoint(block, *inputs), block, x, scale)
-    for ours, wanted in zip(checkpointed, plain, strict=True):
-        np.testing.assert_array_equal(ours, wanted)  # bit for bit, so dropout fell on the same elements
+    for ours, expected in zip(checkpointed, plain, strict=True):
+        np.testing.assert_array_equal(ours, expected)  # bit for bit, so dropout fell on the same elements
 
 
 def test_checkpoint_reaches_parameters_when_no_input_wants_a_gradient():

@@ -226,8 +226,8 @@ def test_names_that_are_none(names, got):
 @pytest.mark.parametrize("names", [["x"], [], ("x", "y"), "x"], ids=repr)
 def test_names_without_tensors(names):
     y = mg.Tensor(2.0, requires_grad=True) * 3
-    wanted = f'viz.draw: expected names as a mapping such as {{"x": x}}, got {type(names).__name__}'
-    with pytest.raises(TypeError, match=re.escape(wanted)):
+    expected = f'viz.draw: expected names as a mapping such as {{"x": x}}, got {type(names).__name__}'
+    with pytest.raises(TypeError, match=re.escape(expected)):
         viz.draw(y, names=names)
 
 

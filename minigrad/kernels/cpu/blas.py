@@ -31,7 +31,7 @@ def _has_global(name: str) -> bool:
     return os.name == "posix" and hasattr(ctypes.CDLL(None), name)
 
 
-def _has_amd_processor() -> bool:
+def has_amd_processor() -> bool:
     """Is the processor AMD's, as Linux or Windows names it?"""
     try:
         with open("/proc/cpuinfo") as file:
@@ -41,12 +41,12 @@ def _has_amd_processor() -> bool:
     return "AuthenticAMD" in name
 
 
-def _load_mkl() -> dict[np.dtype[Any], Any]:
+def load_mkl() -> dict[np.dtype[Any], Any]:
     """MKL's product for float32 and float64, or nothing if NumPy's is wanted, or faster, or MKL is not installed."""
     wanted = os.environ.get("MINIGRAD_BLAS")
     if wanted and wanted not in ("mkl", "numpy"):
         raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; expected mkl or numpy")
-    if wanted == "numpy" or (not wanted and _has_amd_processor()):
+    if wanted == "numpy" or (not wanted and has_amd_processor()):
         return {}
     try:
         files = importlib.metadata.files("mkl") or []
@@ -74,17 +74,17 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
 # If libgomp's functions are visible to all libraries, as with PyTorch, the Intel layer would call some of them and
 # compute wrong sums.
 _layer = _GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS
-_mkl = _load_mkl()
+mkl_products = load_mkl()  # by dtype; empty where NumPy multiplies
 
 
 def library() -> str:
     """Which library multiplies matrices: "mkl" or "numpy"."""
-    return "mkl" if _mkl else "numpy"
+    return "mkl" if mkl_products else "numpy"
 
 
 def survives_fork() -> bool:
     """Can the matrix library's threads start again in a forked child? libgomp's cannot."""
-    return not _mkl or _layer != _GNU_THREADS
+    return not mkl_products or _layer != _GNU_THREADS
 
 
 def _layout(a: Any) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def product(a: Any, b: Any, out: Any) -> Callable[[], Any]:
 
     The arrays must outlive the call.
     """
-    function = _mkl.get(a.dtype)
+    function = mkl_products.get(a.dtype)
     if function is not None and min(out.shape) >= ROWS and a.size:
         (a_order, a_step), (b_order, b_step), (out_order, out_step) = _layout(a), _layout(b), _layout(out)
         if a_step and b_step and out_step and out_order == _PLAIN:
