@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels
+from .. import hints, kernels
 from ..backend import Array, as_array, get_array_module, to_device
 from ..in_place import mark_written
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
@@ -37,6 +37,11 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
         keep_freed_memory()  # training starts here
+        if hasattr(params, "parameters"):
+            name, given_name = type(self).__name__, type(params).__name__
+            raise TypeError(
+                f"{name}: expected parameters, got the module {given_name}; write {name}(model.parameters(), …)"
+            )
         given = list(params)
         if not given:
             raise ValueError(f"{type(self).__name__}: got no parameters")
@@ -54,14 +59,17 @@ class Optimizer:
             self.param_groups.append({**settings, **group, "params": members})
         self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
         if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
-            raise TypeError(f"{type(self).__name__}: expected leaf tensors that require gradients")
+            kinds = sorted({type(p).__name__ for p in self.params if not isinstance(p, Tensor)})
+            others = f", got {' and '.join(kinds)}" if kinds else ""
+            raise TypeError(f"{type(self).__name__}: expected leaf tensors that require gradients{others}")
         if len(set(self.params)) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
         self.steps = [0] * len(self.params)  # the number of updates of each
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the gradients of all parameters to None."""
+        hints.check_set_to_none(set_to_none)
         for p in self.params:
             p.zero_grad()
 

@@ -768,7 +768,7 @@ def test_needs_input_grad_says_whose_gradient_will_be_used():
 def test_none_means_no_gradient():
     x = leaf(1.0)
     inner = x * 2
-    (returning(None).apply(inner) + 3 * x).backward()
+    (returning((None,)).apply(inner) + 3 * x).backward()
     assert x.grad == 3
 
 
@@ -780,8 +780,12 @@ def test_none_means_no_gradient():
         (np.ones((1, 2)), r"gradient \(1, 2\) float64"),
         ((np.ones(2), np.ones(2)), "returned 2 gradients; expected one for each of its 1 tensors"),
         ((), "returned 0 gradients"),
+        (
+            None,
+            r"Returning.backward returned None; expected a gradient for each of its 1 tensors.*is a return missing\?",
+        ),
     ],
-    ids=["shape", "dtype", "one axis more", "too many", "too few"],
+    ids=["shape", "dtype", "one axis more", "too many", "too few", "no return"],
 )
 @pytest.mark.parametrize("through", ["leaf", "node"])
 def test_a_wrong_gradient_is_refused(gradient, message, through):

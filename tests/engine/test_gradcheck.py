@@ -101,7 +101,7 @@ WRONG = {
     "factor": (operation(lambda x: (x * x, x), lambda g, x: g * x), [row]),
     "forgotten term": (operation(softmax, lambda g, y: g * y), [row]),
     "gradients exchanged": (operation(lambda a, b: (a * b, a, b), lambda g, a, b: (g * a, g * b)), [row, row + 1]),
-    "no gradient": (operation(lambda x: (x * x,), lambda g: None), [row]),
+    "no gradient": (operation(lambda x: (x * x,), lambda g: (None,)), [row]),
     "NaN": (operation(lambda x: (x * x, x), lambda g, x: g * x * np.nan), [row]),
     "infinity": (operation(lambda x: (x * x, x), lambda g, x: np.full_like(x, np.inf)), [row]),
     "wrong in one element": (operation(lambda x: (x * 2,), lambda g: g * [2, 2, 2.001]), [row]),
