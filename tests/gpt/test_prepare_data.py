@@ -194,7 +194,7 @@ def test_options_without_meaning_are_refused(texts, tmp_path):
     with pytest.raises(ConfigError, match="workers is 0"):
         prepare.prepare(files, LEARNED, tmp_path / "out", workers=0)
     (tmp_path / "one.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(DataError, match=r"1 tokens are too few to keep 0\.1 of them for validation"):
+    with pytest.raises(DataError, match=r"1 tokens are too few to keep a fraction of 0\.1 for validation"):
         prepare.prepare([tmp_path / "one.txt"], LEARNED, tmp_path / "out")
 
 

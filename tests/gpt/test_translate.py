@@ -110,11 +110,11 @@ def test_pairs_are_read_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\tb\nno pair\n", "line 2: expected a source, a tab and a target; got no tab in 'no pair'"),
-        (b"a\tb\tc\n", "line 1: expected a source, a tab and a target; got 2 tabs"),
+        (b"a\tb\nno pair\n", "line 2: expected a source, a tab and a target, got no tab in 'no pair'"),
+        (b"a\tb\tc\n", "line 1: expected a source, a tab and a target, got 2 tabs"),
         (b"a\tb\n\n\tb\n", "line 3: the source is empty"),
         (b"a\t \n", "line 1: the target is empty"),
-        (b"\n\n", "found no pairs"),
+        (b"\n\n", "expected a source, a tab and a target on each line, got only blank lines"),
         (b"", "the file is empty"),
         (b"a\t\xff\n", "not UTF-8 text"),
         (None, "there is no such file"),
@@ -159,7 +159,7 @@ def test_what_hangs_together_stays_together():
     for seed in range(10):
         train, val = split_pairs([*linked, ("c", "3"), ("d", "4"), ("e", "5")], 0.5, seed)
         assert len(set(linked) & set(train)) in (0, 3)
-    with pytest.raises(DataError, match="3 distinct pairs cannot be split: expected 1 for validation"):
+    with pytest.raises(DataError, match="3 distinct pairs cannot be split: expected 1 to 1 for validation"):
         split_pairs(linked * 2, 0.4, 0)
 
 
@@ -575,7 +575,7 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
         (["--device", "tpu"], 'unknown device "tpu"'),
         (
             ["--position", "learned", "--block-size", 10],
-            "block_size 10 is too small: the longest text wants ",
+            "block_size is 10; expected at least 42 for the longest text",
         ),
     ],
 )
