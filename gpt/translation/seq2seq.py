@@ -33,7 +33,7 @@ from minigrad.backend import keep_freed_memory
 from ..config import GPTConfig
 from ..errors import ConfigError
 from ..model import MLP, CausalSelfAttention, KVCache, new_norm
-from ..options import check_choices, check_whole, option
+from ..options import check_choices, check_count, check_whole, option
 from .beam import END, PAD, START, beam_search, check_length_penalty
 
 __all__ = ["END", "PAD", "START", "Seq2Seq", "Seq2SeqConfig", "sinusoidal_positions"]
@@ -312,12 +312,13 @@ class Seq2Seq(nn.Module):
         A row ends with END, or after `max_new_tokens`. beam_size 1 is greedy search. For the length penalty see
         `gpt.translation.beam`. The sources are encoded once, and keys and values of the targets are cached.
         """
-        for name, value in (("beam_size", beam_size), ("max_new_tokens", max_new_tokens)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
+        check_count("beam_size", beam_size, 1)
+        check_count("max_new_tokens", max_new_tokens, 1)
         check_length_penalty(length_penalty)
         if self.config.position == "learned" and max_new_tokens > self.config.block_size:
-            raise ConfigError(f"max_new_tokens {max_new_tokens} is more than block_size {self.config.block_size}")
+            raise ConfigError(
+                f"max_new_tokens is {max_new_tokens}; expected at most block_size {self.config.block_size}"
+            )
         source = self.as_ids("source", source)
         if not len(source):
             return []

@@ -15,6 +15,7 @@ import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
 from ..errors import CheckpointError, ConfigError, DataError
+from ..options import check_count
 from ..run import TRANSLATOR
 from ..text.tokenizer import CharTokenizer
 from .pairs import Pair
@@ -139,8 +140,7 @@ class Translator:
         self, texts: Sequence[str], beam_size: int = 1, length_penalty: float = 0.6, batch_size: int = 100
     ) -> list[str]:
         """The translations of the texts, computed in batches of `batch_size` texts of similar length."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+        check_count("batch_size", batch_size, 1)
         for text in texts:
             if not text:
                 raise DataError("a text to translate is empty; expected at least one character")

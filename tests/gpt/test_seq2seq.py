@@ -114,7 +114,7 @@ def test_arguments_that_cannot_be():
     for options, message in (
         ({"beam_size": 0}, "beam_size is 0; expected a whole number of at least 1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
-        ({"max_new_tokens": 7}, "max_new_tokens 7 is more than block_size 6"),
+        ({"max_new_tokens": 7}, "max_new_tokens is 7; expected at most block_size 6"),
         ({"beam_size": True}, "beam_size is True; expected a whole number of at least 1"),
         ({"length_penalty": -1}, "length_penalty is -1"),
         ({"length_penalty": "a"}, "length_penalty is 'a'"),
