@@ -34,7 +34,7 @@ def main() -> None:
     ids, n_bytes = tokenizer.encode(text), len(text.encode())
     stride = max(1, model.config.block_size // 2) if args.stride is None else args.stride
     print(f"text           {args.data}: {n_bytes:,} bytes, {len(ids):,} tokens")
-    print(f"windows        {model.config.block_size} tokens, each {stride} after the one before", flush=True)
+    print(f"windows        {model.config.block_size} tokens, stride {stride}", flush=True)
     terminal = sys.stderr is not None and sys.stderr.isatty()
     result = evaluate(model, ids, n_bytes, stride, args.batch_size, progress=terminal)
     print(f"loss           {result.loss:.4f} nats per token")

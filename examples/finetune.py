@@ -171,7 +171,7 @@ def main() -> None:
 
         print(f"device      {args.device}")
         print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
-        print(f"model       {config.model}: {n_weights:,} parameters, of which {model.num_parameters():,} are trained")
+        print(f"model       {config.model}: {n_weights:,} parameters; trained: {model.num_parameters():,}")
         print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
         finished = trainer.train()

@@ -32,7 +32,7 @@ def main() -> None:
         "--tokenizer",
         metavar="NAME",
         default="gpt2",
-        help='"char", "gpt2", or a JSON file of learned byte-pair encoding (default: gpt2)',
+        help='"char", "gpt2", or a JSON file of a learned byte-pair encoding (default: gpt2)',
     )
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="first learn the JSON file from the texts, with N tokens in total"

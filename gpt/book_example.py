@@ -1,4 +1,4 @@
-"""Small models for the book of operations: `python -m minigrad.book` reads off their tapes which layer uses what."""
+"""Small models for the book of operations, which reads from their tapes which layer uses which operations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def examples() -> Iterator[tuple[str, GPT, mg.Tensor]]:
-    """What each model is called, the model, and its loss on a few tokens, still on the tape."""
+    """Yield the name of each model, the model, and its loss on a few tokens, still on the tape."""
     ids, targets = mg.Tensor([[1, 2, 3, 4]]), mg.Tensor([[2, 3, 4, 5]])
     for name, options in VARIANTS.items():
         model = GPT(GPTConfig(block_size=4, vocab_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.1, **options))

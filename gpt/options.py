@@ -117,7 +117,7 @@ def add_graph_option(parser: argparse.ArgumentParser) -> None:
         "--graph",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on a GPU: capture a training step as a CUDA graph and replay it, with identical results to the bit; not "
+        help="on a GPU: capture a training step as a CUDA graph and replay it, with bit-identical results; not "
         "with float16, and only with the CUDA kernels (default: yes)",
     )
 

@@ -43,7 +43,7 @@ class Sampling:
     """How the next token is chosen. Raises `ConfigError` for bad values.
 
     top_p is nucleus sampling (Holtzman et al., 2019). use_cache keeps keys and values instead of recomputing them; the
-    tokens are the same. stop_tokens is an id, or several ids, any of which ends a row. vocab_size is for models that
+    tokens are the same. stop_tokens is an id, or several ids; each of them ends a row. vocab_size is for models that
     have more ids than their tokenizer, as some models round the number up.
     """
 
@@ -158,7 +158,7 @@ def generate(model: LanguageModel, ids: Any, max_new_tokens: int, *sampling: Any
     """The rows of ids, continued with the tokens that `stream` yields.
 
     An array (B, T) gives an array; a row that has ended repeats its last token. A list of prompts gives a list of
-    arrays (T_i,), each of which ends with its first stop token or after `max_new_tokens`.
+    arrays (T_i,) that end with the first stop token or after `max_new_tokens`.
     """
     steps = list(stream(model, ids, max_new_tokens, *sampling, **options))
     prompts = rows_of(ids, model.config.vocab_size)

@@ -99,7 +99,7 @@ ORDINALS += [f"twenty-{ordinal}" for ordinal in ORDINALS[:9]] + ["thirtieth", "t
 
 
 def ways_to_write_date(date: datetime.date) -> list[str]:
-    """The date in many formats, none of which can be read as another date from 1950 to 2049.
+    """The date in many formats. No format can be read as another date from 1950 to 2049.
 
     12/25/98 and 25/12/98 are included only if the day cannot be mistaken for the month or equals it.
     """

@@ -611,7 +611,7 @@ def test_a_model_with_everything_learns(tmp_path):
         ({"lr_hold_iters": 5}, "lr_hold_iters 5 is for the schedule 'linear', not 'cosine'"),
         ({"lr_hold_iters": -1}, "lr_hold_iters is -1; expected a whole number of at least 0"),
         ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; expected a number of at least 0"),
-        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; expected more, as Muon's"),
+        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; expected more: Muon's"),
     ],
 )
 def test_training_options_without_meaning(options, message):
