@@ -1,72 +1,67 @@
-"""Every CUDA kernel by itself: how much it moves or computes, how long it takes, and how far it is from its reference.
+"""On an NVIDIA card: every CUDA kernel by itself, and where the time of a training step goes.
 
-`cases(sizes, dtype)` lists the kernels of minigrad/kernels/cuda as a training step calls them. benchmarks/cuda.py times
-them on a card; tests/cuda/test_cuda_kernels_on_card.py checks them there.
+    python -m benchmarks.cuda_kernels                           # time, rate and error of every kernel
+    python -m benchmarks.cuda_kernels --quick                   # bfloat16 only
+    python -m benchmarks.cuda_kernels --profile cuda-124m       # of a row of train_step.py; needs PyTorch's profiler
+
+`cases(shape, dtype)` lists the operations that have a kernel, as a training step calls them, and the updates. Rates are
+compared with those of a copy and of matrix products, which are measured first. tests/cuda/test_cuda_kernels_on_card.py
+checks the same cases.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import minigrad as mg
+from benchmarks import command, contestants, cuda_steps, operations, workers
+from benchmarks.figures import short, table
+from benchmarks.operations import Input, Operation, Shape, laid_out, parameter_shapes, upstream
+from minigrad import functional as F
 from minigrad import kernels, nn, optim
-from minigrad.autograd import Context
 from minigrad.backend import as_dtype, get_array_module
-from minigrad.kernels import cuda
-from minigrad.kernels.cuda.attention import FlashAttention
-from minigrad.kernels.cuda.batched_attention import BatchedAttention
 from minigrad.kernels.cuda.cublaslt import product
 from minigrad.kernels.cuda.products import rounding_to_tf32
-from minigrad.kernels.cuda.sums import sum_rows
-from minigrad.ops import activation, attention, dropout, embedding, loss, normalization, softmax
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PRECISION = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}  # half a step between numbers near 1
 TF32_PRECISION = 2**-11  # of the factors of a product
 DRAWN = (1 << 21) + 3  # random numbers, which larger arrays repeat
 
+GPT2 = Shape(B=32, T=1024, C=768, nh=12, V=50304, n_layer=12, bias=True)
+PART = GPT2._replace(B=2, n_layer=1)  # large enough to compare with the reference, which computes in float64
+ALLOWED_ERRORS = 8  # roundings: an error that is larger is pointed out
+PROFILED = 5  # steps of a profile
+TRIAL = Shape(B=2, T=17, C=128, nh=2, V=65, n_layer=1, bias=True)
 
-@dataclass(frozen=True)
-class Sizes:
-    """A model and its batch, by the letters of the shapes below."""
-
-    B: int = 32  # sequences
-    T: int = 1024  # tokens in each
-    C: int = 768  # channels
-    V: int = 50304  # vocabulary
-    n_layer: int = 12
+Results = dict[str, list[Any]]  # by "forward" and "backward"
 
 
-GPT2 = Sizes()
-PART = replace(GPT2, B=2, n_layer=1)  # large enough to compare with the reference, which computes in float64
-TRIAL = Sizes(B=2, T=17, C=128, V=65, n_layer=1)
+class Case(NamedTuple):
+    """A line of the table for each direction. `amounts` count `unit`s, "B" or "FLOP", for the shape it was made for.
 
-
-class Work(NamedTuple):
-    """What to time, and what it returns; the reference returns the same in float64, or is None."""
-
-    run: Callable[[], list[Any]]
-    reference: Callable[[], list[Any]] | None
-
-
-@dataclass(frozen=True)
-class Case:
-    """A line of the table. `amount` counts `unit`s, "B" or "FLOP", for the sizes that it was made for.
-
-    precision: of one rounding; the errors of sums of rounded numbers stay within a few of these.
+    results(reference) gives what every direction computes, by the kernel or by its reference in float64; timed() what
+    to time. precision: of one rounding; the errors of sums of rounded numbers stay within a few of these.
     """
 
-    title: str
     unit: str
-    amount: float
-    make: Callable[[], Work]
+    amounts: dict[str, float]
+    results: Callable[[bool], Results]
+    timed: Callable[[], dict[str, Callable[[], Any]]]
     precision: float
+    comparable: bool = True
     fills: int = 2  # see `Stopwatch`
 
 
@@ -78,7 +73,7 @@ def drawn(n: int) -> np.ndarray:
 def numbers(dtype: str, *shape: int, seed: int = 0) -> Any:
     """Normally distributed numbers on the card, of two million that are drawn once: `seed` says where to begin."""
     start = 1009 * seed % DRAWN
-    host = drawn(DRAWN)[start : start + min(DRAWN, int(np.prod(shape)))]
+    host = drawn(DRAWN)[start : start + min(DRAWN, math.prod(shape))]
     some = mg.Tensor(host.astype(as_dtype(dtype)), device="cuda").data
     array = get_array_module(some).empty(shape, some.dtype)
     flat, some = (x.reshape(-1).view(f"uint{8 * x.itemsize}") for x in (array, some))  # CuPy copies bits of any dtype
@@ -88,297 +83,122 @@ def numbers(dtype: str, *shape: int, seed: int = 0) -> Any:
     return array
 
 
-def integers(below: int, *shape: int) -> Any:
-    """Token ids on the card, small ones more often, as in real texts."""
-    drawn = np.random.default_rng(0).random(shape)
-    return mg.Tensor((below * drawn**3).astype(np.int64), device="cuda").data
+def on_card(x: Input, dtype: str, seed: int) -> Any:
+    if x.kind == "ids":  # small ones more often, as in real texts
+        ids = (x.high * np.random.default_rng(0).random(x.size) ** 3).astype(np.int64)
+        return mg.Tensor(ids, device="cuda").data
+    return laid_out(x.kind, x.size, lambda shape: numbers(dtype, *shape, seed=seed))
 
 
-def wide(value: Any) -> Any:
+def wide(x: Any) -> Any:
     """Floating-point arrays as float64; everything else as it is."""
-    if not hasattr(value, "dtype") or value.dtype.kind in "biu":
-        return value
-    return value.astype("float32").astype("float64")  # CuPy has no direct way from bfloat16
+    return x if x.dtype.kind in "biu" else x.astype("float32").astype("float64")  # CuPy converts bfloat16 no further
 
 
-def needs_gradients(arguments: Sequence[Any]) -> tuple[bool, ...]:
-    return tuple(hasattr(a, "dtype") and a.dtype.kind not in "biu" for a in arguments)
-
-
-def call(implementation: Any, operation: Any, arguments: Sequence[Any]) -> tuple[Context, Any]:
-    """The forward, as the tape calls it, with a backward that may be repeated."""
-    mg.manual_seed(5)  # so that dropout drops the same elements
-    ctx = Context(operation, needs_gradients(arguments))
-    ctx.retained = True
-    with rounding_to_tf32():
-        return ctx, implementation.forward(ctx, *arguments)
-
-
-def forward_of(implementation: Any, operation: Any, arguments: Sequence[Any]) -> list[Any]:
-    return [call(implementation, operation, arguments)[1]]
-
-
-def backward_of(implementation: Any, operation: Any, arguments: Sequence[Any], g: Any) -> Callable[[], list[Any]]:
-    """A function that runs the backward of a forward that has been run."""
-    ctx, _ = call(implementation, operation, arguments)
-
-    def backward() -> list[Any]:
-        with rounding_to_tf32():
-            gradients = implementation.backward(ctx, g)
-        return [x for x in (gradients if isinstance(gradients, tuple) else (gradients,)) if x is not None]
-
-    return backward
-
-
-def cases(s: Sizes, dtype: str, with_reference: bool = True) -> dict[str, Case]:
-    """All kernels by name, for arrays of one dtype, as a training step of these sizes calls them."""
+def cases(s: Shape, dtype: str) -> dict[str, Case]:
+    """All kernels by name, for arrays of one dtype, as a training step of this shape calls them."""
+    scores = Input("activation", (s.B * s.T, s.T))
+    amount = BYTES[dtype] * s.B * s.T * s.T
+    more = {"softmax": Operation([scores], lambda F, x: F.softmax(x), None, "B", 2 * amount, 3 * amount)}
+    if dtype != "float32" and s.C % 128 == 0:
+        more["attention, causal, heads of 128"] = operations.attention(s, s.C // 128, 0.0, 5)
+    known = {**operations.operations(s, BYTES[dtype], 5), **more}
+    left_out = ("-x of four numbers", "add")  # which have no kernel of their own
     return {
-        case.title: case
-        for family in (memory_bound, matrix_products, attentions, updates)
-        for case in family(s, dtype, with_reference)
+        **{name: of_operation(op, name, dtype) for name, op in known.items() if name not in left_out},
+        **{name: of_update(name, s, dtype) for name in ("clip_grad_norm", "AdamW step")},
     }
 
 
-def pair(
-    title: str,
-    kernel: Any,
-    operation: Any,
-    inputs: Callable[[], tuple[tuple[Any, ...], Any]],
-    unit: str,
-    amounts: tuple[float, float],
-    precision: float,
-    with_reference: bool,
-) -> list[Case]:
-    """The forward and the backward of a kernel that stands for an operation. `inputs` makes arguments and gradient."""
+def of_operation(op: Operation, name: str, dtype: str) -> Case:
+    def forward(inputs: list[Any]) -> Any:
+        mg.manual_seed(5)  # so that dropout drops the same elements
+        with rounding_to_tf32():
+            return op.ours(F, *inputs)
 
-    def forward() -> Work:
-        arguments, _ = inputs()
+    def tensors(reference: bool = False) -> list[Any]:
+        arrays = [on_card(x, dtype, seed) for seed, x in enumerate(op.inputs)]
+        arrays = [wide(x) for x in arrays] if reference else arrays
+        return [x if x.dtype.kind == "i" else mg.Tensor(x, requires_grad=True) for x in arrays]
 
-        def reference() -> list[Any]:
-            return forward_of(operation, operation, [wide(a) for a in arguments])
+    def gradient(y: Any) -> Any:
+        return upstream(y.shape, lambda shape: numbers(dtype, *shape, seed=99))
 
-        return Work(lambda: forward_of(kernel, operation, arguments), reference if with_reference else None)
+    def results(reference: bool) -> Results:
+        with kernels.reference() if reference else kernels.using("cpu", "cuda"):
+            inputs = tensors(reference)
+            y = forward(inputs)
+            g = gradient(y)
+            with rounding_to_tf32():
+                y.backward(wide(g) if reference else g)
+        return {"forward": [y.data], "backward": [x.grad for x in inputs if isinstance(x, mg.Tensor)]}
 
-    def backward() -> Work:
-        arguments, g = inputs()
+    def timed() -> dict[str, Callable[[], Any]]:
+        inputs = [operations.below().apply(x) if isinstance(x, mg.Tensor) else x for x in tensors()]
+        y = forward(inputs)
+        g = gradient(y)
 
-        def reference() -> list[Any]:
-            return backward_of(operation, operation, [wide(a) for a in arguments], wide(g))()
+        def backward() -> None:
+            with rounding_to_tf32():
+                y.backward(g, retain_graph=True)
 
-        return Work(backward_of(kernel, operation, arguments, g), reference if with_reference else None)
+        return {"forward": lambda: forward(inputs), "backward": backward}
 
-    return [
-        Case(f"{title}: forward", unit, amounts[0], forward, precision),
-        Case(f"{title}: backward", unit, amounts[1], backward, precision),
-    ]
-
-
-def memory_bound(s: Sizes, dtype: str, with_reference: bool) -> list[Case]:
-    """Kernels that are as fast as memory lets them: counted are inputs and outputs, each once."""
-    N, C, V, size, precision = s.B * s.T, s.C, s.V, BYTES[dtype], PRECISION[dtype]
-
-    def moving(title: str, kernel: Any, operation: Any, inputs: Any, forward: float, backward: float) -> list[Case]:
-        amounts = size * forward, size * backward
-        return pair(title, kernel, operation, inputs, "B", amounts, precision, with_reference)
-
-    def row_sums() -> Work:
-        x = numbers(dtype, N, 3 * C)
-        return Work(lambda: [sum_rows(x)], (lambda: [wide(x).sum(axis=0)]) if with_reference else None)
-
-    def normalised() -> Any:
-        parameters = numbers(dtype, C, seed=1), numbers(dtype, C, seed=2)
-        return (numbers(dtype, s.B, s.T, C), *parameters, 1e-5), numbers(dtype, s.B, s.T, C, seed=3)
-
-    def activated() -> Any:
-        return (numbers(dtype, N, 4 * C),), numbers(dtype, N, 4 * C, seed=1)
-
-    def scores() -> Any:
-        return (numbers(dtype, N, s.T), -1), numbers(dtype, N, s.T, seed=1)
-
-    def logits() -> Any:
-        g = mg.Tensor(np.float32(1), device="cuda").data
-        return (numbers(dtype, N, V), integers(V, N), -100, "mean"), g
-
-    def looked_up() -> Any:
-        return (integers(V, N), numbers(dtype, V, C)), numbers(dtype, N, C, seed=1)
-
-    def dropped() -> Any:
-        return (numbers(dtype, N, C), 0.2), numbers(dtype, N, C, seed=1)
-
-    embedding_backward = moving("embedding", cuda.Embedding, embedding.Embedding, looked_up, 0, N * C + V * C)[1]
-    return [
-        *moving("layer norm", cuda.LayerNorm, normalization.LayerNorm, normalised, 2 * N * C, 3 * N * C),
-        *moving("GELU", cuda.GELU, activation.GELUTanh, activated, 8 * N * C, 12 * N * C),
-        *moving("softmax", cuda.Softmax, softmax.Softmax, scores, 2 * N * s.T, 3 * N * s.T),
-        *moving("cross-entropy", cuda.CrossEntropy, loss.CrossEntropy, logits, N * V, 2 * N * V),
-        *moving("dropout", cuda.Dropout, dropout.Dropout, dropped, 2 * N * C, 2 * N * C),
-        embedding_backward,
-        Case("sum of rows", "B", size * 3 * N * C, row_sums, precision),
-    ]
+    precision = TF32_PRECISION if dtype == "float32" and op.unit == "FLOP" else PRECISION[dtype]
+    comparable = not (name.startswith("attention") and "dropout" in name)  # the reference draws other masks
+    return Case(op.unit, {"forward": op.forward, "backward": op.backward}, results, timed, precision, comparable)
 
 
-def matrix_products(s: Sizes, dtype: str, with_reference: bool) -> list[Case]:
-    """The products of a linear layer's forward and backward, through cuBLASLt. float32 is rounded to TF32."""
-    N, C = s.B * s.T, s.C
-    tf32 = dtype == "float32"
-    precision = TF32_PRECISION if tf32 else PRECISION[dtype]
-
-    def of_layer(title: str, wide_in: int, wide_out: int, bias: bool) -> list[Case]:
-        def one(what: str, make_operands: Callable[[], tuple[Any, Any, Any]]) -> Case:
-            def make() -> Work:
-                a, b, added = make_operands()
-
-                def reference() -> list[Any]:
-                    y = wide(a) @ wide(b)
-                    return [y if added is None else y + wide(added)]
-
-                return Work(lambda: [product(a, b, added, tf32=tf32)], reference if with_reference else None)
-
-            return Case(f"{title}: {what}", "FLOP", 2 * N * wide_in * wide_out, make, precision)
-
-        def x() -> Any:
-            return numbers(dtype, N, wide_in)
-
-        def weight() -> Any:
-            return numbers(dtype, wide_out, wide_in, seed=1)
-
-        def g() -> Any:
-            return numbers(dtype, N, wide_out, seed=2)
-
-        return [
-            one("y", lambda: (x(), weight().T, numbers(dtype, wide_out, seed=3) if bias else None)),
-            one("dx", lambda: (g(), weight(), None)),
-            one("dW", lambda: (g().T, x(), None)),
-        ]
-
-    return [
-        *of_layer("linear, C to 3 C", C, 3 * C, True),
-        *of_layer("linear, C to C", C, C, True),
-        *of_layer("linear, C to 4 C", C, 4 * C, True),
-        *of_layer("linear, 4 C to C", 4 * C, C, True),
-        *of_layer("linear, C to V", C, s.V, False),
-    ]
-
-
-def attentions(s: Sizes, dtype: str, with_reference: bool) -> list[Case]:
-    """Causal attention from packed q, k, v, by flash attention and product by product.
-
-    Either is counted as the lower triangle of two products forward, and of five backward.
-    """
-
-    def of_head(kernel: Any, D: int, p: float) -> list[Case]:
-        heads = s.C // D
-
-        def inputs() -> Any:
-            packed = numbers(dtype, s.B, s.T, 3, heads, D)
-            q, k, v = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
-            return (q, k, v, True, None, p), numbers(dtype, s.B, s.T, heads, D, seed=1).transpose(0, 2, 1, 3)
-
-        one_product = 2 * s.B * s.T * s.T * s.C / 2
-        how = "flash attention" if kernel is FlashAttention else "attention by products"
-        title = f"{how}, D = {D}" + (f", dropout {p}" if p else "")
-        comparable = with_reference and not p  # the reference draws other masks; test_cuda_attention.py compares these
-        amounts = 2 * one_product, 5 * one_product
-        precision = TF32_PRECISION if dtype == "float32" else PRECISION[dtype]
-        return pair(title, kernel, attention.Attention, inputs, "FLOP", amounts, precision, comparable)
-
-    flash = [] if dtype == "float32" else [(64, 0.0), (64, 0.2), (128, 0.0)]  # it is for 16 bits
-    return [
-        *(case for D, p in flash for case in of_head(FlashAttention, D, p)),
-        *(case for p in (0.0, 0.2) for case in of_head(BatchedAttention, 64, p)),
-    ]
-
-
-def updates(s: Sizes, dtype: str, with_reference: bool) -> list[Case]:
-    """Clipping and AdamW over all parameters, as the optimizer calls them, with the tables that they send to the card.
+def of_update(name: str, s: Shape, dtype: str) -> Case:
+    """Clipping or AdamW over all parameters, as the optimizer calls them, with the tables that they send to the card.
 
     It takes the host milliseconds to make these, which a training step hides behind other work, or in a CUDA graph.
     Clipping reads gradients twice and writes them once. AdamW reads gradient, moments and weight, and writes the last
     three; a 16-bit parameter has its float32 master beside it.
     """
-    layer = [(3 * s.C, s.C), (s.C, s.C), (4 * s.C, s.C), (s.C, 4 * s.C), (3 * s.C,), (4 * s.C,), *[(s.C,)] * 6]
-    shapes = [(s.V, s.C), (s.T, s.C), *layer * s.n_layer, (s.C,), (s.C,)]
-    count, size = sum(int(np.prod(shape)) for shape in shapes), BYTES[dtype]
+    shapes = parameter_shapes(s)
 
-    def parameters(of: str) -> list[Any]:
-        made = [nn.Parameter(mg.Tensor(numbers(dtype, *shape, seed=i))) for i, shape in enumerate(shapes)]
-        for i, p in enumerate(made):
-            p.grad = numbers(dtype, *p.shape, seed=1000 + i)
-            if of == "float64":
-                p.data, p.grad = wide(p.data), wide(p.grad)
-        return made
+    def prepared(reference: bool = False) -> tuple[list[Any], Callable[[], Any]]:
+        parameters = []
+        for i, shape in enumerate(shapes):
+            weight, gradient = numbers(dtype, *shape, seed=i), numbers(dtype, *shape, seed=1000 + i)
+            parameters.append(nn.Parameter(mg.Tensor(wide(weight) if reference else weight)))
+            parameters[-1].grad = wide(gradient) if reference else gradient
+        optimizer = optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+        return parameters, operations.update(
+            name, lambda limit: optim.clip_grad_norm(parameters, limit), optimizer.step
+        )
 
-    def norm(of: str) -> Callable[[], list[Any]]:
-        given = parameters(of)
-        limit = 100.0
+    def results(reference: bool) -> Results:
+        with kernels.reference() if reference else kernels.using("cpu", "cuda"):
+            parameters, run = prepared(reference)
+            norm = run()
+        return {"forward": [p.data for p in parameters] if norm is None else [norm, *(p.grad for p in parameters)]}
 
-        def run() -> list[Any]:
-            nonlocal limit
-            limit *= 0.9  # so that every call has to scale
-            return [optim.clip_grad_norm(given, limit), *(p.grad for p in given)]
-
-        return run
-
-    def adamw(of: str) -> Callable[[], list[Any]]:
-        given = parameters(of)
-        optimizer = optim.AdamW(given, lr=1e-2, weight_decay=0.1)
-
-        def run() -> list[Any]:
-            optimizer.step()
-            return [p.data for p in given]
-
-        return run
-
-    def make(update: Any) -> Callable[[], Work]:
-        def reference() -> list[Any]:
-            with kernels.reference():
-                return update("float64")()
-
-        return lambda: Work(update(dtype), reference if with_reference else None)
-
-    moved = {"float32": 7 * 4}.get(dtype, 2 * 2 + 6 * 4)
-    return [
-        Case("clip_grad_norm", "B", 3 * size * count, make(norm), PRECISION[dtype], fills=16),
-        Case("AdamW", "B", moved * count, make(adamw), PRECISION[dtype], fills=16),
-    ]
+    count = sum(map(math.prod, shapes))
+    moved = 3 * BYTES[dtype] if name == "clip_grad_norm" else 7 * 4 if dtype == "float32" else 2 * 2 + 6 * 4
+    return Case(
+        "B", {"forward": moved * count}, results, lambda: {"forward": prepared()[1]}, PRECISION[dtype], fills=16
+    )
 
 
-def largest_error(work: Work) -> float | None:
-    """Of all results: how far one is from the reference, as a share of the largest number there; None without one."""
-    if work.reference is None:
-        return None
-    results, wanted = work.run(), work.reference()
-    assert len(results) == len(wanted), f"{len(results)} results, and {len(wanted)} of the reference"
-    worst = 0.0
-    for ours, theirs in zip(results, wanted, strict=True):
-        assert ours.shape == theirs.shape, f"shape {ours.shape}, and {theirs.shape} of the reference"
-        xp = get_array_module(theirs)
-        error = float(xp.abs(wide(ours) - theirs).max() / xp.maximum(xp.abs(theirs).max(), 1e-30))
-        worst = error if np.isnan(error) else max(worst, error)
+def largest_errors(case: Case) -> dict[str, float | None]:
+    """How far each direction is from the reference, as a share of the largest number there; None without one."""
+    if not case.comparable:
+        return dict.fromkeys(case.amounts)
+    worst: dict[str, float | None] = {}
+    references = case.results(True)
+    for direction, results in case.results(False).items():
+        errors = []
+        for ours, theirs in zip(results, references[direction], strict=True):
+            assert ours.shape == theirs.shape, f"shape {ours.shape}, and {theirs.shape} of the reference"
+            xp = get_array_module(theirs)
+            errors.append(float(xp.abs(wide(ours) - theirs).max() / xp.maximum(xp.abs(theirs).max(), 1e-30)))
+        worst[direction] = float(np.max(errors))  # NaN if one is
     return worst
 
 
-# Rates of the card, and times
-
-
-def gemm_operands(n: int, dtype: str) -> tuple[Any, Any]:
-    return numbers(dtype, n, n), numbers(dtype, n, n, seed=1)
-
-
-class Events:
-    """Times by CUDA events on CuPy's current stream, which waits for that of a CUDA graph."""
-
-    def __init__(self) -> None:
-        self.cupy = importlib.import_module("cupy")
-
-    def record(self) -> Any:
-        return self.cupy.cuda.get_current_stream().record()
-
-    def wait(self) -> None:
-        self.cupy.cuda.Device().synchronize()
-
-    def ms(self, start: Any, end: Any) -> float:
-        return float(self.cupy.cuda.get_elapsed_time(start, end))
+# Times, and rates of the card
 
 
 class Stopwatch:
@@ -389,47 +209,173 @@ class Stopwatch:
     """
 
     def __init__(self, fill_bytes: int = 1 << 30) -> None:
-        self.events = Events()
-        self.buffer = self.events.cupy.empty(fill_bytes, "uint8")
+        self.cupy = importlib.import_module("cupy")
+        self.buffer = self.cupy.empty(fill_bytes, "uint8")
 
     def times(self, run: Callable[[], Any], repeats: int, fills: int = 2) -> list[float]:
         for _ in range(2):  # compiled, and memory at hand
             run()
-        self.events.wait()
         marks = []
+        stream = self.cupy.cuda.get_current_stream()
         for _ in range(repeats):
             for _ in range(fills):
                 self.buffer.fill(0)
-            start = self.events.record()
+            start = stream.record()
             run()
-            marks.append((start, self.events.record()))
-        self.events.wait()
-        return [self.events.ms(*mark) for mark in marks]
+            marks.append((start, stream.record()))
+        self.cupy.cuda.Device().synchronize()
+        return [float(self.cupy.cuda.get_elapsed_time(*mark)) for mark in marks]
 
 
-def rates(watch: Stopwatch, n: int = 8192, copied: int = 1 << 31, repeats: int = 10) -> dict[str, float]:
-    """The card's own: bytes a second of a copy, read and written, and FLOP/s of matrix products (n, n), medians."""
+def product_rate(dtype: str, n: int, watch: Stopwatch | None = None) -> float:
+    """FLOP/s of matrix products (n, n), the median. Their memory is given back, since what a step takes is measured."""
+    watch = watch or Stopwatch(1 << 30 if n > 1000 else 1 << 10)
+    tf32 = dtype == "tf32"
+    factors: Any = [numbers("float32" if tf32 else dtype, n, n, seed=seed) for seed in range(2)]
+    ms = statistics.median(watch.times(lambda: product(*factors, tf32=tf32), 10))
+    factors.clear()
+    watch.cupy.get_default_memory_pool().free_all_blocks()
+    return 2e3 * n**3 / ms
 
-    def median_ms(run: Callable[[], Any]) -> float:
-        return float(np.median(watch.times(run, repeats)))
 
-    def product_rate(dtype: str, tf32: bool) -> float:
-        a, b = gemm_operands(n, dtype)
-        return 2 * n**3 / median_ms(lambda: product(a, b, tf32=tf32)) * 1e3
+def copy_rate(watch: Stopwatch, size: int) -> float:
+    """Bytes read and written a second."""
+    source, target = numbers("float32", size // 4), numbers("float32", size // 4)
+    return 2e3 * source.nbytes / statistics.median(watch.times(lambda: target.__setitem__(..., source), 10))
 
-    def copy_rate() -> float:
-        source = numbers("float32", copied // 4)
-        target = get_array_module(source).empty_like(source)
 
-        def copy() -> None:
-            target[...] = source
+class Contestant(contestants.Contestant):
+    def prepare(self, threads: int | None) -> str:
+        return f"{super().prepare(threads)}, {cuda_steps.about_card('minigrad')}"
 
-        return 2 * source.nbytes / median_ms(copy) * 1e3
+    def rates(self, trial: bool) -> dict[str, float]:
+        self.watch = Stopwatch(1 << 10 if trial else 1 << 30)
+        products = {dtype: product_rate(dtype, 64 if trial else 8192, self.watch) for dtype in ("bfloat16", "tf32")}
+        return {"copy": copy_rate(self.watch, 1 << 12 if trial else 1 << 31), **products}
 
-    return {
-        "copy": copy_rate(),
-        "bfloat16": product_rate("bfloat16", False),
-        "float16": product_rate("float16", False),
-        "tf32": product_rate("float32", True),
-        "float32": product_rate("float32", False),
-    }
+    def kernel(self, name: str, dtype: str, trial: bool, repeats: int) -> dict[str, Any]:
+        """The times of a kernel in µs, and its largest error on a part of the batch, for each direction."""
+        errors = largest_errors(cases(TRIAL if trial else PART, dtype)[name])
+        case = cases(TRIAL if trial else GPT2, dtype)[name]
+        return {
+            way: {"us": [1e3 * ms for ms in self.watch.times(run, repeats, case.fills)], "error": errors[way]}
+            for way, run in case.timed().items()
+        }
+
+
+def measure(args: Any, kernels: dict[str, Any], rates: dict[str, float]) -> None:
+    """Each kernel; after one that fails, the next gets a new process, since an error can stay with the old one."""
+    left = [(dtype, name) for dtype in ("bfloat16", "float32")[: 2 - args.quick] for name in cases(TRIAL, dtype)]
+    while left:
+        for _, processes in workers.prepared("benchmarks.cuda_kernels", ["minigrad"], args):
+            rates.update(processes["minigrad"].call("rates", trial=args.trial))
+            failed = False
+            while left and not failed:
+                dtype, name = left.pop(0)
+                work = {"name": name, "dtype": dtype, "trial": args.trial, "repeats": args.rounds or 20}
+                try:
+                    kernels[f"{name}, {dtype}"] = processes["minigrad"].call("kernel", **work)
+                except workers.BenchmarkError as error:
+                    print(f"{name}, {dtype}: {error}", file=sys.stderr, flush=True)
+                    kernels[f"{name}, {dtype}"], failed = {"failed": str(error)}, True
+
+
+def lines(kernels: dict[str, Any], rates: dict[str, float], trial: bool) -> list[list[str]]:
+    result = []
+    for title, figure in kernels.items():
+        name, _, dtype = title.rpartition(", ")
+        case = cases(TRIAL if trial else GPT2, dtype)[name]
+        if "failed" in figure:
+            result.append([title, "failed", "–", "–", "–"])
+            continue
+        best = rates["copy" if case.unit == "B" else "tf32" if dtype == "float32" else dtype]
+        for way, measured in figure.items():
+            us = statistics.median(measured["us"])
+            rate = case.amounts[way] / (us / 1e6)
+            in_words = f"{rate / 1e9:,.0f} GB/s" if case.unit == "B" else f"{rate / 1e12:.1f} TFLOP/s"
+            cells = [short(us), in_words, f"{rate / best:.0%}", error_cell(measured["error"], case.precision)]
+            result.append([title if len(figure) == 1 else f"{name}: {way}, {dtype}", *cells])
+    return result
+
+
+def error_cell(error: float | None, precision: float) -> str:
+    if error is None:
+        return "–"
+    return f"{error:.1e}" + ("" if error <= ALLOWED_ERRORS * precision + 1e-5 else " (!)")
+
+
+# Where the time of a step goes, in this process
+
+
+def profile(name: str, row: Any, graph: bool) -> dict[str, Any]:
+    """Milliseconds of a step, and calls and milliseconds a step of every kernel, by PyTorch's profiler."""
+    training = cuda_steps.Training("minigrad", row, "", graph)
+    ms = statistics.median(Stopwatch(1 << 10).times(training.step, 2 * PROFILED, fills=0))
+    found = kernels_of_trace(trace(lambda: training.steps(PROFILED)), PROFILED)
+    print(f"\n{row.title}: {ms:.2f} ms a step\n")
+    print(table(["kernel", "calls a step", "µs a step", "of the step"], profile_lines(ms, found)))
+    return {"ms": ms, "kernels": found}
+
+
+def trace(run: Callable[[], Any]) -> dict[str, Any]:
+    """What ran on the card meanwhile, in the format of chrome://tracing."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        return json.loads(Path(folder, "trace.json").read_text("utf-8"))
+
+
+def kernels_of_trace(trace: dict[str, Any], steps: int) -> dict[str, list[float]]:
+    """Calls and milliseconds a step, by name."""
+    found: dict[str, list[float]] = {}
+    for event in trace["traceEvents"]:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            calls, ms = found.get(event["name"], (0.0, 0.0))
+            found[event["name"]] = [calls + 1 / steps, ms + event["dur"] / 1e3 / steps]
+    return found
+
+
+def profile_lines(whole: float, found: dict[str, list[float]]) -> list[list[str]]:
+    """The kernels that take most, the rest together, and what remains of the step."""
+    most = sorted(found.items(), key=lambda item: -item[1][1])
+    parts = [(name, *values) for name, values in most[:40]]
+    parts.append(("all others", *(sum(values[i] for _, values in most[40:]) for i in range(2))))
+    parts.append(("not in these, or waiting", 0, whole - sum(ms for _, ms in found.values())))
+    return [[name[:70], short(calls), f"{1e3 * ms:,.1f}", f"{ms / whole:.1%}"] for name, calls, ms in parts]
+
+
+def benchmark(args: Any) -> dict[str, Any]:
+    from benchmarks.train_step import ALL_ROWS
+
+    os.environ.setdefault("MINIGRAD_KERNELS", "cuda")
+    if args.profile:
+        rows = command.choose("row", [name for name, row in ALL_ROWS.items() if row.device == "cuda"], args.profile)
+        cuda_steps.about_card("minigrad")
+        return {"profile": {name: profile(name, ALL_ROWS[name], args.graph) for name in rows}}
+    figures: dict[str, dict[str, Any]] = {"kernels": {}, "rates": {}}
+    try:
+        measure(args, **figures)
+    finally:  # if it is stopped, what was measured until then
+        if figures["kernels"]:
+            rates = [f"{name} {rate / 1e12:,.2f}" for name, rate in figures["rates"].items()]
+            print(f"the card itself: TB/s of a copy, TFLOP/s of products: {', '.join(rates)}\n")
+            header = ["kernel", "µs", "rate", "of the card's", "largest error"]
+            print(table(header, lines(**figures, trial=args.trial)))
+            print("\nMedians with a cold L2 cache. Errors are from the reference in float64, as a share of its largest")
+            print(f"number; (!) marks more than {ALLOWED_ERRORS} roundings.")
+    return figures
+
+
+def main() -> None:
+    parser = command.arguments("Every CUDA kernel by itself, and the profile of a training step.", "bfloat16 only")
+    parser.add_argument("--profile", metavar="ROW,…", help="where the time of these training steps goes, instead")
+    parser.add_argument("--no-graph", dest="graph", action="store_false", help="no CUDA graph of a step")
+    parser.add_argument("--trial", action="store_true", help="tiny kernels, to try the benchmark itself")
+    command.run(parser, Contestant, benchmark)
+
+
+if __name__ == "__main__":
+    main()

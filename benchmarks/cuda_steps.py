@@ -1,0 +1,145 @@
+"""Training steps on an NVIDIA card, as train_step.py measures them: minigrad's Trainer, and PyTorch's loop.
+
+A step draws a batch, sends it to the card, and is then what train_step.py says. The host hands it to the card without
+waiting, so a time begins and ends when a loss has been read, and includes the card's waiting for the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import contestants
+from benchmarks.workers import BenchmarkError
+
+WARM_UP = 10  # steps before any is timed: compiling, choosing algorithms, capturing a graph
+LEAD_IN = 3  # steps at the start of a turn, in which the card comes up to speed
+LEARNING_RATE = 3e-4
+
+
+def tokens_to_learn(vocab_size: int) -> np.ndarray:
+    """Token ids (N,), the small ones more often: a model soon learns how often."""
+    return (vocab_size * np.random.default_rng(0).random(1 << 20) ** 3).astype(np.int64)
+
+
+def about_card(library: str) -> str:
+    """The card, and what runs on it; an error if the library finds none."""
+    if library == "torch":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BenchmarkError(f"PyTorch {torch.__version__} finds no GPU (CUDA: {torch.version.cuda})")
+        return f"CUDA {torch.version.cuda}"
+    import minigrad as mg
+
+    try:
+        mg.Tensor(0.0, device="cuda")
+    except mg.DeviceError as error:
+        raise BenchmarkError(str(error)) from error
+    cupy = importlib.import_module("cupy")
+    runtime = cupy.cuda.runtime
+    numbers = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12040 is CUDA 12.4
+    driver, cuda = (f"{number // 1000}.{number % 1000 // 10}" for number in numbers)
+    card = runtime.getDeviceProperties(0)["name"].decode()
+    return f"{card}, CuPy {cupy.__version__}, CUDA {cuda}, the driver's {driver}"
+
+
+class Training:
+    """`step()` gives the loss, which stays on the card."""
+
+    def __init__(self, library: str, row: Any, mode: str, graph: bool) -> None:
+        before = free_bytes(library)
+        if library == "torch":
+            self.step = torch_step(row, mode, "cuda")
+        else:
+            trainer = new_trainer(row, graph)
+            self.step = lambda: trainer_step(trainer)
+        self.first = float(self.step().item())
+        self.steps(WARM_UP)
+        if library == "torch":  # what compiling took does not count
+            importlib.import_module("torch").cuda.empty_cache()
+            self.steps(LEAD_IN)
+        self.held_mb = (before - free_bytes(library)) / 1e6  # what this process took from the card
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            loss = self.step()
+        loss.item()
+
+
+def new_trainer(row: Any, graph: bool) -> Any:
+    """The trainer of a run with this row's options, as examples/train_shakespeare.py makes it."""
+    import minigrad as mg
+    from gpt.config import TrainConfig
+    from gpt.text.data import Dataset
+    from gpt.trainer import Trainer
+
+    config = TrainConfig(batch_size=row.batch, learning_rate=LEARNING_RATE, beta2=0.95, seed=1, dtype=row.dtype)
+    mg.manual_seed(config.seed)
+    model = contestants.minigrad_model(row.model)
+    model.to("cuda")
+    data = Dataset(tokens_to_learn(row.model.vocab_size), row.model.block_size)
+    tokenizer: Any = None  # only checkpoints need one
+    trainer = Trainer(model, data, tokenizer, config, Path(tempfile.gettempdir()), graph=graph)
+    trainer.model.train()
+    return trainer
+
+
+def trainer_step(trainer: Any) -> Any:
+    """The loss of one more step."""
+    from minigrad.kernels.cuda.products import rounding_to_tf32
+
+    with rounding_to_tf32(trainer.config.dtype == "tf32"):  # as Trainer.train does
+        return trainer.step(LEARNING_RATE)[0]
+
+
+def free_bytes(library: str) -> int:
+    """The card's free memory, in the driver's words."""
+    if library == "torch":
+        return int(importlib.import_module("torch").cuda.mem_get_info()[0])
+    return int(importlib.import_module("cupy").cuda.Device().mem_info[0])
+
+
+def few_steps(name: str, steps: int, graph: bool) -> None:
+    """Train a row's model in this process, without timing: what a tool that watches the card can follow."""
+    from benchmarks.train_step import ALL_ROWS
+
+    trainer = new_trainer(ALL_ROWS[name], graph)
+    losses = [float(trainer_step(trainer).item()) for _ in range(steps)]
+    print(f"{ALL_ROWS[name].title}: losses {', '.join(f'{loss:.4f}' for loss in losses)}")
+    if not np.isfinite(losses).all():
+        sys.exit("error: expected finite losses")
+
+
+def torch_step(row: Any, mode: str, device: str) -> Callable[[], Any]:
+    """A training loop as nanoGPT's users know it."""
+    import torch
+
+    torch.manual_seed(1)
+    torch.set_float32_matmul_precision("highest" if row.dtype == "float32" else "high")  # "high" is TF32
+    model = contestants.torch_model(row.model).to(device)
+    optimizer = model.configure_optimizer(lr=LEARNING_RATE, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+    forward: Any = model if mode == "eager" else torch.compile(model)
+    parameters = list(model.parameters())
+    ids = tokens_to_learn(row.model.vocab_size)
+    windows = np.lib.stride_tricks.sliding_window_view(ids[: int(0.9 * len(ids))], row.model.block_size + 1)
+    rng = np.random.default_rng(1)
+    model.train()
+
+    def send(part: np.ndarray) -> Any:
+        tensor = torch.from_numpy(np.ascontiguousarray(part))
+        return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor
+
+    def loss_of() -> Any:
+        blocks = windows[rng.integers(len(windows) - 1, size=row.batch)]
+        with torch.autocast(device, torch.bfloat16, enabled=row.dtype == "bfloat16"):
+            return forward(send(blocks[:, :-1]), send(blocks[:, 1:]))[1]
+
+    clip = torch.nn.utils.clip_grad_norm_
+    return lambda: contestants.train_step(optimizer, loss_of, lambda: clip(parameters, 1.0)).detach()

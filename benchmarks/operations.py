@@ -1,0 +1,181 @@
+"""The operations of a GPT, each as a call of minigrad beside the same call of PyTorch, and how much work it is.
+
+ops.py times them on a CPU, cuda_kernels.py on a GPU. Work is counted in floating-point operations for matrix products
+(a causal triangle as half of the square), and else in the bytes of inputs and outputs, each once: what a perfect
+implementation would have to move.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DROPOUT = 0.2
+UPDATES = ["clip_grad_norm", "AdamW step"]  # over the parameters of a whole model; they have no backward
+
+
+class Shape(NamedTuple):
+    """A model and its batch, by the letters of the shapes below."""
+
+    B: int  # sequences
+    T: int  # tokens in each
+    C: int  # channels
+    nh: int  # heads
+    V: int  # vocabulary
+    n_layer: int
+    bias: bool
+
+
+class Input(NamedTuple):
+    """An array to make: an activation, the heads of an activation, a parameter, or integers below `high`."""
+
+    kind: str
+    size: tuple[int, ...]
+    high: int = 0
+
+
+class Operation(NamedTuple):
+    """ours(F, *inputs) and theirs(TF, *inputs) compute the same; `forward` and `backward` count the work in `unit`."""
+
+    inputs: list[Input]
+    ours: Callable[..., Any]
+    theirs: Callable[..., Any]
+    unit: str  # "FLOP" or "B"
+    forward: float
+    backward: float
+
+
+def linear(s: Shape, wide_in: int, wide_out: int, bias: bool) -> Operation:
+    parameters = [Input("parameter", (wide_out, wide_in)), Input("parameter", (wide_out,))][: 1 + bias]
+    flops = 2 * s.B * s.T * wide_in * wide_out
+
+    def call(F: Any, *inputs: Any) -> Any:
+        return F.linear(*inputs)
+
+    # backward: one product for the input's gradient and one for the weight's
+    return Operation([Input("activation", (s.B, s.T, wide_in)), *parameters], call, call, "FLOP", flops, 2 * flops)
+
+
+def attention(s: Shape, heads: int, p: float, backward_products: int) -> Operation:
+    """Forward there are two products of (T, hs) and (hs, T) for each head, half of them masked."""
+    one = 2 * s.B * s.T * s.T * s.C / 2
+    return Operation(
+        [Input("heads", (s.B, heads, s.T, s.C // heads))] * 3,
+        lambda F, q, k, v: F.scaled_dot_product_attention(q, k, v, causal=True, dropout_p=p),
+        lambda TF, q, k, v: TF.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p),
+        *("FLOP", 2 * one, backward_products * one),
+    )
+
+
+def operations(s: Shape, number: int = 4, products: int = 4) -> dict[str, Operation]:
+    """All operations that have a backward, by name; `number` is the size of one in bytes.
+
+    products: of attention's backward. Flash attention has five, since it computes the scores again.
+    """
+    B, T, C, V, N = s.B, s.T, s.C, s.V, s.B * s.T
+    x, wide, ids = Input("activation", (B, T, C)), Input("activation", (B, T, 4 * C)), Input("ids", (B, T), V)
+
+    def moving(inputs: list[Input], forward: float, backward: float, ours: Any, theirs: Any = None) -> Operation:
+        """An operation that is counted by the numbers it reads and writes."""
+        return Operation(inputs, ours, theirs or ours, "B", number * forward, number * backward)
+
+    def layer_norm(F: Any, x: Any, *parameters: Any) -> Any:
+        return F.layer_norm(x, *parameters)
+
+    def torch_layer_norm(TF: Any, x: Any, *parameters: Any) -> Any:
+        return TF.layer_norm(x, (C,), *parameters)
+
+    def torch_cross_entropy(TF: Any, logits: Any, targets: Any) -> Any:
+        return TF.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    logits, norm_inputs = Input("activation", (B, T, V)), [x, *[Input("parameter", (C,))] * (1 + s.bias)]
+    return {
+        "-x of four numbers": moving([Input("activation", (4,))], 0, 0, lambda F, x: -x),
+        "linear, C to 3 C": linear(s, C, 3 * C, s.bias),
+        "linear, C to C": linear(s, C, C, s.bias),
+        "linear, C to 4 C": linear(s, C, 4 * C, s.bias),
+        "linear, 4 C to C": linear(s, 4 * C, C, s.bias),
+        "linear, C to V": linear(s, C, V, False),
+        "attention, causal": attention(s, s.nh, 0.0, products),
+        f"attention, causal, dropout {DROPOUT}": attention(s, s.nh, DROPOUT, products),
+        "layer_norm": moving(norm_inputs, 2 * N * C, 3 * N * C, layer_norm, torch_layer_norm),
+        "gelu": moving([wide], 8 * N * C, 12 * N * C, lambda F, x: F.gelu(x, approximate="tanh")),
+        f"dropout {DROPOUT}": moving([x], 2 * N * C, 2 * N * C, lambda F, x: F.dropout(x, DROPOUT)),
+        "add": moving([x, x], 3 * N * C, 0, lambda F, a, b: a + b),
+        "embedding": moving(
+            [ids, Input("parameter", (V, C))], 2 * N * C, N * C + V * C, lambda F, ids, w: F.embedding(ids, w)
+        ),
+        "cross_entropy": moving(
+            [logits, ids], N * V, 2 * N * V, lambda F, *inputs: F.cross_entropy(*inputs), torch_cross_entropy
+        ),
+    }
+
+
+def parameter_shapes(s: Shape) -> list[tuple[int, ...]]:
+    """Of all that the model learns: embeddings, the matrices of the blocks, biases, layer norms."""
+    C, norms = s.C, [(s.C,)] * (1 + s.bias)
+    biases: list[tuple[int, ...]] = [(3 * C,), (C,), (4 * C,), (C,)] if s.bias else []
+    block = [(3 * C, C), (C, C), (4 * C, C), (C, 4 * C), *biases, *norms, *norms]
+    return [(s.V, C), (s.T, C), *block * s.n_layer, *norms]
+
+
+def update_bytes(name: str, s: Shape) -> float:
+    """Clipping reads and writes gradients; AdamW reads weights, gradients and two moments, and writes three of them."""
+    return 4.0 * sum(map(math.prod, parameter_shapes(s))) * {"clip_grad_norm": 2, "AdamW step": 7}[name]
+
+
+def update(name: str, clip: Callable[[float], Any], step: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that clips, to a limit a little below the norm, so that every call has to scale; or that steps."""
+    if name == "AdamW step":
+        return step
+    norm = float(clip(math.inf))
+
+    def scale() -> Any:
+        nonlocal norm
+        norm *= 0.999
+        return clip(norm)
+
+    return scale
+
+
+@functools.cache
+def below() -> Any:
+    """An operation that stands for the network below: it takes a gradient and drops it. A leaf would accumulate it."""
+    import minigrad as mg
+
+    class Below(mg.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> None:
+            return None
+
+    return Below
+
+
+def random_array(x: Input, rng: np.random.Generator) -> np.ndarray:
+    if x.kind == "ids":
+        return rng.integers(x.high, size=x.size)
+    return laid_out(x.kind, x.size, lambda shape: rng.standard_normal(shape, dtype=np.float32))
+
+
+def laid_out(kind: str, size: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> Any:
+    """make(shape); heads (B, nh, T, hs) are views of q in the product (B, T, 3 C) that makes q, k and v."""
+    if kind != "heads":
+        return make(size)
+    B, nh, T, hs = size
+    return make((B, T, 3, nh, hs))[:, :, 0].transpose(0, 2, 1, 3)
+
+
+def upstream(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> Any:
+    """A gradient as it arrives from above; that of attention's heads is a view of (B, T, C)."""
+    if len(shape) != 4:
+        return make(shape)
+    B, nh, T, hs = shape
+    return make((B, T, nh, hs)).transpose(0, 2, 1, 3)
