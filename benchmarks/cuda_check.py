@@ -11,7 +11,7 @@ correctness   proof       python -m minigrad.kernels.cuda.proof: every kernel ag
               settings    those of them again that MINIGRAD_KERNELS decides about
               steps       a few training steps of baby and of GPT-2 124M
               racecheck, memcheck    two steps of a one-layer model, watched by NVIDIA's compute-sanitizer
-speed         table       python -m benchmarks.cuda_kernels: the time of each kernel
+speed         table       python -m benchmarks.ops --device cuda: the time of each kernel, against PyTorch's
               profile     where the time of a training step goes
               cuda-baby, cuda-124m, cuda-124m-tf32    a training step against PyTorch's
               recipe      examples/train_shakespeare.py --preset baby with 1,500 steps
@@ -83,9 +83,8 @@ def commands(data: Path | None, work: Path, known: dict[str, str]) -> dict[str, 
     # Those in tests/cuda choose their kernels themselves; about the others the setting decides.
     files = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/*/test_*.py"))]
     marked = [name for name in files if "mark.cuda" in (ROOT / name).read_text("utf-8") and name != ON_CARD]
-    few_steps = [sys.executable, "-c", "from benchmarks.cuda_steps import few_steps as run; "]
     tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin") or "compute-sanitizer"
-    watched = ["--error-exitcode", "1", *few_steps[:2], few_steps[2] + "run('cuda-layer', 2, False)"]
+    watched = ["--error-exitcode", "1", *module, "benchmarks.cuda_steps", "cuda-layer", "--steps", "2", "--no-graph"]
     against = ["--rounds", "3", "--against", "none" if known["torch"] == "missing" else "torch"]
     recipe = [
         sys.executable,
@@ -105,11 +104,11 @@ def commands(data: Path | None, work: Path, known: dict[str, str]) -> dict[str, 
         "kernels": [on, *tests, ON_CARD],
         "gpu": [off, *tests, *marked],
         "settings": [on, *tests, *(name for name in marked if not name.startswith("tests/cuda/"))],
-        "steps": [on, *few_steps[:2], few_steps[2] + "run('cuda-baby', 6, True); run('cuda-124m', 6, True)"],
+        "steps": [on, *module, "benchmarks.cuda_steps", "cuda-baby,cuda-124m", "--steps", "6"],
         "racecheck": [on, tool, "--tool", "racecheck", *watched],
         "memcheck": [on, tool, "--tool", "memcheck", *watched],
-        "table": [on, *module, "benchmarks.cuda_kernels", *figures["table"]],
-        "profile": [on, *module, "benchmarks.cuda_kernels", "--profile", "cuda-baby,cuda-124m", *figures["profile"]],
+        "table": [on, *module, "benchmarks.ops", "--device", "cuda", "--quick", *against[2:], *figures["table"]],
+        "profile": [on, *module, "benchmarks.cuda_steps", "cuda-baby,cuda-124m", "--profile"],
         **{part: [on, *module, "benchmarks.train_step", "--rows", part, *against, *figures[part]] for part in rows},
         "recipe": [on, *recipe, *(["--data", str(data.resolve())] if data else [])],
     }
@@ -203,7 +202,7 @@ def main() -> None:
         parser.error(f"--data {args.data}: there is no such file")
     if "recipe" in parts and not args.data:
         print(
-            "recipe: without --data it needs the network, unless Tiny Shakespeare is in the cache already. Without\neither"
+            "recipe: without --data it needs the network, unless Tiny Shakespeare is in the cache. If it gets neither,"
         )
         print("it trains on the language reference that Python carries, whose loss cannot be compared with the goal.")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script may have switched off, for children too

@@ -1,11 +1,17 @@
 """Training steps on an NVIDIA card, as train_step.py measures them: minigrad's Trainer, and PyTorch's loop.
 
+    python -m benchmarks.cuda_steps cuda-baby,cuda-124m --profile    # where the time goes; needs PyTorch's profiler
+    python -m benchmarks.cuda_steps cuda-layer --steps 2 --no-graph  # a few steps, for a tool that watches the card
+
+The command takes minigrad's steps only, in its own process.
+
 A step draws a batch, sends it to the card, and is then what train_step.py says. The host hands it to the card without
 waiting, so a time begins and ends when a loss has been read, and includes the card's waiting for the host.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 import tempfile
@@ -106,17 +112,6 @@ def free_bytes(library: str) -> int:
     return int(importlib.import_module("cupy").cuda.Device().mem_info[0])
 
 
-def few_steps(name: str, steps: int, graph: bool) -> None:
-    """Train a row's model in this process, without timing: what a tool that watches the card can follow."""
-    from benchmarks.train_step import ALL_ROWS
-
-    trainer = new_trainer(ALL_ROWS[name], graph)
-    losses = [float(trainer_step(trainer).item()) for _ in range(steps)]
-    print(f"{ALL_ROWS[name].title}: losses {', '.join(f'{loss:.4f}' for loss in losses)}")
-    if not np.isfinite(losses).all():
-        sys.exit("error: expected finite losses")
-
-
 def torch_step(row: Any, mode: str, device: str) -> Callable[[], Any]:
     """A training loop as nanoGPT's users know it."""
     import torch
@@ -143,3 +138,37 @@ def torch_step(row: Any, mode: str, device: str) -> Callable[[], Any]:
 
     clip = torch.nn.utils.clip_grad_norm_
     return lambda: contestants.train_step(optimizer, loss_of, lambda: clip(parameters, 1.0)).detach()
+
+
+def profile(step: Callable[[], Any], steps: int) -> str:
+    """The kernels that take most of the time, as PyTorch's profiler sees them."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            loss = step()
+        loss.item()
+    return f"{steps} steps:\n{profiler.key_averages().table(sort_by='cuda_time_total', row_limit=40)}"
+
+
+def main() -> None:
+    from benchmarks.train_step import ALL_ROWS
+
+    parser = argparse.ArgumentParser(description="A few training steps on a card, in this process.")
+    parser.add_argument("rows", metavar="ROW,…", help="of train_step.py")
+    parser.add_argument("--steps", type=int, default=WARM_UP, help=f"default: {WARM_UP}")
+    parser.add_argument("--profile", action="store_true", help="after these steps, where the time of five more goes")
+    parser.add_argument("--no-graph", dest="graph", action="store_false", help="no CUDA graph of a step")
+    args = parser.parse_args()
+    for row in [ALL_ROWS[name] for name in args.rows.split(",")]:
+        trainer = new_trainer(row, args.graph)
+        losses = [float(trainer_step(trainer).item()) for _ in range(args.steps)]
+        print(f"{row.title}: losses {', '.join(f'{loss:.4f}' for loss in losses)}", flush=True)
+        if not np.isfinite(losses).all():
+            sys.exit("error: expected finite losses")
+        if args.profile:
+            print(profile(lambda: trainer_step(trainer), 5))  # noqa: B023
+
+
+if __name__ == "__main__":
+    main()

@@ -47,14 +47,14 @@ def times_and_ratios(by_name: dict[str, Sequence[float]], others: Sequence[str],
     return times + [str(ratio(by_name[other], by_name[ours])) if other in by_name else "–" for other in others]
 
 
-def reached(values: dict[str, float], goals: dict[str, tuple[float, float]]) -> list[str]:
-    """The cells "must reach", "goal" and "reached", by opponent. Where the goal is the smaller one, less is better."""
+def reached(values: dict[str, float], goals: dict[str, tuple[float, float]], sign: int = 1) -> list[str]:
+    """The cells "must reach", "goal" and "reached", by opponent. With sign -1 less is better."""
     cells: list[list[str]] = [[], [], []]
     for who, (must_reach, goal) in goals.items():
-        sign, value = -1 if goal < must_reach else 1, values.get(who)
         verdict = "–"
-        if value is not None:
-            verdict = "goal" if sign * value >= sign * goal else "yes" if sign * value >= sign * must_reach else "no"
+        if who in values:
+            above = [sign * values[who] >= sign * limit for limit in (must_reach, goal)]
+            verdict = "goal" if above[1] else "yes" if above[0] else "no"
         for column, cell in zip(cells, (f"{must_reach} ({who})", f"{goal} ({who})", verdict), strict=True):
             column.append(cell)
     return ["; ".join(column) or "–" for column in cells]

@@ -1,6 +1,6 @@
 """The operations of a GPT, each as a call of minigrad beside the same call of PyTorch, and how much work it is.
 
-ops.py times them on a CPU, cuda_kernels.py on a GPU. Work is counted in floating-point operations for matrix products
+ops.py times them; tests/cuda/kernel_cases.py checks them on a GPU. Work is counted in floating-point operations for matrix products
 (a causal triangle as half of the square), and else in the bytes of inputs and outputs, each once: what a perfect
 implementation would have to move.
 """
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DROPOUT = 0.2
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DRAWN = (1 << 21) + 3  # random numbers on a card, which larger arrays repeat
 UPDATES = ["clip_grad_norm", "AdamW step"]  # over the parameters of a whole model; they have no backward
 
 
@@ -123,9 +125,24 @@ def parameter_shapes(s: Shape) -> list[tuple[int, ...]]:
     return [(s.V, C), (s.T, C), *block * s.n_layer, *norms]
 
 
-def update_bytes(name: str, s: Shape) -> float:
-    """Clipping reads and writes gradients; AdamW reads weights, gradients and two moments, and writes three of them."""
-    return 4.0 * sum(map(math.prod, parameter_shapes(s))) * {"clip_grad_norm": 2, "AdamW step": 7}[name]
+def on_card_too(s: Shape, dtype: str) -> dict[str, Operation]:
+    """Those that have a CUDA kernel, for arrays of one dtype."""
+    number, scores = BYTES[dtype], Input("activation", (s.B, s.nh, s.T, s.T))
+    known = {name: op for name, op in operations(s, number, 5).items() if name not in ("-x of four numbers", "add")}
+    amount, torch_softmax = number * s.B * s.nh * s.T * s.T, lambda TF, x: TF.softmax(x, dim=-1)
+    known["softmax"] = Operation([scores], lambda F, x: F.softmax(x), torch_softmax, "B", 2 * amount, 3 * amount)
+    if dtype != "float32" and s.C % 128 == 0:
+        known["attention, causal, heads of 128"] = attention(s, s.C // 128, 0.0, 5)
+    return known
+
+
+def update_bytes(name: str, s: Shape, dtype: str = "float32") -> float:
+    """Clipping reads and writes gradients; AdamW reads weights, gradients and two moments, and writes three of them.
+
+    Beside a 16-bit weight AdamW has a float32 one: 28 bytes in all, too.
+    """
+    count = sum(map(math.prod, parameter_shapes(s)))
+    return float(count * (2 * BYTES[dtype] if name == "clip_grad_norm" else 28))
 
 
 def update(name: str, clip: Callable[[float], Any], step: Callable[[], Any]) -> Callable[[], Any]:
@@ -159,18 +176,14 @@ def below() -> Any:
     return Below
 
 
-def random_array(x: Input, rng: np.random.Generator) -> np.ndarray:
+def random_input(x: Input, make: Callable[[tuple[int, ...]], Any], send: Callable[[np.ndarray], Any]) -> Any:
+    """make(shape) gives numbers, send(array) token ids; heads are views of q in the product that makes q, k and v."""
     if x.kind == "ids":
-        return rng.integers(x.high, size=x.size)
-    return laid_out(x.kind, x.size, lambda shape: rng.standard_normal(shape, dtype=np.float32))
-
-
-def laid_out(kind: str, size: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> Any:
-    """make(shape); heads (B, nh, T, hs) are views of q in the product (B, T, 3 C) that makes q, k and v."""
-    if kind != "heads":
-        return make(size)
-    B, nh, T, hs = size
-    return make((B, T, 3, nh, hs))[:, :, 0].transpose(0, 2, 1, 3)
+        return send(np.random.default_rng(0).integers(x.high, size=x.size))
+    if x.kind != "heads":
+        return make(x.size)
+    B, nh, T, hs = x.size
+    return make((B, T, 3, nh, hs))[:, :, 0].swapaxes(1, 2)
 
 
 def upstream(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> Any:
@@ -178,4 +191,25 @@ def upstream(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> 
     if len(shape) != 4:
         return make(shape)
     B, nh, T, hs = shape
-    return make((B, T, nh, hs)).transpose(0, 2, 1, 3)
+    return make((B, T, nh, hs)).swapaxes(1, 2)
+
+
+@functools.cache
+def drawn(n: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(2 * n, dtype=np.float32)
+
+
+def numbers(dtype: str, *shape: int, seed: int = 0) -> Any:
+    """Normally distributed numbers on the card, of two million that are drawn once: `seed` says where to begin."""
+    import minigrad as mg
+    from minigrad.backend import as_dtype
+
+    start = 1009 * seed % DRAWN
+    host = drawn(DRAWN)[start : start + min(DRAWN, math.prod(shape))]
+    some = mg.Tensor(host.astype(as_dtype(dtype)), device="cuda").data
+    array = mg.get_array_module(some).empty(shape, some.dtype)
+    flat, some = (x.reshape(-1).view(f"uint{8 * x.itemsize}") for x in (array, some))  # CuPy copies bits of any dtype
+    for start in range(0, flat.size, some.size):
+        part = flat[start : start + some.size]
+        part[...] = some[: part.size]
+    return array

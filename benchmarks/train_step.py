@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -217,11 +216,19 @@ class Contestant(contestants.Contestant):
         self.begin()
         return self.work()
 
-    def product_rate(self, dtype: str, n: int) -> float:
-        """The card's own, in FLOP/s."""
-        from benchmarks import cuda_kernels
+    def product_rate(self, dtype: str) -> float:
+        """The card's own, in FLOP/s. Its memory is given back, since what a step takes is measured."""
+        import minigrad as mg
+        from benchmarks.ops import CupyClock, arrays, best
+        from minigrad.kernels.cuda.products import rounding_to_tf32
 
-        return cuda_kernels.product_rate(dtype, n)
+        clock, n = CupyClock(), 8192
+        a = arrays("minigrad", "cuda", "float32" if dtype == "tf32" else dtype)[0]((n, n))
+        with rounding_to_tf32(dtype == "tf32"):
+            seconds = best(clock, lambda: mg.functional.matmul(a, a))
+        del a, clock.buffer
+        clock.cupy.get_default_memory_pool().free_all_blocks()
+        return 2 * n**3 / seconds
 
     def turn(self, repeats: int) -> list[float]:
         """Do the work so many times: seconds for each, and the last number that it returned."""
@@ -242,52 +249,36 @@ class Contestant(contestants.Contestant):
 
 def measure_all(names: list[str], args: Any, threads: int | None, figures: dict[str, dict[str, Any]]) -> None:
     """For each row the milliseconds of every round and the peak memory, by contestant."""
-    known: list[str] = []
-
-    def processes_of(name: str) -> Any:
-        return name if ALL_ROWS[name].kind == "step" else ALL_ROWS[name].model
-
-    for _, rows in itertools.groupby(names, key=processes_of):
-        group = list(rows)
-        row = ALL_ROWS[group[0]]
+    known: set[str] = set()
+    for _, group in itertools.groupby(
+        names, lambda name: name if ALL_ROWS[name].kind == "step" else ALL_ROWS[name].model
+    ):
+        rows = list(group)
+        row = ALL_ROWS[rows[0]]
         who = command.opponents(args.against, {"torch": OPPONENTS[row.device]})
         if row.checkpointed:
             who.insert(1, "minigrad, checkpointed")
         if row.device == "cpu" and row.kind == "step" and row.batch > 1 and threads != 1:
             who.insert(1, "minigrad, 1 process")
         with workers.start("benchmarks.train_step", who) as processes:
-            about = ask_all(processes, lambda _, worker: worker.call("prepare", threads=threads, device=row.device))  # noqa: B023
-            for line in dict.fromkeys(about.values()):
-                if line not in known:
-                    print(line, flush=True)
-                    known.append(line)
-            for name in group:
+            where = {"threads": threads, "device": row.device}
+            about = workers.ask_all(processes, lambda worker: worker.prepare(**where))  # noqa: B023
+            print(
+                "".join(f"{line}\n" for line in dict.fromkeys(about.values()) if line not in known), end="", flush=True
+            )
+            known.update(about.values())
+            for name in rows:
                 command.progress(f"measuring {name}")
                 figures[name] = measure(name, processes, args)
-
-
-def ask_all(processes: dict[str, Any], ask: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """What each answers. An opponent that fails is left out from then on; minigrad's failure ends the benchmark."""
-    answers = {}
-    for who, worker in list(processes.items()):
-        try:
-            answers[who] = ask(who, worker)
-        except workers.BenchmarkError as error:
-            if who == "minigrad":
-                raise
-            print(f"left out: {error}", file=sys.stderr, flush=True)
-            processes.pop(who).close()  # gives its memory back
-    return answers
 
 
 def measure(name: str, processes: dict[str, Any], args: Any) -> dict[str, Any]:
     """On a card all draw batches and masks, so losses only have to be close, but at the beginning and at the end."""
     row, figure = ALL_ROWS[name], {}
     if row.device == "cuda":
-        size = 8192 if row.model.n_layer > 1 else 64
-        figure["rate"] = processes["minigrad"].call("product_rate", dtype=row.dtype, n=size)
-    build = {"row": name, "graph": args.graph}
-    figure["first"] = ask_all(processes, lambda who, worker: worker.call("build", **build, **OPTIONS.get(who, {})))
+        figure["rate"] = processes["minigrad"].call("product_rate", dtype=row.dtype)
+    given = {"row": name, "graph": args.graph}
+    figure["first"] = workers.ask_all(processes, lambda w: w.call("build", **given, **OPTIONS.get(w.name, {})))
     check_same_work(row, figure["first"], SAME_WITH_DROPOUT if row.model.dropout or row.device == "cuda" else SAME)
     rounds = args.rounds or (max(1, row.rounds // 3) if args.quick else row.rounds)
     turns = workers.take_turns(list(processes), rounds, lambda who: processes[who].call("turn", repeats=row.repeats))
@@ -340,7 +331,7 @@ def memory_lines(figures: dict[str, dict[str, Any]]) -> list[list[str]]:
             others = others_in(figures)
             share = {other: peak["minigrad"] / peak[other] for other in others if other in peak}
             cells = [*map(peak.get, [*OURS, *others]), *map(share.get, others)]
-            lines.append([row.title, *map(short, cells), *reached(share, row.memory_goals)])
+            lines.append([row.title, *map(short, cells), *reached(share, row.memory_goals, -1)])
     return lines
 
 

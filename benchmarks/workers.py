@@ -35,7 +35,8 @@ class Worker:
     last_called: Worker | None = None
 
     def __init__(self, module: str, name: str) -> None:
-        self.name = name
+        self.module, self.name = module, name
+        self.prepared: dict[str, Any] = {}
         library, environment = CONTESTANTS[name]
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, "--worker", library],
@@ -58,6 +59,16 @@ class Worker:
         if not answer:
             raise BenchmarkError(f"{self.name}: its process ended with status {self.process.wait()} in {method}()")
         return result_of(self.name, json.loads(answer))
+
+    def prepare(self, **arguments: Any) -> str:
+        self.prepared = arguments
+        return self.call("prepare", **arguments)
+
+    def restart(self) -> None:
+        arguments = self.prepared
+        self.close()
+        self.__init__(self.module, self.name)  # type: ignore[misc]
+        self.prepare(**arguments)
 
     def close(self) -> None:
         """End the process, and wait until its memory is free for the next."""
@@ -128,13 +139,27 @@ def take_turns(names: Sequence[str], rounds: int, turn: Callable[[str], Any], wa
     return {name: values[warm_up:] for name, values in results.items()}
 
 
-def prepared(module: str, names: list[str], args: Any) -> Iterator[tuple[int | None, dict[str, Worker]]]:
+def prepared(module: str, names: list[str], args: Any, **where: Any) -> Iterator[tuple[int | None, dict[str, Worker]]]:
     """For each number of threads: the contestants' processes, when they have said who they are."""
     for threads in args.threads:
         with start(module, names) as processes:
-            about = [worker.call("prepare", threads=threads) for worker in processes.values()]
-            print("\n".join(["", *dict.fromkeys(about), ""]))
+            about = ask_all(processes, lambda worker: worker.prepare(threads=threads, **where))  # noqa: B023
+            print("\n".join(["", *dict.fromkeys(about.values()), ""]), flush=True)
             yield threads, processes
+
+
+def ask_all(processes: dict[str, Worker], ask: Callable[[Worker], Any]) -> dict[str, Any]:
+    """What each answers. An opponent that fails is left out from then on; minigrad's failure ends the benchmark."""
+    answers = {}
+    for who, worker in list(processes.items()):
+        try:
+            answers[who] = ask(worker)
+        except BenchmarkError as error:
+            if who == "minigrad":
+                raise
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+            processes.pop(who).close()  # gives its memory back
+    return answers
 
 
 def by_direction(turns: dict[str, list[Any]]) -> dict[str, dict[str, list[float]]]:

@@ -18,9 +18,9 @@ from benchmarks import workers
 from benchmarks.contestants import CONTESTANTS
 
 
-class LocalWorker:
+class LocalWorker(workers.Worker):
     def __init__(self, module: str, name: str) -> None:
-        self.name, benchmark = name, importlib.import_module(module)
+        self.module, self.name, benchmark = module, name, importlib.import_module(module)
         make = getattr(benchmark, "contestant", None) or benchmark.Contestant
         self.contestant = make(CONTESTANTS[name][0])
 
