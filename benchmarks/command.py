@@ -1,7 +1,5 @@
 """What the commands share: options, the machine, and errors as one line."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util
@@ -74,10 +72,8 @@ def opponents(against: str, known: dict[str, list[str]] | None = None) -> list[s
     for library in [] if against == "none" else against.split(","):
         choose("opponent", [*known, "none"], library)
         if importlib.util.find_spec(library) is None:
-            title = {"torch": "PyTorch"}.get(library, library)
-            raise BenchmarkError(
-                f"{title} is not installed (pip install {library}); to measure minigrad alone: --against none"
-            )
+            title = f"{library.replace('torch', 'PyTorch')} is not installed (pip install {library})"
+            raise BenchmarkError(f"{title}; to measure minigrad alone: --against none")
         names += known[library]
     return names
 

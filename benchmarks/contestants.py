@@ -1,7 +1,5 @@
 """Who takes part: the libraries, the environments of their processes, and the models that they start from."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os
@@ -22,17 +20,11 @@ TUNED = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 CONTESTANTS: dict[str, tuple[str, dict[str, str]]] = {  # name: the library, and its process's environment
-    "minigrad": ("minigrad", {}),
-    "minigrad, 1 process": ("minigrad", {}),
-    "minigrad, checkpointed": ("minigrad", {}),
+    **dict.fromkeys(["minigrad", "minigrad, 1 process", "minigrad, checkpointed"], ("minigrad", {})),
     "reference": ("minigrad", {"MINIGRAD_KERNELS": "reference"}),
-    "PyTorch": ("torch", {}),
+    **dict.fromkeys(["PyTorch", "PyTorch loop", "PyTorch eager", "torch.compile"], ("torch", {})),
     "PyTorch tuned": ("torch", TUNED),
-    "PyTorch loop": ("torch", {}),
     "transformers": ("transformers", {}),
-    "PyTorch eager": ("torch", {}),
-    "torch.compile": ("torch", {}),
-    "torch.compile, graphs": ("torch", {}),
 }
 
 
@@ -100,23 +92,16 @@ def memory(field: str = "VmHWM") -> float:
     Linux keeps VmHWM for the program itself; getrusage's figure starts from that of the process that started it. Of
     several processes it counts what they have in common once: their sum, less what the current sum has twice.
     """
-    processes = [Path("/proc/self"), *(Path(f"/proc/{child.pid}") for child in multiprocessing.active_children())]
-    if processes[0].exists():
-        total = sum(_kilobytes(process / "status", field) for process in processes)
-        if len(processes) > 1:
-            for process in processes:
-                total -= _kilobytes(process / "status", "VmRSS") - _kilobytes(process / "smaps_rollup", "Pss")
-        return total * 1024 / 1e6
-    import resource
+    if not Path("/proc/self").exists():
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def _kilobytes(file: Path, field: str) -> int:
-    """The number behind `field:` in one of Linux's files of figures."""
-    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1])
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+    total, processes = 0, ["self", *(child.pid for child in multiprocessing.active_children())]
+    for process in processes:
+        figures = [Path(f"/proc/{process}/{file}").read_text() for file in ("status", "smaps_rollup")]
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in "".join(figures).splitlines() if "kB" in line}
+        total += kilobytes[field] - (kilobytes["VmRSS"] - kilobytes["Pss"] if len(processes) > 1 else 0)
+    return total * 1024 / 1e6
 
 
 # Models with the same weights in every process
@@ -169,11 +154,7 @@ def transformers_model(shape: Model) -> Any:
     return model.eval()
 
 
-MODELS: dict[str, Callable[..., Any]] = {
-    "minigrad": minigrad_model,
-    "torch": torch_model,
-    "transformers": transformers_model,
-}
+MODELS = {"minigrad": minigrad_model, "torch": torch_model, "transformers": transformers_model}
 
 
 def train_step(optimizer: Any, loss_of: Callable[[], Any], clip: Callable[[], Any]) -> Any:

@@ -21,8 +21,6 @@ call leaves three files: CALL.md, the report; CALL.json, all figures; CALL.log, 
 temporary folder. Wheels in a folder .whl are installed to a temporary folder first.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.metadata
@@ -44,19 +42,7 @@ CALLS = {  # seconds for each part
     "speed": {"table": 50, "profile": 40, "cuda-baby": 65, "cuda-124m": 65, "cuda-124m-tf32": 45, "recipe": 65},
 }
 GRACE = 5  # seconds of a limit in which a part that was interrupted may write what it has
-PACKAGES = [
-    "numpy",
-    "cupy",
-    "ml_dtypes",
-    "tqdm",
-    "regex",
-    "safetensors",
-    "tiktoken",
-    "threadpoolctl",
-    "torch",
-    "triton",
-]
-PACKAGES += ["pytest", "hypothesis", "xdist", "pytest_timeout"]
+PACKAGES = "numpy cupy ml_dtypes tqdm regex safetensors tiktoken torch triton pytest hypothesis xdist pytest_timeout"
 LOG_BYTES = 2 << 20  # of a part's output at most, its end
 ON_CARD = "tests/cuda/test_cuda_kernels_on_card.py"
 
@@ -67,7 +53,7 @@ def versions() -> dict[str, str]:
     card = subprocess.run(asked, capture_output=True, text=True).stdout.strip() if shutil.which(asked[0]) else "missing"
     found = {"system": platform.platform(), "Python": platform.python_version(), "card, driver, memory": card}
     installed = importlib.metadata.packages_distributions()
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         found[name] = importlib.metadata.version(installed[name][0]) if name in installed else "missing"
     return found
 
@@ -75,30 +61,22 @@ def versions() -> dict[str, str]:
 def commands(data: Path | None, work: Path, known: dict[str, str]) -> dict[str, list[str]]:
     """What each part runs; settings for its environment come first."""
     on, off, module = "MINIGRAD_KERNELS=cuda", "MINIGRAD_KERNELS=reference", [sys.executable, "-m"]
+    pytest = "pytest -q --tb=short -m cuda --continue-on-collection-errors -p no:benchmark -p no:cacheprovider"
     # Plug-ins that warn about others would make every test an error.
-    tests = [*module, "pytest", "-q", "--tb=short", "-m", "cuda", "-p", "no:benchmark", "-p", "no:cacheprovider"]
-    tests += ["--continue-on-collection-errors"]
+    tests = [*module, *pytest.split()]
     tests += ["-n", str(min(8, os.cpu_count() or 1))] if known["xdist"] != "missing" else []
     tests += ["--timeout", "60", "--timeout-method=thread"] if known["pytest_timeout"] != "missing" else []
     # Those in tests/cuda choose their kernels themselves; about the others the setting decides.
     files = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/*/test_*.py"))]
     marked = [name for name in files if "mark.cuda" in (ROOT / name).read_text("utf-8") and name != ON_CARD]
     tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin") or "compute-sanitizer"
-    watched = ["--error-exitcode", "1", *module, "benchmarks.cuda_steps", "cuda-layer", "--steps", "2", "--no-graph"]
+    watched = ["--error-exitcode", "1", *module, *"benchmarks.cuda_steps cuda-layer --steps 2 --no-graph".split()]
     against = ["--rounds", "3", "--against", "none" if known["torch"] == "missing" else "torch"]
-    recipe = [
-        sys.executable,
-        "examples/train_shakespeare.py",
-        "--device",
-        "cuda",
-        "--preset",
-        "baby",
-        "--dtype",
-        "bfloat16",
-    ]
-    recipe += ["--max-iters", "1500", "--lr-decay-iters", "1500", "--out", str(work / "recipe")]
+    table = "benchmarks.ops --device cuda --dtype bfloat16 --quick"
+    recipe = "examples/train_shakespeare.py --device cuda --preset baby --dtype bfloat16 --max-iters 1500"
+    recipe += f" --lr-decay-iters 1500 --out {work / 'recipe'}"
     figures = {part: ["--json", str(work / f"{part}.json")] for part in CALLS["speed"]}
-    rows = [part for part in figures if part.startswith("cuda-")]
+    rows = [part for part in figures if "cuda-" in part]
     return {
         "proof": [*module, "minigrad.kernels.cuda.proof"],
         "kernels": [on, *tests, ON_CARD],
@@ -107,10 +85,10 @@ def commands(data: Path | None, work: Path, known: dict[str, str]) -> dict[str, 
         "steps": [on, *module, "benchmarks.cuda_steps", "cuda-baby,cuda-124m", "--steps", "6"],
         "racecheck": [on, tool, "--tool", "racecheck", *watched],
         "memcheck": [on, tool, "--tool", "memcheck", *watched],
-        "table": [on, *module, "benchmarks.ops", "--device", "cuda", "--quick", *against[2:], *figures["table"]],
+        "table": [on, *module, *table.split(), *against[2:], *figures["table"]],
         "profile": [on, *module, "benchmarks.cuda_steps", "cuda-baby,cuda-124m", "--profile"],
         **{part: [on, *module, "benchmarks.train_step", "--rows", part, *against, *figures[part]] for part in rows},
-        "recipe": [on, *recipe, *(["--data", str(data.resolve())] if data else [])],
+        "recipe": [on, sys.executable, *recipe.split(), *(["--data", str(data.resolve())] if data else [])],
     }
 
 
@@ -153,11 +131,10 @@ def call(name: str, todo: dict[str, list[str]], limits: dict[str, int], out: Pat
                 verdict = run(command, limits[part], log)
             finally:
                 log.seek(start)
-                output = log.read()
-                if len(output) > LOG_BYTES:
-                    log.truncate(start)
-                    log.seek(start)
-                    log.write(output[-LOG_BYTES:])
+                output = log.read()[-LOG_BYTES:]
+                log.truncate(start)
+                log.seek(start)
+                log.write(output)
                 text = output.decode("utf-8", "replace").replace("```", "'''")
                 lines = [line.rpartition("\r")[2] for line in text.splitlines()]
                 if verdict == "done" and " skipped" in "".join(lines[-1:]) and " passed" not in lines[-1]:
@@ -201,10 +178,8 @@ def main() -> None:
     if args.data and not args.data.is_file():
         parser.error(f"--data {args.data}: there is no such file")
     if "recipe" in parts and not args.data:
-        print(
-            "recipe: without --data it needs the network, unless Tiny Shakespeare is in the cache. If it gets neither,"
-        )
-        print("it trains on the language reference that Python carries, whose loss cannot be compared with the goal.")
+        print("recipe: without --data it needs the network, unless Tiny Shakespeare is in the cache. Without either it")
+        print("trains on the language reference that Python carries, and its loss cannot be compared with the goal.")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script may have switched off, for children too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a machine whose time is up: the report stays
     os.environ["PYTHONUNBUFFERED"] = "1"

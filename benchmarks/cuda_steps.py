@@ -9,8 +9,6 @@ A step draws a batch, sends it to the card, and is then what train_step.py says.
 waiting, so a time begins and ends when a loss has been read, and includes the card's waiting for the host.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys
@@ -50,8 +48,8 @@ def about_card(library: str) -> str:
         raise BenchmarkError(str(error)) from error
     cupy = importlib.import_module("cupy")
     runtime = cupy.cuda.runtime
-    numbers = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12040 is CUDA 12.4
-    driver, cuda = (f"{number // 1000}.{number % 1000 // 10}" for number in numbers)
+    numbers = runtime.runtimeGetVersion(), runtime.driverGetVersion()  # 12040 is CUDA 12.4
+    cuda, driver = (f"{number // 1000}.{number % 1000 // 10}" for number in numbers)
     card = runtime.getDeviceProperties(0)["name"].decode()
     return f"{card}, CuPy {cupy.__version__}, CUDA {cuda}, the driver's {driver}"
 
@@ -60,7 +58,9 @@ class Training:
     """`step()` gives the loss, which stays on the card."""
 
     def __init__(self, library: str, row: Any, mode: str, graph: bool) -> None:
-        before = free_bytes(library)
+        cuda = importlib.import_module("torch" if library == "torch" else "cupy").cuda
+        free = lambda: (cuda.mem_get_info() if library == "torch" else cuda.Device().mem_info)[0]  # noqa: E731
+        before = free()
         if library == "torch":
             self.step = torch_step(row, mode, "cuda")
         else:
@@ -69,9 +69,9 @@ class Training:
         self.first = float(self.step().item())
         self.steps(WARM_UP)
         if library == "torch":  # what compiling took does not count
-            importlib.import_module("torch").cuda.empty_cache()
+            cuda.empty_cache()
             self.steps(LEAD_IN)
-        self.held_mb = (before - free_bytes(library)) / 1e6  # what this process took from the card
+        self.held_mb = (before - free()) / 1e6  # what this process took from the card
 
     def steps(self, n: int) -> None:
         for _ in range(n):
@@ -91,8 +91,7 @@ def new_trainer(row: Any, graph: bool) -> Any:
     model = contestants.minigrad_model(row.model)
     model.to("cuda")
     data = Dataset(tokens_to_learn(row.model.vocab_size), row.model.block_size)
-    tokenizer: Any = None  # only checkpoints need one
-    trainer = Trainer(model, data, tokenizer, config, Path(tempfile.gettempdir()), graph=graph)
+    trainer = Trainer(model, data, None, config, Path(tempfile.gettempdir()), graph=graph)
     trainer.model.train()
     return trainer
 
@@ -103,13 +102,6 @@ def trainer_step(trainer: Any) -> Any:
 
     with rounding_to_tf32(trainer.config.dtype == "tf32"):  # as Trainer.train does
         return trainer.step(LEARNING_RATE)[0]
-
-
-def free_bytes(library: str) -> int:
-    """The card's free memory, in the driver's words."""
-    if library == "torch":
-        return int(importlib.import_module("torch").cuda.mem_get_info()[0])
-    return int(importlib.import_module("cupy").cuda.Device().mem_info[0])
 
 
 def torch_step(row: Any, mode: str, device: str) -> Callable[[], Any]:
@@ -144,7 +136,7 @@ def profile(step: Callable[[], Any], steps: int) -> str:
     """The kernels that take most of the time, as PyTorch's profiler sees them."""
     import torch
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile() as profiler:
         for _ in range(steps):
             loss = step()
         loss.item()

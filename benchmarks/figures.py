@@ -1,7 +1,5 @@
 """Figures with their spread, tables in Markdown, goals, and the file of --json."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -17,7 +15,7 @@ class Spread(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
+    def of(cls, values: Iterable[float]) -> "Spread":
         values = list(values)
         return cls(statistics.median(values), min(values), max(values))
 
@@ -65,11 +63,9 @@ def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     texts = [[str(cell) for cell in line] for line in [header, *lines]]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    rows = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in texts
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
+    texts.insert(1, rule)
+    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in texts]
+    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
 def write_json(path: Path | None, figures: Any) -> None:

@@ -9,8 +9,6 @@ token (batch 1), and compute logits for the last token only. What is timed is wh
 and `GPT2LMHeadModel.generate` with a streamer. The prompt's time ends with the first token; the rest is the others'.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

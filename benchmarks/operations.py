@@ -1,11 +1,9 @@
 """The operations of a GPT, each as a call of minigrad beside the same call of PyTorch, and how much work it is.
 
-ops.py times them; tests/cuda/kernel_cases.py checks them on a GPU. Work is counted in floating-point operations for matrix products
-(a causal triangle as half of the square), and else in the bytes of inputs and outputs, each once: what a perfect
-implementation would have to move.
+ops.py times them; tests/cuda/kernel_cases.py checks them on a GPU. Work is counted in floating-point operations for
+matrix products (a causal triangle as half of the square), and else in the bytes of inputs and outputs, each once: what
+a perfect implementation would have to move.
 """
-
-from __future__ import annotations
 
 import functools
 import math
@@ -55,22 +53,17 @@ def linear(s: Shape, wide_in: int, wide_out: int, bias: bool) -> Operation:
     parameters = [Input("parameter", (wide_out, wide_in)), Input("parameter", (wide_out,))][: 1 + bias]
     flops = 2 * s.B * s.T * wide_in * wide_out
 
-    def call(F: Any, *inputs: Any) -> Any:
-        return F.linear(*inputs)
-
-    # backward: one product for the input's gradient and one for the weight's
-    return Operation([Input("activation", (s.B, s.T, wide_in)), *parameters], call, call, "FLOP", flops, 2 * flops)
+    inputs, call = [Input("activation", (s.B, s.T, wide_in)), *parameters], lambda F, *inputs: F.linear(*inputs)
+    return Operation(inputs, call, call, "FLOP", flops, 2 * flops)  # backward: for the input and for the weight
 
 
 def attention(s: Shape, heads: int, p: float, backward_products: int) -> Operation:
     """Forward there are two products of (T, hs) and (hs, T) for each head, half of them masked."""
     one = 2 * s.B * s.T * s.T * s.C / 2
-    return Operation(
-        [Input("heads", (s.B, heads, s.T, s.C // heads))] * 3,
-        lambda F, q, k, v: F.scaled_dot_product_attention(q, k, v, causal=True, dropout_p=p),
-        lambda TF, q, k, v: TF.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p),
-        *("FLOP", 2 * one, backward_products * one),
-    )
+    ours = lambda F, *qkv: F.scaled_dot_product_attention(*qkv, causal=True, dropout_p=p)  # noqa: E731
+    theirs = lambda TF, *qkv: TF.scaled_dot_product_attention(*qkv, is_causal=True, dropout_p=p)  # noqa: E731
+    heads_of = Input("heads", (s.B, heads, s.T, s.C // heads))
+    return Operation([heads_of] * 3, ours, theirs, "FLOP", 2 * one, backward_products * one)
 
 
 def operations(s: Shape, number: int = 4, products: int = 4) -> dict[str, Operation]:
@@ -85,15 +78,11 @@ def operations(s: Shape, number: int = 4, products: int = 4) -> dict[str, Operat
         """An operation that is counted by the numbers it reads and writes."""
         return Operation(inputs, ours, theirs or ours, "B", number * forward, number * backward)
 
-    def layer_norm(F: Any, x: Any, *parameters: Any) -> Any:
-        return F.layer_norm(x, *parameters)
-
-    def torch_layer_norm(TF: Any, x: Any, *parameters: Any) -> Any:
-        return TF.layer_norm(x, (C,), *parameters)
-
-    def torch_cross_entropy(TF: Any, logits: Any, targets: Any) -> Any:
-        return TF.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
+    layer_norm = lambda F, *inputs: F.layer_norm(*inputs)  # noqa: E731
+    torch_layer_norm = lambda TF, x, *parameters: TF.layer_norm(x, (C,), *parameters)  # noqa: E731
+    cross_entropy = lambda F, *inputs: F.cross_entropy(*inputs)  # noqa: E731
+    torch_cross_entropy = lambda TF, logits, ids: TF.cross_entropy(logits.flatten(0, 1), ids.flatten())  # noqa: E731
+    table = Input("parameter", (V, C))
     logits, norm_inputs = Input("activation", (B, T, V)), [x, *[Input("parameter", (C,))] * (1 + s.bias)]
     return {
         "-x of four numbers": moving([Input("activation", (4,))], 0, 0, lambda F, x: -x),
@@ -108,12 +97,8 @@ def operations(s: Shape, number: int = 4, products: int = 4) -> dict[str, Operat
         "gelu": moving([wide], 8 * N * C, 12 * N * C, lambda F, x: F.gelu(x, approximate="tanh")),
         f"dropout {DROPOUT}": moving([x], 2 * N * C, 2 * N * C, lambda F, x: F.dropout(x, DROPOUT)),
         "add": moving([x, x], 3 * N * C, 0, lambda F, a, b: a + b),
-        "embedding": moving(
-            [ids, Input("parameter", (V, C))], 2 * N * C, N * C + V * C, lambda F, ids, w: F.embedding(ids, w)
-        ),
-        "cross_entropy": moving(
-            [logits, ids], N * V, 2 * N * V, lambda F, *inputs: F.cross_entropy(*inputs), torch_cross_entropy
-        ),
+        "embedding": moving([ids, table], 2 * N * C, N * C + V * C, lambda F, ids, table: F.embedding(ids, table)),
+        "cross_entropy": moving([logits, ids], N * V, 2 * N * V, cross_entropy, torch_cross_entropy),
     }
 
 
@@ -194,19 +179,13 @@ def upstream(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> 
     return make((B, T, nh, hs)).swapaxes(1, 2)
 
 
-@functools.cache
-def drawn(n: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(2 * n, dtype=np.float32)
-
-
 def numbers(dtype: str, *shape: int, seed: int = 0) -> Any:
-    """Normally distributed numbers on the card, of two million that are drawn once: `seed` says where to begin."""
+    """Normally distributed numbers on the card; at most two million are drawn, and repeated."""
     import minigrad as mg
     from minigrad.backend import as_dtype
 
-    start = 1009 * seed % DRAWN
-    host = drawn(DRAWN)[start : start + min(DRAWN, math.prod(shape))]
-    some = mg.Tensor(host.astype(as_dtype(dtype)), device="cuda").data
+    drawn = np.random.default_rng(seed).standard_normal(min(DRAWN, math.prod(shape)), dtype=np.float32)
+    some = mg.Tensor(drawn.astype(as_dtype(dtype)), device="cuda").data
     array = mg.get_array_module(some).empty(shape, some.dtype)
     flat, some = (x.reshape(-1).view(f"uint{8 * x.itemsize}") for x in (array, some))  # CuPy copies bits of any dtype
     for start in range(0, flat.size, some.size):

@@ -14,8 +14,6 @@ Every forward includes recording one operation and every backward starting a wal
 small sizes; the line "-x of four numbers" shows how much that is. tape.py measures long walks.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import os
@@ -117,8 +115,7 @@ def arrays(library: str, device: str, dtype: str) -> tuple[Callable[..., Any], C
 def operation_cycle(library: str, op: Operation, device: str, dtype: str, clock: Clock) -> Cycle:
     make, send = arrays(library, device, dtype)
     given = [operations.random_input(x, make, send) for x in op.inputs]
-    kinds = [x.kind for x in op.inputs]
-    gradient: Any = None
+    kinds, gradient = [x.kind for x in op.inputs], None
     if library == "torch":
         import torch
 
@@ -164,7 +161,6 @@ def update_cycle(library: str, name: str, s: Shape, device: str, dtype: str, clo
     make, _ = arrays(library, device, "float32" if library == "torch" else dtype)
     settings: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.1, "betas": (0.9, 0.95)}
     weights, gradients = ([make(shape) for shape in operations.parameter_shapes(s)] for _ in range(2))
-    parameters: list[Any]
     if library == "torch":
         import torch
 
@@ -218,10 +214,9 @@ class Contestant(contestants.Contestant):
         threads = mg.get_num_threads() if self.device == "cpu" else 16
         source, target = make((threads, columns)), make((threads, columns))
         with ThreadPoolExecutor(threads) as pool:
-            if self.device == "cpu":
-                copy = best(self.clock, lambda: list(pool.map(np.copyto, target, source)))
-            else:
-                copy = best(self.clock, lambda: target.__setitem__(..., source))
+            rows = lambda: list(pool.map(np.copyto, target, source))  # noqa: E731
+            whole = lambda: target.__setitem__(..., source)  # noqa: E731
+            copy = best(self.clock, rows if self.device == "cpu" else whole)
         return {"FLOP": 2 * n**3 / product, "B": 2 * source.nbytes / copy}
 
     def turn(self, shape: str, name: str, budget: float) -> list[float]:

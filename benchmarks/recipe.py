@@ -10,8 +10,6 @@ with batches, estimates and checkpoints. The estimates depend on the batches tha
 timed) the loss on the whole validation part is computed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -31,7 +29,24 @@ SCHEDULE = ["learning_rate", "min_lr", "warmup_iters", "lr_decay_iters"]
 TEXT, IDS = "text.txt", "ids.npy"  # in the folder that the processes share
 
 
-class Minigrad(contestants.Contestant):
+class Recipe(contestants.Contestant):
+    """Each contestant has a `model`, its `length`, and `no_grad` and `tensor` of its library."""
+
+    def whole_validation_loss(self, folder: str) -> float:
+        """The mean over the last tenth of the text, cut into blocks of the model's length, one after another."""
+        ids = np.load(Path(folder) / IDS)
+        ids, total, n = ids[int(0.9 * len(ids)) :].astype(np.int64), 0.0, self.length
+        blocks = (len(ids) - 1) // n
+        x, y = ids[: blocks * n].reshape(blocks, n), ids[1 : blocks * n + 1].reshape(blocks, n)
+        self.model.eval()
+        with self.no_grad():
+            for i in range(0, blocks, 16):
+                batch = self.tensor(x[i : i + 16]), self.tensor(y[i : i + 16])
+                total += self.model(*batch)[1].item() * len(batch[0])
+        return total / blocks
+
+
+class Minigrad(Recipe):
     """The Trainer that examples/train_shakespeare.py uses."""
 
     def build(self, folder: str, shape: dict[str, Any], training: dict[str, Any]) -> int:
@@ -45,10 +60,10 @@ class Minigrad(contestants.Contestant):
         config = TrainConfig(**training)
         mg.manual_seed(config.seed)
         tokenizer = CharTokenizer.from_text(text)
-        model = GPT(GPTConfig(**shape))
-        data = Dataset(tokenizer.encode(text), model.config.block_size)
-        self.trainer = Trainer(model, data, tokenizer, config, Path(folder) / "minigrad")
-        return model.num_parameters()
+        self.model, self.length, self.no_grad = GPT(GPTConfig(**shape)), shape["block_size"], mg.no_grad
+        data = Dataset(tokenizer.encode(text), self.length)
+        self.trainer, self.tensor = Trainer(self.model, data, tokenizer, config, Path(folder)), lambda ids: ids
+        return self.model.num_parameters()
 
     def train(self, until: int) -> dict[str, float]:
         """Go on to this step, where the losses are estimated. Seconds, and the estimates."""
@@ -60,32 +75,21 @@ class Minigrad(contestants.Contestant):
             trainer.train()
         seconds = time.perf_counter() - start
         estimate = next(row for row in reversed(trainer.rows) if "val_loss" in row)
-        return {"seconds": seconds, "train_loss": estimate["train_loss"], "val_loss": estimate["val_loss"]}
-
-    def whole_validation_loss(self) -> float:
-        import minigrad as mg
-
-        model = self.trainer.model
-        model.eval()
-        with mg.no_grad():
-            return mean_loss(self.trainer.data.val, model.config.block_size, lambda *batch: model(*batch)[1].item())
+        return {"seconds": seconds, **{name: estimate[name] for name in ("train_loss", "val_loss")}}
 
 
-class PyTorch(contestants.Contestant):
+class PyTorch(Recipe):
     """A training loop as nanoGPT's users know it."""
 
     def build(self, folder: str, shape: dict[str, Any], training: dict[str, Any]) -> int:
         import torch
 
-        from benchmarks.torch_gpt import TorchGPT
-
-        self.folder, self.length, self.config = Path(folder) / "torch", shape["block_size"], training
-        self.folder.mkdir()
+        self.file, self.length, self.config = Path(folder) / "ckpt.pt", shape["block_size"], training
         ids = np.load(Path(folder) / IDS)
-        cut = int(0.9 * len(ids))
-        self.data = {"train": ids[:cut], "val": ids[cut:]}
+        self.data = dict(zip(("train", "val"), np.split(ids, [int(0.9 * len(ids))]), strict=True))
         torch.manual_seed(training["seed"])
-        self.model = TorchGPT(**shape)
+        self.no_grad, self.tensor = torch.no_grad, torch.from_numpy
+        self.model = contestants.torch_model(contestants.Model(**shape))
         self.parameters = list(self.model.parameters())
         settings = {"weight_decay": training["weight_decay"], "betas": (training["beta1"], training["beta2"])}
         self.optimizer = self.model.configure_optimizer(training["learning_rate"], **settings, fused=True)
@@ -97,9 +101,8 @@ class PyTorch(contestants.Contestant):
 
         ids, n = self.data[split], self.length
         starts = torch.randint(len(ids) - n, (self.config["batch_size"],))
-        x = torch.stack([torch.from_numpy(ids[i : i + n].astype(np.int64)) for i in starts])
-        y = torch.stack([torch.from_numpy(ids[i + 1 : i + 1 + n].astype(np.int64)) for i in starts])
-        return x, y
+        blocks = [[torch.from_numpy(ids[i + j : i + j + n].astype(np.int64)) for i in starts] for j in (0, 1)]
+        return torch.stack(blocks[0]), torch.stack(blocks[1])
 
     def estimate_losses(self) -> dict[str, float]:
         import torch
@@ -137,27 +140,8 @@ class PyTorch(contestants.Contestant):
         if losses["val_loss"] < self.best:
             self.best = losses["val_loss"]
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-            torch.save(state, self.folder / "ckpt.pt")
+            torch.save(state, self.file)
         return {"seconds": time.perf_counter() - start, **losses}
-
-    def whole_validation_loss(self) -> float:
-        import torch
-
-        def loss(*batch: np.ndarray) -> float:
-            return self.model(*map(torch.from_numpy, batch))[1].item()
-
-        self.model.eval()
-        with torch.no_grad():
-            return mean_loss(self.data["val"], self.length, loss)
-
-
-def mean_loss(ids: np.ndarray, length: int, loss: Any) -> float:
-    """The mean of loss(ids, targets) over a text cut into blocks of this length, one after another."""
-    blocks = (len(ids) - 1) // length
-    x = ids[: blocks * length].astype(np.int64).reshape(blocks, length)
-    y = ids[1 : blocks * length + 1].astype(np.int64).reshape(blocks, length)
-    total = sum(loss(x[i : i + 16], y[i : i + 16]) * len(x[i : i + 16]) for i in range(0, blocks, 16))
-    return total / blocks
 
 
 # Measuring and reporting
@@ -186,7 +170,7 @@ def measure(args: Any, threads: int | None, folder: str, vocab_size: int) -> dic
             for name, worker in list(processes.items())[:: 1 if i % 2 else -1]:
                 results[name]["segments"].append(worker.call("train", until=end))
         for name, worker in processes.items():
-            results[name]["whole_validation_loss"] = worker.call("whole_validation_loss")
+            results[name]["whole_validation_loss"] = worker.call("whole_validation_loss", folder=folder)
     return results
 
 
@@ -196,9 +180,9 @@ def lines(results: dict[str, Any]) -> list[list[str]]:
     by_segment = {who: values[1:] for who, values in seconds.items()}  # the first is a lone estimate, before any step
     for name, figures in results.items():
         best, total = min(part["val_loss"] for part in figures["segments"]), sum(seconds[name])
-        line = [name, f"{total:.1f}", f"{best:.4f}", f"{figures['whole_validation_loss']:.4f}"]
         ratios = [short(total / sum(seconds["minigrad"])), times_and_ratios(by_segment, [name])[1]]
-        result.append(line + (["–", "–"] if name == "minigrad" else ratios))
+        losses = [f"{best:.4f}", f"{figures['whole_validation_loss']:.4f}"]
+        result.append([name, f"{total:.1f}", *losses, *(["–", "–"] if name == "minigrad" else ratios)])
     return result
 
 

@@ -9,8 +9,6 @@ column NumPy shows what the same calls cost without an engine. "Backward" is one
 divided by its length; it frees the graph as it goes.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable
@@ -34,16 +32,14 @@ class Chain(NamedTuple):
 
 
 def chain(library: str) -> Chain:
-    arrays = np.full((1, N), 0.5, np.float32), np.ones((1, N), np.float32), np.eye(N, dtype=np.float32)
-    arrays = *arrays, np.zeros(N, np.float32)
-    upstream: Any = np.ones((1, N), np.float32)
-    tanh: Any = np.tanh
-    linear: Any = lambda y, matrix, bias: y @ matrix.T + bias  # noqa: E731
-    leaves: list[Any] = list(arrays)
+    ones = np.ones((1, N), np.float32)
+    arrays = [ones / 2, ones, np.eye(N, dtype=np.float32), np.zeros(N, np.float32)]
+    upstream, leaves, tanh = ones, arrays, np.tanh
+    linear = lambda y, matrix, bias: y @ matrix.T + bias  # noqa: E731
     if library == "torch":
         import torch
 
-        leaves, upstream = [torch.from_numpy(x).requires_grad_() for x in arrays], torch.from_numpy(upstream)
+        leaves, upstream = [torch.tensor(x, requires_grad=True) for x in arrays], torch.from_numpy(ones)
         tanh, linear = torch.tanh, torch.nn.functional.linear
     elif library == "minigrad":
         from minigrad import functional as F
@@ -99,12 +95,9 @@ def measure(processes: dict[str, Any], operation: str, length: int, rounds: int)
     """Every round's figures by contestant, with NumPy as one more, which has no backward."""
     work = {"operation": operation, "length": length, "repeats": max(1, 5_000 // length)}
 
-    def turn(name: str) -> list[float]:
-        if name == "NumPy":
-            return processes["minigrad"].call("turn", **work, library="numpy")
-        return processes[name].call("turn", **work)
-
-    return workers.by_direction(workers.take_turns(["NumPy", *processes], rounds, turn))
+    who = {"NumPy": (processes["minigrad"], "numpy"), **{name: (worker, None) for name, worker in processes.items()}}
+    turns = workers.take_turns(list(who), rounds, lambda name: who[name][0].call("turn", **work, library=who[name][1]))
+    return workers.by_direction(turns)
 
 
 def table_of(title: str, measured: dict[str, dict[str, Any]]) -> str:

@@ -38,10 +38,8 @@ class TorchGPT(nn.Module):
 
     def configure_optimizer(self, lr, weight_decay, betas, fused=False):
         parameters = list(self.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        matrices, others = ([p for p in parameters if (p.ndim >= 2) == wanted] for wanted in (True, False))
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
     def new_cache(self, batch_size=1):

@@ -23,8 +23,6 @@ utilization is the number of floating-point operations that a step needs at leas
 by the time, as a share of the rate of matrix products in this precision, which is measured first.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import time
@@ -85,7 +83,6 @@ def on_card(title: str, model: Model, batch: int, dtype: str, repeats: int = 20,
 
 DROPOUT = BABY._replace(dropout=0.2)
 PADDED = GPT2._replace(vocab_size=50304)  # to a multiple of 128
-ONE_LAYER = Model(1, 2, 128, 64, 65, dropout=0.1)
 COMPILED = {"torch.compile": (1.0, 1.0)}
 BOTH = {**COMPILED, "PyTorch eager": (1.3, 1.3)}
 # Neighbors with one model share their processes, except that each training row has its own: its peak memory is shown.
@@ -108,19 +105,15 @@ CUDA_ROWS = {
 }
 OTHER_ROWS = {  # only on request; the tiny ones are to try the benchmark itself
     "cuda-baby-float32": on_card("baby, 64 × 256, dropout 0.2", DROPOUT, 64, "float32"),
-    "cuda-layer": on_card("one layer, 2 × 64, dropout 0.1", ONE_LAYER, 2, "bfloat16"),
+    "cuda-layer": on_card("one layer, 2 × 64, dropout 0.1", Model(1, 2, 128, 64, 65, dropout=0.1), 2, "bfloat16"),
     "cuda-tiny": on_card("tiny", Model(1, 2, 32, 8, 65, dropout=0.1), 2, "bfloat16", 2, 2, goals=COMPILED),
     "tiny": Row("tiny", "step", TINY, 2, 2, 3, checkpointed=True),
     "tiny-token": Row("tiny, one token with a cache", "token", TINY, repeats=4),
     "tiny-prompt": Row("tiny, a prompt", "prompt", TINY),
 }
 ALL_ROWS = {**ROWS, **CUDA_ROWS, **OTHER_ROWS}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "minigrad, checkpointed": {"checkpoint": True},
-    "minigrad, 1 process": {"processes": 1},
-    "PyTorch eager": {"mode": "eager"},
-    "torch.compile": {"mode": "compile"},
-}
+OPTIONS: dict[str, Any] = {"minigrad, checkpointed": {"checkpoint": True}, "minigrad, 1 process": {"processes": 1}}
+OPTIONS |= {"PyTorch eager": {"mode": "eager"}, "torch.compile": {"mode": "compile"}}
 OPPONENTS = {"cpu": ["PyTorch", "PyTorch tuned"], "cuda": ["PyTorch eager", "torch.compile"]}
 
 
@@ -158,9 +151,8 @@ def training(library: str, row: Row, model: Any, processes: int | None) -> Job:
 
     def step() -> float:
         clip = optim.clip_grad_norm
-        return contestants.train_step(
-            optimizer, lambda: mean_loss(ids, targets), lambda: clip(optimizer.params, 1.0)
-        ).item()
+        loss = contestants.train_step(optimizer, lambda: mean_loss(ids, targets), lambda: clip(optimizer.params, 1.0))
+        return loss.item()
 
     return lambda: None, step
 
@@ -222,11 +214,11 @@ class Contestant(contestants.Contestant):
         from benchmarks.ops import CupyClock, arrays, best
         from minigrad.kernels.cuda.products import rounding_to_tf32
 
-        clock, n = CupyClock(), 8192
-        a = arrays("minigrad", "cuda", "float32" if dtype == "tf32" else dtype)[0]((n, n))
-        with rounding_to_tf32(dtype == "tf32"):
-            seconds = best(clock, lambda: mg.functional.matmul(a, a))
-        del a, clock.buffer
+        clock, n, tf32 = CupyClock(), 8192, dtype == "tf32"
+        factors = [arrays("minigrad", "cuda", "float32" if tf32 else dtype)[0]((n, n))] * 2
+        with rounding_to_tf32(tf32):
+            seconds = best(clock, lambda: mg.functional.matmul(*factors))
+        del factors[:], clock.buffer
         clock.cupy.get_default_memory_pool().free_all_blocks()
         return 2 * n**3 / seconds
 
@@ -249,7 +241,6 @@ class Contestant(contestants.Contestant):
 
 def measure_all(names: list[str], args: Any, threads: int | None, figures: dict[str, dict[str, Any]]) -> None:
     """For each row the milliseconds of every round and the peak memory, by contestant."""
-    known: set[str] = set()
     for _, group in itertools.groupby(
         names, lambda name: name if ALL_ROWS[name].kind == "step" else ALL_ROWS[name].model
     ):
@@ -263,10 +254,8 @@ def measure_all(names: list[str], args: Any, threads: int | None, figures: dict[
         with workers.start("benchmarks.train_step", who) as processes:
             where = {"threads": threads, "device": row.device}
             about = workers.ask_all(processes, lambda worker: worker.prepare(**where))  # noqa: B023
-            print(
-                "".join(f"{line}\n" for line in dict.fromkeys(about.values()) if line not in known), end="", flush=True
-            )
-            known.update(about.values())
+            if not figures:
+                print("\n".join(dict.fromkeys(about.values())), flush=True)
             for name in rows:
                 command.progress(f"measuring {name}")
                 figures[name] = measure(name, processes, args)
@@ -286,10 +275,8 @@ def measure(name: str, processes: dict[str, Any], args: Any) -> dict[str, Any]:
         figure["last"] = {who: values[-1][1] for who, values in turns.items()}
         check_same_work(row, figure["last"], SAME_WITH_DROPOUT)
     peaks = {who: worker.call("peak_memory", device=row.device) for who, worker in processes.items()}
-    return figure | {
-        "ms": {who: [1000 * seconds for seconds, _ in values] for who, values in turns.items()},
-        "peak_mb": peaks,
-    }
+    ms = {who: [1000 * seconds for seconds, _ in values] for who, values in turns.items()}
+    return {**figure, "ms": ms, "peak_mb": peaks}
 
 
 def check_same_work(row: Row, values: dict[str, float], tolerance: float) -> None:
@@ -303,7 +290,6 @@ def check_same_work(row: Row, values: dict[str, float], tolerance: float) -> Non
 # Reporting
 
 OURS = ["minigrad", "minigrad, 1 process", "minigrad, checkpointed"]
-SHORT = {"PyTorch tuned": "tuned", "PyTorch eager": "eager"}
 
 
 def others_in(figures: dict[str, dict[str, Any]]) -> list[str]:
@@ -348,7 +334,7 @@ def scaling_lines(runs: dict[Any, dict[str, dict[str, Any]]]) -> list[list[str]]
 
 
 def report(figures: dict[str, dict[str, Any]]) -> None:
-    others = [SHORT.get(other, other) for other in others_in(figures)]
+    others = [other.replace("PyTorch tuned", "tuned") for other in others_in(figures)]
     goals = ["must reach", "goal", "reached"]
     header = ["work", "minigrad ms", "tokens/s", *(f"{o} ms" for o in others), *(f"× {o}" for o in others), *goals]
     print("\n" + table(header, speed_lines(figures)))

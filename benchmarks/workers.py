@@ -5,8 +5,6 @@ another's threads, allocator or memory. One works while the others sleep on a pi
 ratios are taken within a round, so that whatever disturbs the machine for longer than a turn disturbs all contestants.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -32,20 +30,15 @@ class BenchmarkError(Exception):
 class Worker:
     """A contestant's process, which runs `python -m MODULE --worker LIBRARY`."""
 
-    last_called: Worker | None = None
+    last_called: "Worker | None" = None
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
         self.prepared: dict[str, Any] = {}
         library, environment = CONTESTANTS[name]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, "--worker", library],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-        )
+        given: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        command = [sys.executable, "-m", module, "--worker", library]
+        self.process = subprocess.Popen(command, env={**os.environ, **environment}, **given)
 
     def call(self, method: str, **arguments: Any) -> Any:
         """The result of the contestant's method of this name. Meanwhile this process sleeps."""
@@ -164,7 +157,5 @@ def ask_all(processes: dict[str, Worker], ask: Callable[[Worker], Any]) -> dict[
 
 def by_direction(turns: dict[str, list[Any]]) -> dict[str, dict[str, list[float]]]:
     """Turns that returned (forward, backward), as the figures of each direction, by contestant."""
-    return {
-        name: dict(zip(("forward", "backward"), map(list, zip(*pairs, strict=True)), strict=True))
-        for name, pairs in turns.items()
-    }
+    columns = {name: list(zip(*pairs, strict=True)) for name, pairs in turns.items()}
+    return {name: {"forward": list(both[0]), "backward": list(both[1])} for name, both in columns.items()}

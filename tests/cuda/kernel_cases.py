@@ -1,6 +1,6 @@
 """Every operation that has a CUDA kernel, as a training step calls it, and how far it is from its reference.
 
-`cases(shape, dtype)` lists them. test_benchmarks_cuda.py runs them on the emulator, and test_cuda_kernels_on_card.py on a
+`cases(shape, dtype)` lists them. test_benchmarks_cuda.py runs them on the emulator, test_cuda_kernels_on_card.py on a
 card.
 """
 

@@ -4,7 +4,6 @@ minigrad's side runs on the fake CuPy, with the emulator in place of the card, a
 on the CPU. At sizes that take no time, so that the figures mean nothing here.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -159,8 +158,7 @@ RATES = {"FLOP": 1e9, "B": 1e9}
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_kernel_table(card, monkeypatch, dtype):
     monkeypatch.setattr(ops.Contestant, "machine_rates", lambda self: RATES)
-    options = ["--device", "cuda", "--dtype", dtype, "--shapes", "tiny", "--ops", "gelu,linear\\, C to C,AdamW"]
-    options[-1] = "gelu,soft,AdamW"
+    options = ["--device", "cuda", "--dtype", dtype, "--shapes", "tiny", "--ops", "gelu,soft,AdamW"]
     output, error = run_here(monkeypatch, ops, *options, "--against", "none", "--rounds", 1, "--quick")
     assert not error
     assert "A fake, CuPy" in output
@@ -170,7 +168,7 @@ def test_kernel_table(card, monkeypatch, dtype):
         assert others == ["–"] * 5
         assert rate.endswith("GB/s")
         assert share.endswith("%")
-    assert {"gelu_forward", "gelu_backward", "adamw"} <= set(card) or {"adamw"} <= set(card)
+    assert "adamw" in card
 
 
 @needs_compiler
@@ -249,8 +247,9 @@ def test_profile_takes_steps_in_this_process_alone(card, monkeypatch, capsys):
 @pytest.mark.parity
 def test_pytorchs_profiler_makes_a_table():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
-    with pytest.warns(UserWarning, match="CUDA") if not torch.cuda.is_available() else contextlib.nullcontext():
-        assert "5 steps" in cuda_steps.profile(lambda: torch.ones(1), 5)
+    table = cuda_steps.profile(lambda: torch.ones(1), 5)
+    assert table.startswith("5 steps:")
+    assert "aten::ones" in table
 
 
 # PyTorch's side
@@ -351,7 +350,7 @@ class TestCheck:
         assert not (tmp_path / "out").exists()
 
     def test_what_each_part_runs(self, tmp_path):
-        commands = cuda_check.commands(None, tmp_path, dict.fromkeys(cuda_check.PACKAGES, "1.0"))
+        commands = cuda_check.commands(None, tmp_path, dict.fromkeys(cuda_check.PACKAGES.split(), "1.0"))
         joined = {part: " ".join(command) for part, command in commands.items()}
         assert set(joined) == {part for call in cuda_check.CALLS.values() for part in call}
         assert joined["proof"].endswith("-m minigrad.kernels.cuda.proof")
@@ -363,7 +362,7 @@ class TestCheck:
 
     def test_only_what_the_setting_decides_about_runs_with_both(self, tmp_path):
         """Tests in tests/cuda choose their kernels; a test elsewhere does what MINIGRAD_KERNELS says."""
-        commands = cuda_check.commands(None, tmp_path, dict.fromkeys(cuda_check.PACKAGES, "1.0"))
+        commands = cuda_check.commands(None, tmp_path, dict.fromkeys(cuda_check.PACKAGES.split(), "1.0"))
         assert commands["gpu"][0] == "MINIGRAD_KERNELS=reference"
         assert commands["settings"][0] == "MINIGRAD_KERNELS=cuda"
         tests = {part: {word for word in commands[part] if word.endswith(".py")} for part in commands}

@@ -98,7 +98,9 @@ class TestWithoutPyTorch:
             assert share.endswith("%")
 
     def test_rates_of_the_machine(self):
-        rates = ops.Contestant("minigrad").machine_rates()
+        contestant = ops.Contestant("minigrad")
+        contestant.prepare(threads=None)
+        rates = contestant.machine_rates()
         assert rates["FLOP"] > 1e9
         assert rates["B"] > 1e8
 
