@@ -1,4 +1,4 @@
-"""nvcc, where it is installed, compiles all kernels for cards from Turing to Hopper, with all variables in registers."""
+"""nvcc, where it is installed, compiles all kernels for cards from Turing to Hopper without spilling registers."""
 
 import functools
 import hashlib
