@@ -20,9 +20,9 @@ import numpy as np
 
 import minigrad as mg
 from gpt import GPTError
-from gpt.download import reason
-from gpt.errors import run_program
+from gpt.errors import reason, run_program
 from gpt.loading import load_model
+from gpt.options import add_device_option, add_model_options
 from gpt.text.tokenizer import Tokenizer
 from minigrad.serialization import write_atomically
 
@@ -37,14 +37,7 @@ GAP, TITLE = 0.12, 0.25  # inches between columns, and above each picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the attention weights of every head over a prompt.")
-    parser.add_argument(
-        "--checkpoint",
-        "--model",
-        metavar="MODEL",
-        default="out",
-        help="a run's folder, a checkpoint, a folder with GPT-2's files, or \"gpt2\" … (default: out)",
-    )
-    parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
+    add_model_options(parser)
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="what the model reads")
     parser.add_argument(
         "--layer", metavar="N", type=int, help="this layer alone, larger; the first is 0 (default: all)"
@@ -56,13 +49,13 @@ def main() -> None:
         default="attention.png",
         help="a .png, .svg or .pdf (default: attention.png)",
     )
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    add_device_option(parser)
     args = parser.parse_args()
 
     if args.out.suffix.lower() not in SUFFIXES:
-        raise GPTError(f"--out {args.out}: wanted a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise GPTError(f"--out {args.out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if not args.prompt:
-        raise GPTError("--prompt is empty; wanted at least one character")
+        raise GPTError("--prompt is empty; expected at least one character")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

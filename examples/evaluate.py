@@ -15,23 +15,21 @@ import sys
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
 from gpt.loading import load_model
+from gpt.options import add_device_option, add_model_options
 from gpt.text.data import load_text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how well a model predicts a text.")
-    parser.add_argument(
-        "--model", required=True, help="a run's folder, a checkpoint, a folder with GPT-2's files, or \"gpt2\" …"
-    )
-    parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
+    add_model_options(parser, default=None)
     parser.add_argument("--data", metavar="FILE", required=True, help="a text file")
     parser.add_argument("--stride", type=int, help="tokens from one window to the next (default: half of the window)")
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default: 4)")
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    add_device_option(parser)
     args = parser.parse_args()
 
     text = load_text(args.data).text
-    model, tokenizer = load_model(args.model, args.adapters, args.device, dropout=0.0)  # dropout is for training
+    model, tokenizer = load_model(args.checkpoint, args.adapters, args.device, dropout=0.0)  # dropout is for training
     ids, n_bytes = tokenizer.encode(text), len(text.encode())
     stride = max(1, model.config.block_size // 2) if args.stride is None else args.stride
     print(f"text           {args.data}: {n_bytes:,} bytes, {len(ids):,} tokens")

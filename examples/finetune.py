@@ -24,12 +24,24 @@ from tqdm import tqdm
 
 import minigrad as mg
 from gpt import ConfigError, checkpoint, lora, precision
-from gpt.config import TrainConfig, add_graph_option, option
+from gpt.config import TrainConfig
 from gpt.errors import run_program
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
+from gpt.options import (
+    add_device_option,
+    add_graph_option,
+    add_options,
+    add_run_options,
+    describe,
+    fields_of,
+    option,
+    pick,
+)
+from gpt.options import given as given_options
+from gpt.run import ADAPTERS, BEST, LAST, keep_previous_run, resume_command, run_folder
 from gpt.text.data import Dataset, load_text
 from gpt.text.tokenizer import END_OF_TEXT
-from gpt.trainer import Trainer, check_same_text, keep_previous_run, resume_command, run_folder
+from gpt.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +60,12 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         for name in ("block_size", "lora_rank", "sample_tokens"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a whole number of at least 0")
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a whole number of at least 0")
         if self.lora_rank and self.optimizer == "muon":
-            raise ConfigError("optimizer 'muon' is for whole matrices; wanted 'adamw' for adapters")
+            raise ConfigError("optimizer 'muon' is for whole matrices; expected 'adamw' for adapters")
 
 
-OPTIONS = list(dataclasses.fields(FinetuneConfig))
+OPTIONS = fields_of(FinetuneConfig)
 DEFAULTS: dict[str, Any] = {
     **{"max_iters": 200, "batch_size": 4, "grad_accum": 8, "eval_interval": 50, "eval_iters": 20},
     **{"learning_rate": 3e-5, "weight_decay": 0.01, "beta2": 0.999},
@@ -88,44 +100,34 @@ class Finetuner(Trainer):
 
     def save(self, name: str) -> None:
         super().save(name)
-        if self.config.lora_rank and name == checkpoint.BEST:
-            lora.save_adapters(self.model, self.out / lora.ADAPTERS, self.optimizer)
+        if self.config.lora_rank and name == BEST:
+            lora.save_adapters(self.model, self.out / ADAPTERS, self.optimizer)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune GPT-2, or a model of your own, on a text file.")
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    add_device_option(parser)
     parser.add_argument("--data", metavar="FILE", required=True, help="a text file")
-    parser.add_argument("--out", metavar="DIR", default="out-finetune", type=Path, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    add_run_options(parser, out="out-finetune")
     parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
     add_graph_option(parser)
     parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model there at the end")
-    types = {"int": int, "float": float, "str": str}
-    for field in OPTIONS:
-        default = FOLLOWING.get(field.name, DEFAULTS.get(field.name, field.default))
-        with_lora = f", with adapters {LORA_DEFAULTS[field.name]}" if field.name in LORA_DEFAULTS else ""
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=types[str(field.type)],
-            choices=field.metadata["choices"],
-            help=field.metadata["help"] + (f" (default: {default}{with_lora})" if default != "" else ""),
-        )
+    add_options(parser, OPTIONS, {"default": {**DEFAULTS, **FOLLOWING}, "with adapters": LORA_DEFAULTS})
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
     mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
-    given = {field.name: getattr(args, field.name) for field in OPTIONS if getattr(args, field.name) is not None}
-    saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
+    given = pick(given_options(args), OPTIONS)
+    saved = checkpoint.load(args.out / LAST) if args.resume else None
     config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
     if config.lora_rank and saved is None:
         keep_the_model(Path(config.model), "--out", args.out)
     if config.lora_rank and args.save_pretrained is not None:
         keep_the_model(Path(config.model), "--save-pretrained", args.save_pretrained)
     if args.save_pretrained is not None and args.save_pretrained.resolve() == args.out.resolve():
-        raise ConfigError(f"--save-pretrained {args.save_pretrained} is the run's --out; wanted another folder")
+        raise ConfigError(f"--save-pretrained {args.save_pretrained} is the run's --out; expected another folder")
     mg.manual_seed(config.seed)
     if saved is not None and not config.lora_rank:
         model, tokenizer = saved.model(args.device), saved.tokenizer
@@ -139,7 +141,7 @@ def main() -> None:
     if config.lora_rank and saved is None:
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_layers.split(","))
     elif config.lora_rank:
-        lora.load_adapters(model, args.out / lora.ADAPTERS)  # the best so far; they know what weights they are for
+        lora.load_adapters(model, args.out / ADAPTERS)  # the best so far; they know what weights they are for
     dtype = precision.choose(config.dtype, model.wte.weight.device)
     if config.lora_rank and dtype in ("bfloat16", "float16"):
         lora.convert(model, dtype)  # the trainer converts what learns
@@ -147,21 +149,22 @@ def main() -> None:
     text = load_text(args.data)
     block_size = config.block_size or model.config.block_size
     if block_size > model.config.block_size:
-        raise ConfigError(f"block_size is {block_size}; wanted at most the model's {model.config.block_size}")
+        raise ConfigError(f"block_size is {block_size}; expected at most the model's {model.config.block_size}")
     data_id = hashlib.sha256(text.text.encode()).hexdigest()
-    check_same_text(saved, data_id)
+    if saved is not None:
+        saved.check_same_text(data_id)
     data = Dataset(tokenizer.encode(text.text), block_size)
     with run_folder(args.out):
         trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
         if saved is not None:
             trainer.resume(saved)
-        elif (aside := keep_previous_run(args.out)) is not None:
-            print(f"an earlier run was in {args.out}; its files are now in {aside}")
+        else:
+            keep_previous_run(args.out)
 
         print(f"device      {args.device}")
         print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
         print(f"model       {config.model}: {n_weights:,} parameters, and {model.num_parameters():,} learn")
-        print(f"training    {', '.join(f'{field.name} {getattr(trainer.config, field.name)}' for field in OPTIONS)}")
+        print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
         finished = trainer.train()
         trainer.plot_losses()
@@ -174,7 +177,7 @@ def main() -> None:
 def new_config(given: dict[str, Any]) -> FinetuneConfig:
     """The given options, and for the others the defaults, some of which follow from options."""
     if not given.get("model"):
-        raise ConfigError('--model is missing; wanted a model to start from, for example "gpt2"')
+        raise ConfigError('--model is missing; expected a model to start from, for example "gpt2"')
     options = {**DEFAULTS, **(LORA_DEFAULTS if given.get("lora_rank") else {}), **given}
     for name in ("lora_alpha", "lora_layers"):
         if name in given and not given.get("lora_rank"):
@@ -193,7 +196,7 @@ def keep_the_model(model: Path, option: str, folder: Path) -> None:
     place = model.resolve()
     if folder.resolve() in (place, *(place.parents if model.exists() else ())):
         raise ConfigError(
-            f"{option} {folder} is where --model {model} lies, which the adapters need; wanted another folder"
+            f"{option} {folder} is where --model {model} lies, which the adapters need; expected another folder"
         )
 
 
@@ -219,14 +222,14 @@ def finish(trainer: Finetuner, folder: Path | None) -> None:
     What is written is read from the run's files, which hold it in float32; the trainer's may have 16 bits.
     """
     config, out = trainer.config, trainer.out
-    best = checkpoint.load(out / checkpoint.BEST)
+    best = checkpoint.load(out / BEST)
     where = ["--model", str(out)]
     if config.lora_rank:
-        where = ["--model", config.model, "--adapters", str(out / lora.ADAPTERS)]
+        where = ["--model", config.model, "--adapters", str(out / ADAPTERS)]
     print(f"best        validation loss {trainer.best_val_loss:.4f} at step {best.run['iteration']}")
     if folder is not None:
         if config.lora_rank:
-            model, _ = load_model(config.model, out / lora.ADAPTERS, dropout=best.config.dropout)
+            model, _ = load_model(config.model, out / ADAPTERS, dropout=best.config.dropout)
         else:
             model = best.model()
         save_pretrained(lora.merge(model), trainer.tokenizer, folder)

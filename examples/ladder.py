@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import runpy
 import sys
@@ -29,8 +28,8 @@ from gpt.course.ladder import RUNGS, SMALL
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
 from gpt.figures import new_figure, save_figure
+from gpt.run import BEST, LAST, progress_bar, run_folder
 from gpt.text.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
-from gpt.trainer import progress_bar, run_folder
 from minigrad import optim
 from minigrad.serialization import write_atomically
 
@@ -39,7 +38,7 @@ EVAL_INTERVAL = 250  # steps between points of a curve
 
 
 class Climb(NamedTuple):
-    """What came of a rung: how many parameters learnt, and (step, validation loss) from the start to the end."""
+    """What came of a rung: how many parameters learned, and (step, validation loss) from the start to the end."""
 
     parameters: int
     curve: list[tuple[int, float]]
@@ -62,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     for name in ("steps", "seed"):
         if getattr(args, name) < 0:
-            raise ConfigError(f"{name} is {getattr(args, name)}; wanted at least 0")
+            raise ConfigError(f"{name} is {getattr(args, name)}; expected at least 0")
     if args.device is None:
         args.device = "cuda" if args.rung == "gpt" and mg.cuda_is_available() else "cpu"
     return args
@@ -150,14 +149,14 @@ def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
     options = ["--preset", "baby", "--device", args.device, "--out", out, "--seed", args.seed]
     options += ["--max-iters", args.steps, "--lr-decay-iters", args.steps]
     options += ["--data", args.data] if args.data else []
-    options += ["--resume"] if is_unfinished(out / checkpoint.LAST, args, tokens) else []
+    options += ["--resume"] if is_unfinished(out / LAST, args, tokens) else []
     before, sys.argv = sys.argv, [str(program), *map(str, options)]
     print(f"running     python {' '.join(sys.argv)}\n", flush=True)
     try:
         runpy.run_path(str(program), run_name="__main__")
     finally:
         sys.argv = before
-    best, last = checkpoint.load(out / checkpoint.BEST), checkpoint.load(out / checkpoint.LAST)
+    best, last = checkpoint.load(out / BEST), checkpoint.load(out / LAST)
     if last.run["iteration"] < args.steps:
         raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; the same command goes on")
     model = best.model(args.device)
@@ -171,9 +170,8 @@ def is_unfinished(last: Path, args: argparse.Namespace, tokens: Tokens) -> bool:
         return False
     saved = checkpoint.load(last)
     now = {**PRESETS["baby"], "seed": args.seed, "max_iters": args.steps, "lr_decay_iters": args.steps}
-    before = {**dataclasses.asdict(saved.config), **saved.run["train_config"]}
-    same = all(before.get(name) == value for name, value in now.items()) and saved.run["data_id"] == tokens.data_id
-    return same and saved.run["iteration"] < args.steps
+    same = all(saved.options.get(name) == value for name, value in now.items())
+    return same and saved.run["data_id"] == tokens.data_id and saved.run["iteration"] < args.steps
 
 
 # What came of it

@@ -13,29 +13,38 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig, checkpoint
-from gpt.config import PRESETS, TrainConfig, add_graph_option
-from gpt.course.own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
+from gpt.config import PRESETS, TrainConfig
+from gpt.course.own_training import OwnOperations, train_engine
 from gpt.errors import DataError, run_program
+from gpt.options import (
+    add_device_option,
+    add_graph_option,
+    add_options,
+    add_run_options,
+    describe,
+    fields_of,
+    given,
+    pick,
+)
+from gpt.run import BEST, LAST, METRICS, keep_previous_run, resume_command, run_folder
 from gpt.sample import stream
-from gpt.text.data import Dataset, load_data
+from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
-from gpt.trainer import ENGINE, DivergedError, Trainer, check_same_text, keep_previous_run, resume_command, run_folder
-from minigrad import kernels
+from gpt.trainer import Trainer
 
-MODEL_OPTIONS = [field for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
-TRAIN_OPTIONS = list(dataclasses.fields(TrainConfig))
+MODEL_OPTIONS = fields_of(GPTConfig, without=("vocab_size",))
+TRAIN_OPTIONS = fields_of(TrainConfig)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a GPT on Tiny Shakespeare, or on any text file.")
-    parser.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: cuda if there is a GPU, else cpu)')
+    add_device_option(parser, default=None, about="cuda if there is a GPU, else cpu")
     parser.add_argument("--preset", choices=PRESETS, help="a recipe (default: baby on a GPU, cpu on the CPU)")
     parser.add_argument(
         "--data",
@@ -43,8 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         help="a text file, or a folder of token files (default: Tiny Shakespeare, downloaded once)",
     )
     add_graph_option(parser)
-    parser.add_argument("--out", metavar="DIR", default="out", type=Path, help="folder of the run (default: out)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    add_run_options(parser, out="out")
     parser.add_argument(
         "--ops",
         metavar="FOLDER",
@@ -52,187 +60,108 @@ def parse_arguments() -> argparse.Namespace:
         help="train with your own operations, from the Python files in FOLDER, in place of the engine's, and compare "
         "the two loss curves (see examples/exercises)",
     )
-    types = {"int": int, "float": float, "str": str}
-    for title, options in (("model", MODEL_OPTIONS), ("training", TRAIN_OPTIONS)):
-        group = parser.add_argument_group(title)
-        for option in options:
-            flag = "--" + option.name.replace("_", "-")
-            values = {preset: given[option.name] for preset, given in PRESETS.items() if option.name in given}
-            if len(values) < len(PRESETS):
-                values["default"] = option.default
-            about = f"{option.metadata['help']} ({', '.join(f'{name}: {value}' for name, value in values.items())})"
-            if option.type == "bool":
-                group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=about)
-            else:
-                choices = option.metadata["choices"]
-                group.add_argument(flag, type=types[str(option.type)], choices=choices, help=about)
-    return parser.parse_args()
+    add_options(parser.add_argument_group("model"), MODEL_OPTIONS, PRESETS)
+    add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, PRESETS)
+    args = parser.parse_args()
+    args.device = args.device or ("cuda" if mg.cuda_is_available() else "cpu")
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
-    device = args.device or ("cuda" if mg.cuda_is_available() else "cpu")
-    mg.Tensor(0.0, device=device)  # says what is missing, before anything else is done
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    saved = checkpoint.load(args.out / checkpoint.LAST) if args.resume else None
-    if saved is not None and "lora_rank" in saved.run["train_config"]:
-        raise ConfigError("--resume: the run is not one of train_shakespeare.py, but of finetune.py")
-    own = check_operations(args.ops) if args.ops else {}
+    if args.ops:
+        train_with_own_operations(args)
+        return
+    run = set_up(args)
+    with run_folder(args.out):
+        trainer = run.new_trainer(args.out, run.saved)
+        announce(run, trainer)
+        report(run, trainer, finished=trainer.train())
 
-    tokens = load_data(args.data, saved and saved.tokenizer, check=functools.partial(check_same_text, saved))
-    tokenizer = tokens.tokenizer
-    if saved is None:
-        preset = args.preset or ("baby" if device.startswith("cuda") else "cpu")
-        options = {**PRESETS[preset], **given}
-        train_config = TrainConfig(**pick(options, TRAIN_OPTIONS))
-        config = GPTConfig(vocab_size=tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
-    else:
-        before = TrainConfig(**saved.run["train_config"])
-        check_resumed({**dataclasses.asdict(saved.config), **dataclasses.asdict(before)}, given)
-        config = dataclasses.replace(saved.config, checkpoint=given.get("checkpoint", saved.config.checkpoint))
-        train_config = dataclasses.replace(before, **pick(given, TRAIN_OPTIONS))
 
-    if own and train_config.dtype not in ("auto", "float32"):
-        raise ConfigError(f"dtype is {train_config.dtype!r}, but operations of your own train in 'float32'")
-    if own:
-        train_config = dataclasses.replace(train_config, dtype="float32")
-    data = Dataset.of_parts(tokens.train, tokens.val, config.block_size, config.vocab_size)
+class Run(NamedTuple):
+    """What a run is made of, all of it checked."""
 
-    def new_trainer(out: Path, saved: checkpoint.Checkpoint | None) -> Trainer:
-        mg.manual_seed(train_config.seed)
-        model = GPT(config)
-        model.to(device)
-        trainer = Trainer(model, data, tokenizer, train_config, out, tokens.data_id, args.graph and not own)
+    device: str
+    tokens: Tokens
+    data: Dataset
+    config: GPTConfig
+    train_config: TrainConfig
+    graph: bool
+    saved: checkpoint.Checkpoint | None  # what is resumed from
+
+    def new_trainer(self, out: Path, saved: checkpoint.Checkpoint | None) -> Trainer:
+        """A trainer at the start of the run, or where it was saved."""
+        mg.manual_seed(self.train_config.seed)
+        model = GPT(self.config).to(self.device)
+        tokenizer, data_id = self.tokens.tokenizer, self.tokens.data_id
+        trainer = Trainer(model, self.data, tokenizer, self.train_config, out, data_id, self.graph)
         if saved is not None:
             trainer.resume(saved)
-        elif (aside := keep_previous_run(out)) is not None:
-            print(f"an earlier run was in {out}; its files are now in {aside}")
+        else:
+            keep_previous_run(out)
         return trainer
 
-    with run_folder(args.out):
-        if own:
-            describe_operations(own, config, args.ops)
-        trainer = new_trainer(args.out, saved)
-        print(f"device      {device}")
-        print(f"data        {tokens.about}")
-        print(f"model       {trainer.model.num_parameters():,} parameters: {describe(config, MODEL_OPTIONS)}")
-        print(f"training    {describe(trainer.config, TRAIN_OPTIONS)}")
-        print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
 
-        finished = train(trainer, own)
-        picture = trainer.plot_losses()
-        print(f"loss curve  {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
-        print(f"metrics     {args.out / 'metrics.csv'}")
-        if not finished:
-            print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
-            return
-        if (args.out / checkpoint.BEST).exists():  # operations of one's own can give no number from the first step on
-            print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {args.out / checkpoint.BEST}")
-            show_sample(checkpoint.load(args.out / checkpoint.BEST), device)
-            print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(args.out)])}")
-        if own:
-            engine = new_trainer(args.out / ENGINE, engine_run(trainer) if args.resume else None)
-            print(f"\nnow the same run with the engine's operations alone, in {engine.out}", flush=True)
-            with kernels.reference():
-                if not engine.train():
-                    print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
-                    return
-            compare(Comparison.of(trainer.rows, engine.rows), own, args.out)
+def set_up(args: argparse.Namespace) -> Run:
+    """Read the options, the data, and with --resume the checkpoint."""
+    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    options = given(args)
+    saved = checkpoint.load(args.out / LAST) if args.resume else None
+    if saved is None:
+        tokens = load_data(args.data)
+        preset = args.preset or ("baby" if args.device.startswith("cuda") else "cpu")
+        options = {**PRESETS[preset], **options}
+        train_config = TrainConfig(**pick(options, TRAIN_OPTIONS))
+        config = GPTConfig(vocab_size=tokens.tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
+    else:
+        if "lora_rank" in saved.run["train_config"]:
+            raise ConfigError("--resume: the run is not one of train_shakespeare.py, but of finetune.py")
+        tokens = load_data(args.data, saved.tokenizer, check=saved.check_same_text)
+        before = TrainConfig(**saved.run["train_config"])
+        check_resumed({**saved.options, **dataclasses.asdict(before)}, options)
+        config = dataclasses.replace(saved.config, checkpoint=options.get("checkpoint", saved.config.checkpoint))
+        train_config = dataclasses.replace(before, **pick(options, TRAIN_OPTIONS))
+    data = Dataset.of_parts(tokens.train, tokens.val, config.block_size, config.vocab_size)
+    return Run(args.device, tokens, data, config, train_config, args.graph, saved)
 
 
-def check_resumed(run: dict[str, Any], given: dict[str, Any]) -> None:
+def check_resumed(run: dict[str, Any], options: dict[str, Any]) -> None:
     """Refuse to resume a run as another model, with another optimizer, or with a preset that is not its own.
 
-    --checkpoint makes no other model: memory may have become short.
+    --checkpoint may change: it computes the same model with less memory.
     """
     for name in (*pick(run, MODEL_OPTIONS), "optimizer"):
-        if name != "checkpoint" and given.get(name, run[name]) != run[name]:
-            raise ConfigError(f"--resume with {name} {given[name]}, but the run has {name} {run[name]}")
-    for name, value in PRESETS.get(given.get("preset", ""), {}).items():
-        if name not in given and value != run[name]:
+        if name != "checkpoint" and options.get(name, run[name]) != run[name]:
+            raise ConfigError(f"--resume with {name} {options[name]}, but the run has {name} {run[name]}")
+    for name, value in PRESETS.get(options.get("preset", ""), {}).items():
+        if name not in options and value != run[name]:
             raise ConfigError(
-                f"--resume with preset {given['preset']}, which has {name} {value}, but the run has {name} "
+                f"--resume with preset {options['preset']}, which has {name} {value}, but the run has {name} "
                 f"{run[name]}; leave --preset out"
             )
 
 
-def check_operations(folder: Path) -> dict[OwnOperation, str]:
-    """The operations in a folder and whether they are right; says what cannot train before anything else is done."""
-    own = {operation: check(operation) for operation in load_operations(folder)}
-    if set(own.values()) == {NOT_WRITTEN}:
-        raise ConfigError(f"{folder}: none of its {len(own)} backward passes is written yet")
-    return own
+def announce(run: Run, trainer: Trainer) -> None:
+    """Say what is about to be trained."""
+    print(f"device      {run.device}")
+    print(f"data        {run.tokens.about}")
+    print(f"model       {trainer.model.num_parameters():,} parameters: {describe(run.config, MODEL_OPTIONS)}")
+    print(f"training    {describe(trainer.config, TRAIN_OPTIONS)}")
+    print(f"run         {trainer.out}, from step {trainer.iteration}", flush=True)
 
 
-def describe_operations(own: dict[OwnOperation, str], config: GPTConfig, folder: Path) -> None:
-    """Say which of the operations that the model is made of are the user's, and which of these are wrong."""
-    used = operations_of(config)
-    written = {operation.name for operation, state in own.items() if state != NOT_WRITTEN}
-    print(f"ops         {folder}: of the {len(used)} operations of this model {len(used & written)} are yours")
-    for what, names in (
-        ("yours", used & written),
-        ("the engine's", used - written),
-        ("yours, but not used by this model", written - used),
-        ("not written yet", {operation.name for operation, state in own.items() if state == NOT_WRITTEN}),
-        ("wrong by finite differences", {operation.name for operation, state in own.items() if state == WRONG}),
-    ):
-        if names:
-            print(f"  {what}: {', '.join(sorted(names))}")
-
-
-def train(trainer: Trainer, own: dict[OwnOperation, str]) -> bool:
-    """Train, with the user's operations if there are any. True if the end was reached.
-
-    With them all others run as they are written in minigrad/ops, without kernels, and so they do in the run that they
-    are compared with: nothing but the user's operations makes the difference.
-    """
-    if not own:
-        return trainer.train()
-    written = {operation.engine: operation.own for operation, state in own.items() if state != NOT_WRITTEN}
-    with kernels.reference(), kernels.replacing(written):
-        try:
-            return trainer.train()
-        except DivergedError as error:
-            print(f"diverged    {error}")
-            return True
-
-
-def engine_run(trainer: Trainer) -> checkpoint.Checkpoint | None:
-    """The engine's run that was begun beside the user's. None if there is none, or if it is that of another run."""
-    last = trainer.out / ENGINE / checkpoint.LAST
-    if not last.exists():
-        return None
-    saved = checkpoint.load(last)
-    before, now = (
-        {**options, "max_iters": None, "processes": None, "checkpoint": None}  # which may change on resuming
-        for options in (
-            {**dataclasses.asdict(saved.config), **saved.run["train_config"]},
-            {**dataclasses.asdict(trainer.model.config), **dataclasses.asdict(trainer.config)},
-        )
-    )
-    return saved if (before, saved.run["data_id"]) == (now, trainer.data_id) else None
-
-
-def compare(comparison: Comparison, own: dict[OwnOperation, str], out: Path) -> None:
-    """Show how far the loss curve is from the engine's, and what may be the reason."""
-    print(f"\n{comparison.table()}\n{comparison.verdict()}")
-    wrong = [f"{operation.name} ({operation.file})" for operation, state in own.items() if state == WRONG]
-    if wrong:
-        print(f"wrong by finite differences: {', '.join(wrong)}")
-        if comparison.parted_at is None:
-            print("a gradient that is a little wrong may train as well as the right one: do not trust the curve alone")
-    elif comparison.parted_at is not None:
-        print("your gradients agree with finite differences: so a forward is not the engine's, or rounding has grown")
-    print(f"both curves are in {' and '.join(map(str, comparison.save(out)))}")
-
-
-def pick(options: dict[str, Any], fields: list[dataclasses.Field]) -> dict[str, Any]:
-    """The options that are fields of a config."""
-    return {field.name: options[field.name] for field in fields if field.name in options}
-
-
-def describe(config: Any, fields: list[dataclasses.Field]) -> str:
-    return ", ".join(f"{field.name} {getattr(config, field.name)}" for field in fields)
+def report(run: Run, trainer: Trainer, finished: bool) -> None:
+    """Say what came of it: the curves, and a sample of the best model."""
+    picture, best = trainer.plot_losses(), trainer.out / BEST
+    print(f"loss curve  {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
+    print(f"metrics     {trainer.out / METRICS}")
+    if not finished:
+        print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
+    elif best.exists():  # with operations of one's own the loss can be NaN from the first step on
+        print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {best}")
+        show_sample(checkpoint.load(best), run.device)
+        print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(trainer.out)])}")
 
 
 def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> None:
@@ -247,6 +176,27 @@ def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> 
     for token in stream(best.model(device), [ids], length, **options):
         print(decoder.feed(token), end="", flush=True)
     print(decoder.flush())
+
+
+def train_with_own_operations(args: argparse.Namespace) -> None:
+    """--ops: the run with the user's operations, the same run with the engine's, and the two loss curves compared."""
+    own = OwnOperations(args.ops)
+    run = set_up(args)
+    if run.train_config.dtype not in ("auto", "float32"):
+        raise ConfigError(f"dtype is {run.train_config.dtype!r}, but operations of your own train in 'float32'")
+    run = run._replace(train_config=dataclasses.replace(run.train_config, dtype="float32"), graph=False)
+    with run_folder(args.out):
+        print(f"ops         {own.describe(run.config)}")
+        trainer = run.new_trainer(args.out, run.saved)
+        announce(run, trainer)
+        finished = own.train(trainer)
+        report(run, trainer, finished)
+        if finished:
+            engine, finished = train_engine(trainer, run.new_trainer, args.resume)
+            if not finished:
+                print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
+                return
+            own.compare(trainer, engine)
 
 
 if __name__ == "__main__":

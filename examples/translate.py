@@ -34,21 +34,43 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad as mg
-from gpt.checkpoint import LAST, part
-from gpt.config import check_choices, check_whole, option
+from gpt.checkpoint import part
 from gpt.errors import CheckpointError, ConfigError, run_program
 from gpt.figures import new_figure, save_figure
-from gpt.trainer import DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
+from gpt.options import (
+    add_device_option,
+    add_options,
+    add_run_options,
+    check_choices,
+    check_whole,
+    describe,
+    fields_of,
+    given,
+    option,
+    pick,
+)
+from gpt.run import (
+    CROSS_ATTENTION,
+    LAST,
+    LOSS_CURVE,
+    TRANSLATOR,
+    keep_previous_run,
+    progress_bar,
+    refuse_divergence,
+    resume_command,
+    run_folder,
+)
 from gpt.translation.beam import check_length_penalty
 from gpt.translation.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
 from gpt.translation.seq2seq import Seq2SeqConfig
-from gpt.translation.translator import MODEL, Batch, Translator, as_batch, batches
+from gpt.translation.translator import Batch, Translator, as_batch, batches
 from minigrad import optim
 from minigrad.serialization import load_with_metadata
 
 TASKS = {"dates": date_pairs, "numbers": number_pairs}
-ALSO = {"steps": ["--max-iters"], "warmup": ["--warmup-iters"]}  # what examples/train_shakespeare.py calls them
+ALSO = {"steps": "--max-iters", "warmup": "--warmup-iters"}  # what examples/train_shakespeare.py calls them
 LOG_INTERVAL = 10  # steps between readings of the loss
+ADVICE = "try a longer --warmup, which lowers the rates"
 ABOUT = "minigrad.translate"  # under which the file of a run has what is no array
 # By --resume, with no step done otherwise; a file of pairs may lie elsewhere now, but has to hold the same pairs.
 CHANGEABLE = ("steps", "eval_interval", "beam_size", "length_penalty", "data")
@@ -70,7 +92,7 @@ class TrainingConfig:
     eval_interval: int = option(250, "steps between estimates, from --eval-pairs, of validation loss and exact match")
     eval_pairs: int = option(500, "validation pairs for each of these estimates; at the end it is all of them")
     beam_size: int = option(4, "hypotheses of the beam search at the end, and of --translate")
-    length_penalty: float = option(0.6, "how much beam search favours long translations; 0 for not at all")
+    length_penalty: float = option(0.6, "how much beam search favors long translations; 0 for not at all")
     seed: int = option(1, "seed of everything random")
 
     def __post_init__(self) -> None:
@@ -79,59 +101,43 @@ class TrainingConfig:
         check_choices(self)
         for name in ("val_share", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a share from 0 to below 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
         if not self.grad_clip >= 0:
-            raise ConfigError(f"grad_clip is {self.grad_clip}; wanted a number of at least 0")
+            raise ConfigError(f"grad_clip is {self.grad_clip}; expected a number of at least 0")
         check_length_penalty(self.length_penalty)
 
 
-TRAIN_OPTIONS = list(dataclasses.fields(TrainingConfig))
-MODEL_OPTIONS = [field for field in dataclasses.fields(Seq2SeqConfig) if not field.name.endswith("vocab_size")]
+TRAIN_OPTIONS = fields_of(TrainingConfig)
+MODEL_OPTIONS = fields_of(Seq2SeqConfig, without=("source_vocab_size", "target_vocab_size"))
 MODEL_DEFAULTS = {"n_layer": 2, "n_head": 4, "n_embd": 64, "dropout": 0.0}  # in place of the paper's, which is larger
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train an encoder-decoder Transformer to translate characters.")
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N" (default: cpu)')
+    add_device_option(parser)
     parser.add_argument("--data", metavar="FILE", help="pairs: a source, a tab and a target on each line, in UTF-8")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        default="out-translate",
-        type=Path,
-        help="folder of the run (default: out-translate); the files of an earlier run there are moved to previous-1/ …",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    add_run_options(parser, out="out-translate")
     parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these with a trained model")
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="folder of the trained model (default: --out)")
-    types = {"int": int, "float": float, "str": str}
-    for title, fields in (("model", MODEL_OPTIONS), ("training", TRAIN_OPTIONS)):
-        group = parser.add_argument_group(title)
-        for field in fields:
-            flags = ["--" + field.name.replace("_", "-"), *ALSO.get(field.name, [])]
-            default = MODEL_DEFAULTS.get(field.name, field.default)
-            about = f"{field.metadata['help']} (default: {default})"
-            if field.type == "bool":
-                group.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, help=about)
-            else:
-                choices = field.metadata["choices"]
-                group.add_argument(*flags, type=types[str(field.type)], choices=choices, default=default, help=about)
-    args = parser.parse_args()
-    if not args.resume:
-        return args
-    before = read_run(args.out)[0]["options"]
-    parser.set_defaults(**before)
-    args = parser.parse_args()  # now what is not given is as it was
+    add_options(parser.add_argument_group("model"), MODEL_OPTIONS, {"default": MODEL_DEFAULTS})
+    add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, aliases=ALSO)
+    return parser.parse_args()
+
+
+def resumed(options: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The options of the run in a folder, except for those that are given and may change."""
+    before = read_run(out)[0]["options"]
     for name, value in before.items():
-        if name not in CHANGEABLE and getattr(args, name) != value:
-            raise ConfigError(f"--resume with {name} {getattr(args, name)}, but the run has {name} {value}")
-    return args
+        if name not in CHANGEABLE and options.get(name, value) != value:
+            raise ConfigError(f"--resume with {name} {options[name]}, but the run has {name} {value}")
+    return {**before, **options}
 
 
 def main() -> None:
     args = parse_arguments()
     mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
-    config = TrainingConfig(**pick(args, TRAIN_OPTIONS))
+    options = resumed(given(args), args.out) if args.resume else {**MODEL_DEFAULTS, **given(args)}
+    config = TrainingConfig(**pick(options, TRAIN_OPTIONS))
     if args.translate:
         translator = Translator.load(args.checkpoint or args.out, args.device)
         print(*translator.translate(args.translate, config.beam_size, config.length_penalty), sep="\n")
@@ -140,23 +146,22 @@ def main() -> None:
         raise ConfigError("--checkpoint is for --translate, which is missing")
 
     mg.manual_seed(config.seed)
-    pairs = load_pairs(args.data) if args.data else TASKS[config.task](config.pairs, config.seed)
+    data = options.get("data")
+    pairs = load_pairs(data) if data else TASKS[config.task](config.pairs, config.seed)
     train, val = split_pairs(pairs, config.val_share, config.seed)
-    translator = Translator.for_pairs(pairs, **pick(args, MODEL_OPTIONS))
-    translator.settings = dataclasses.asdict(config) | {"data": args.data}
-    model = translator.model
-    model.to(args.device)
+    translator = Translator.for_pairs(pairs, **pick(options, MODEL_OPTIONS))
+    translator.settings = dataclasses.asdict(config) | {"data": data}
+    model = translator.model.to(args.device)
     with run_folder(args.out):
-        if not args.resume and (aside := keep_previous_run(args.out)) is not None:
-            print(f"an earlier run was in {args.out}; its files are now in {aside}")
+        if not args.resume:
+            keep_previous_run(args.out)
         print(f"device      {args.device}")
-        what = f"{args.data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out"
+        what = f"{data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out"
         print(f"data        {what}; for example")
         print(f"            {quote(train[0][0])} -> {quote(train[0][1])}")
-        print(f"model       {model.num_parameters():,} parameters: {describe(args, MODEL_OPTIONS)}")
-        print(f"training    {describe(args, TRAIN_OPTIONS)}")
-        options = pick(args, MODEL_OPTIONS + TRAIN_OPTIONS) | {"data": args.data}
-        training = Training(translator, train, val, config, args.out, options)
+        print(f"model       {model.num_parameters():,} parameters: {describe(model.config, MODEL_OPTIONS)}")
+        print(f"training    {describe(config, TRAIN_OPTIONS)}")
+        training = Training(translator, train, val, config, args.out, data)
         if args.resume:
             training.resume()
         print(f"run         {args.out}, from step {training.done}", flush=True)
@@ -167,15 +172,6 @@ def main() -> None:
         print(f"pictures    {', '.join(map(str, filter(None, pictures))) or 'none: matplotlib is not installed'}")
         again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
         print(f"\nmore of it: {shlex.join(again)}")
-
-
-def pick(args: argparse.Namespace, fields: list[dataclasses.Field]) -> dict[str, Any]:
-    """The options that are fields of a config."""
-    return {field.name: getattr(args, field.name) for field in fields}
-
-
-def describe(args: argparse.Namespace, fields: list[dataclasses.Field]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in pick(args, fields).items())
 
 
 class Training:
@@ -192,9 +188,9 @@ class Training:
         val: list[Pair],
         config: TrainingConfig,
         out: Path,
-        options: dict[str, Any] | None = None,
+        data: str | None = None,
     ) -> None:
-        self.model, self.config, self.out, self.options = translator.model, config, out, options
+        self.model, self.config, self.out, self.data = translator.model, config, out, data
         self.averaged = copy.deepcopy(translator)
         self.pairs, self.val = translator.encode(train), val[: config.eval_pairs]
         self.optimizer = optim.AdamW(
@@ -238,7 +234,7 @@ class Training:
         assert loss is not None
         loss.backward()
         optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
-        for group in self.optimizer.groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = optim.warmup_inverse_square_root(step, self.model.config.n_embd, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -250,18 +246,18 @@ class Training:
             mean.data += (parameter.data - mean.data) * rate
 
     def log(self, bar: tqdm, step: int, loss: float) -> None:
-        refuse_divergence(loss, step)
+        refuse_divergence(loss, step, ADVICE)
         self.losses.append((step, loss))
-        bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.groups[0]['lr']:.2e}", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.param_groups[0]['lr']:.2e}", refresh=False)
 
     def evaluate(self, bar: tqdm, step: int) -> None:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if no other matched more."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
-        refuse_divergence(loss, step)
+        refuse_divergence(loss, step, ADVICE)
         estimates, best = [*self.estimates, (step, loss, matched)], (matched, -loss) > self.best
         highest = (matched, -loss) if best else self.best
         if best:
-            self.averaged.save(self.out / MODEL)
+            self.averaged.save(self.out / TRANSLATOR)
         self.save(step, estimates, highest)
         self.estimates, self.best = estimates, highest  # not before all is on the disk: Ctrl-C may come any time
         with bar.external_write_mode(file=sys.stdout):
@@ -279,7 +275,9 @@ class Training:
         """Write all that is needed to go on to one file. The batches follow from the seed."""
         run = {"done": done, "losses": self.losses, "estimates": estimates, "best": best}
         run["data_id"] = self.data_id
-        about = {"options": self.options, "run": run, "random": mg.random.get_state()}
+        options = pick(dataclasses.asdict(self.model.config), MODEL_OPTIONS)
+        options |= dataclasses.asdict(self.config) | {"data": self.data}
+        about = {"options": options, "run": run, "random": mg.random.get_state()}
         tensors = {f"{name}.{key}": x for name, of in self.parts().items() for key, x in of.state_dict().items()}
         mg.save(tensors, self.out / LAST, {ABOUT: json.dumps(about)})
 
@@ -310,13 +308,7 @@ class Training:
         right.plot(steps, matched, label="exact match (right)", color="tab:green", marker="o", markersize=3)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3)
-        return save_figure(figure, self.out / "loss.png")
-
-
-def refuse_divergence(loss: float, step: int) -> None:
-    """Raise `DivergedError` for a loss that is no finite number, before weights are saved that are of no use."""
-    if not np.isfinite(loss):
-        raise DivergedError(f"the loss is {loss} after step {step}; try a longer --warmup, which lowers the rates")
+        return save_figure(figure, self.out / LOSS_CURVE)
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:
@@ -339,7 +331,7 @@ def exact_match(translator: Translator, pairs: Sequence[Pair], beam_size: int = 
 def finish(translator: Translator, val: list[Pair], config: TrainingConfig, out: Path) -> None:
     """Exact match on all that was held out, greedy and with a beam, and some examples of right and wrong."""
     sources, targets = zip(*val, strict=True)
-    print(f"best        kept in {out / MODEL}; on all {len(val):,} pairs that were held out:")
+    print(f"best        kept in {out / TRANSLATOR}; on all {len(val):,} pairs that were held out:")
     for beam_size in dict.fromkeys((1, config.beam_size)):
         started = time.perf_counter()
         found = translator.translate(sources, beam_size, config.length_penalty)
@@ -385,7 +377,7 @@ def plot_cross_attention(translator: Translator, pair: Pair, out: Path) -> Path 
     figure.supxlabel("source", fontsize=9)
     figure.supylabel("next character of the target", fontsize=9)
     figure.colorbar(image, ax=panels, label="weight", shrink=0.8, aspect=30)
-    return save_figure(figure, out / "cross_attention.png")
+    return save_figure(figure, out / CROSS_ATTENTION)
 
 
 if __name__ == "__main__":

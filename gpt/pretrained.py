@@ -1,9 +1,12 @@
 """GPT-2's weights as Hugging Face stores them: read without PyTorch, and written so that other tools open them.
 
+    config, tensors = read(folder)                  # checked; the values stay in the files until `copy_to` reads them
+    write(folder, config, parameters)
+
 A folder has config.json and model.safetensors, or, in place of the latter, several files of tensors ("shards") and
 model.safetensors.index.json, which says where each tensor is. The tensors have the names of GPT's parameters, with or
 without "transformer." in front. Linear weights are stored (in, out), as GPT-2's own code multiplies them; ours are
-(out, in).
+(out, in). `GPT.from_pretrained` and `GPT.save_pretrained` are what users call.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -26,11 +29,8 @@ import safetensors
 import minigrad as mg
 
 from .config import GPTConfig
-from .download import NotFoundError, cache_directory, download, reason
-from .errors import ConfigError, DataError, PretrainedError
-
-if TYPE_CHECKING:
-    from .model import GPT
+from .download import NotFoundError, cache_directory, download
+from .errors import ConfigError, DataError, PretrainedError, reason
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB = "https://huggingface.co"
@@ -50,7 +50,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
-    "bias": (True, False),  # not Hugging Face's: `save` notes there that the biases are zeros which GPT does not have
+    "bias": (True, False),  # not Hugging Face's: `write` notes there that the biases are zeros which GPT does not have
 }
 
 READ_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # safetensors' dtypes; NumPy has no bfloat16
@@ -84,47 +84,32 @@ def as_stored(name: str, array: Any) -> Any:
 # Reading
 
 
-def load(
-    model_class: type[GPT], source: str | os.PathLike[str], dtype: Any = "float32", dropout: float | None = None
-) -> GPT:
-    """The model in a folder, or of that name on the Hugging Face hub, in evaluation mode.
+def read(source: str | os.PathLike[str], dropout: float | None = None) -> tuple[GPTConfig, dict[str, StoredTensor]]:
+    """The shape of the GPT in a folder, or of that name on the Hugging Face hub, and its tensors by parameter name.
 
     source: a folder; or "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or "owner/name", see `fetch`.
-    dtype: of the parameters, whatever the file's is.
     dropout: in place of the three probabilities in config.json, which otherwise have to be the same.
 
-    All is checked before the model is built: every tensor by name and shape, and the configuration; and then, for the
-    sake of classes derived from GPT, that each parameter has a tensor. Weights are copied a few rows at a time from
-    files mapped into memory. Raises `PretrainedError` naming all that is wrong.
+    Everything is checked: the configuration, and every tensor by name, shape and dtype. Only the header of each file
+    is read; the values follow with `StoredTensor.copy_to`. Raises `PretrainedError` that names all that is wrong.
     """
-    dtype = _floating(dtype)
     folder = _folder(source)
     config = _read_config(folder / CONFIG, dropout)
     tensors = _find_tensors(folder)
     _check_tensors(folder, config, tensors)
-    try:
-        _check_values(folder, config, tensors)
-        with mg.random.blank():  # lm_head, until it is tied to wte, would be a third of the memory
-            model = model_class(config)
-        _check_parameters(folder, model, tensors)
-        model.to(dtype=dtype)
-        for name, parameter in model.named_parameters():
-            target = as_stored(name, parameter.data)
-            for rows, piece in tensors[name].pieces():
-                target[rows] = piece
-    except OSError as error:
-        raise PretrainedError(f"{folder}: the weights cannot be read ({reason(error)})") from error
-    model.eval()
-    return model
+    _check_values(folder, config, tensors)
+    tensors.pop("lm_head.weight", None)  # equal to wte.weight
+    return config, tensors
 
 
-def _floating(dtype: Any) -> np.dtype:
+def floating(dtype: Any) -> np.dtype:
+    """The dtype of the parameters, if files of it can be written; else `ConfigError`."""
     try:
         found = np.dtype(dtype)
     except TypeError as error:
-        raise ConfigError(f"dtype is {dtype!r}; wanted a floating dtype, such as float32") from error
+        raise ConfigError(f"dtype is {dtype!r}; expected a floating dtype, such as float32") from error
     if found.name not in STORED_AS:
-        raise ConfigError(f"dtype is {found}; wanted {', '.join(STORED_AS)}")
+        raise ConfigError(f"dtype is {found}; expected {', '.join(STORED_AS)}")
     return found
 
 
@@ -133,7 +118,7 @@ def _folder(source: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise PretrainedError(f"{folder}: a file; wanted the folder it is in")
+        raise PretrainedError(f"{folder}: a file; expected the folder it is in")
     repository = f"openai-community/{source}" if SHORT_NAMES.fullmatch(str(source)) else source
     part = "[A-Za-z0-9][A-Za-z0-9_.-]*"
     if isinstance(repository, str) and re.fullmatch(f"{part}/{part}", repository):
@@ -151,7 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise PretrainedError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise PretrainedError(f"{path}: wanted a JSON object, got {type(content).__name__}")
+        raise PretrainedError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -160,7 +145,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
     settings = read_json(path)
     counts = {key: settings.get(key) for key in (*SIZES, "n_head")}
     problems = [
-        f"{key} is {value!r}; wanted a whole number of at least 1"
+        f"{key} is {value!r}; expected a whole number of at least 1"
         for key, value in counts.items()
         if type(value) is not int or value < 1
     ]
@@ -168,7 +153,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
     if not problems:
         fixed |= {"n_inner": (None, 4 * settings["n_embd"]), "n_ctx": (settings["n_positions"],)}
     problems += [
-        f"{key} is {settings[key]!r}; wanted {' or '.join(map(repr, values))}"
+        f"{key} is {settings[key]!r}; expected {' or '.join(map(repr, values))}"
         for key, values in fixed.items()
         if key in settings and settings[key] not in values
     ]
@@ -177,7 +162,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
         dropout = probabilities["resid_pdrop"]
         if not isinstance(dropout, (int, float)) or any(p != dropout for p in probabilities.values()):
             found = ", ".join(f"{key} {value!r}" for key, value in probabilities.items())
-            problems.append(f"{found}; wanted one probability for the three, or one that is chosen with dropout=…")
+            problems.append(f"{found}; expected one probability for the three, or one that is chosen with dropout=…")
     if problems:
         raise PretrainedError(f"{path}: {'; '.join(problems)}")
     sizes = {ours: settings[theirs] for theirs, ours in SIZES.items()}
@@ -188,12 +173,19 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies in a file."""
+    """Where a tensor lies in a file, and how it is read."""
 
     path: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+    def copy_to(self, array: Any) -> None:
+        """Write the values to a parameter's array, a few rows at a time."""
+        target = as_stored(self.name, array)
+        for rows, piece in self.pieces():
+            target[rows] = piece
 
     def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Some rows at a time: which, and their values. Each piece is mapped into memory only while it is in use."""
@@ -203,7 +195,10 @@ class StoredTensor(NamedTuple):
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             offset = self.offset + start * columns * dtype.itemsize
-            piece = np.memmap(self.path, dtype, "r", offset, (stop - start, *self.shape[1:]))
+            try:
+                piece = np.memmap(self.path, dtype, "r", offset, (stop - start, *self.shape[1:]))
+            except OSError as error:
+                raise PretrainedError(f"{self.path}: the weights cannot be read ({reason(error)})") from error
             if self.dtype == "BF16":  # the upper half of a float32
                 yield slice(start, stop), (piece.astype("<u4") << 16).view("<f4")
             else:
@@ -252,7 +247,7 @@ def _read_index(path: Path) -> dict[str, str]:
     """Which file has which tensor. All of the files are in the index's own folder."""
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
-        raise PretrainedError(f"{path}: wanted a weight_map, the names of tensors and of their files")
+        raise PretrainedError(f"{path}: expected a weight_map, the names of tensors and of their files")
     outside = sorted({f"{name:.100}" for name in files.values() if not _is_plain(name)})
     if outside:
         raise PretrainedError(f"{path}: names what is no safetensors file of its folder: {', '.join(outside)}")
@@ -280,8 +275,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         raise PretrainedError(f"{path}: cannot be read ({reason(error)})") from error
     header.pop("__metadata__", None)
     return {
-        name: StoredTensor(path, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        name: StoredTensor(path, name.removeprefix(PREFIX), about["dtype"], tuple(about["shape"]), start)
         for name, about in header.items()
+        for start in [8 + length + about["data_offsets"][0]]
     }
 
 
@@ -310,9 +306,9 @@ def _check_tensors(folder: Path, config: GPTConfig, tensors: Mapping[str, Stored
     found = [(name, tensor, allowed[name]) for name, tensor in tensors.items() if name in allowed]
     problems += [f"missing {name}" for name in wanted if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in allowed]
-    problems += [f"{name} has shape {t.shape}, wanted {shape}" for name, t, shape in found if t.shape != shape]
+    problems += [f"{name} has shape {t.shape}, expected {shape}" for name, t, shape in found if t.shape != shape]
     dtypes = ", ".join(READ_AS)
-    problems += [f"{name} is stored as {t.dtype}, wanted {dtypes}" for name, t, _ in found if t.dtype not in READ_AS]
+    problems += [f"{name} is stored as {t.dtype}, expected {dtypes}" for name, t, _ in found if t.dtype not in READ_AS]
     if problems:
         raise PretrainedError(f"{folder}: {'; '.join(problems)}")
 
@@ -339,16 +335,6 @@ def _check_values(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredT
         raise PretrainedError(
             f'{folder}: {CONFIG} says that there are no biases, but not zero are {", ".join(wrong)}; with "bias": true '
             "they belong to the model"
-        )
-
-
-def _check_parameters(folder: Path, model: GPT, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise `PretrainedError` if a model, of a class derived from GPT, has parameters that no file has values of."""
-    shapes = {name: as_stored(name, parameter.data).shape for name, parameter in model.named_parameters()}
-    wrong = [name for name, shape in shapes.items() if name not in tensors or tensors[name].shape != shape]
-    if wrong:
-        raise PretrainedError(
-            f"{folder}: has no values for what {type(model).__name__} has beyond GPT: {', '.join(wrong)}"
         )
 
 
@@ -389,52 +375,54 @@ def fetch(repository: str) -> Path:
 # Writing
 
 
-def save(model: GPT, folder: str | os.PathLike[str]) -> None:
-    """Write a model to a folder that transformers' `GPT2LMHeadModel.from_pretrained` opens, and `load`.
+def write(folder: str | os.PathLike[str], config: GPTConfig, parameters: Mapping[str, Any]) -> None:
+    """Write a model to a folder that transformers' `GPT2LMHeadModel.from_pretrained` opens, and `read`.
 
-    Each file is written whole or not at all. A model without biases is written with zeros. Raises `PretrainedError` for
-    one that is not GPT-2: with other options, or other parameters.
+    parameters: the arrays of a GPT by name. Each file is written whole or not at all. A model without biases is
+    written with zeros. Raises `PretrainedError` for one that is not GPT-2: see `check_is_gpt2`.
     """
     folder = Path(folder)
-    tensors = tensors_of(model)
+    tensors = check_is_gpt2(config, parameters)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
             _write_tensors(Path(temporary, WEIGHTS), tensors)
-            Path(temporary, CONFIG).write_text(json.dumps(_settings_of(model), indent=2) + "\n", encoding="utf-8")
+            settings = _settings_of(config, parameters["wte.weight"].dtype)
+            Path(temporary, CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(temporary, name), folder / name)
     except OSError as error:
         raise PretrainedError(f"{folder}: cannot be written ({reason(error)})") from error
 
 
-def tensors_of(model: GPT) -> dict[str, Any]:
-    """The arrays to store, by name; views of the parameters."""
-    config = model.config
+def check_is_gpt2(config: GPTConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays to store by their names in the file, views of the parameters.
+
+    Raises `PretrainedError` if GPT-2's layout has no place for the model: it has other options, or other parameters.
+    """
     how_it_learns = {"zero_init_residual", "checkpoint"}  # and not what it computes
     known = {*SIZES.values(), "n_head", "dropout", "bias", *how_it_learns}
     options = [(field, getattr(config, field.name)) for field in dataclasses.fields(config) if field.name not in known]
     problems = [f"option {field.name} {value!r}" for field, value in options if value != field.default]
 
-    stored = {name: as_stored(name, parameter.data) for name, parameter in model.named_parameters()}
-    wanted = layout(**{theirs: getattr(config, ours) for theirs, ours in SIZES.items()})
+    stored = {name: as_stored(name, array) for name, array in parameters.items()}
+    expected = layout(**{theirs: getattr(config, ours) for theirs, ours in SIZES.items()})
     if not config.bias:
-        dtype = model.wte.weight.dtype
-        stored |= {name: np.zeros(shape, dtype) for name, shape in wanted.items() if name.endswith(".bias")}
-    problems += [f"no {name}" for name in wanted if name not in stored]
-    problems += [f"a parameter {name}" for name in stored if name not in wanted]
+        dtype = parameters["wte.weight"].dtype
+        stored |= {name: np.zeros(shape, dtype) for name, shape in expected.items() if name.endswith(".bias")}
+    problems += [f"no {name}" for name in expected if name not in stored]
+    problems += [f"a parameter {name}" for name in stored if name not in expected]
     problems += [
         f"{name} {stored[name].dtype} {stored[name].shape} for {shape}"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name in stored and (stored[name].shape != shape or stored[name].dtype.name not in STORED_AS)
     ]
     if problems:
         raise PretrainedError(f"save_pretrained: GPT-2's layout has no place for this model: {'; '.join(problems)}")
-    return {f"{PREFIX}{name}": stored[name] for name in wanted}
+    return {f"{PREFIX}{name}": stored[name] for name in expected}
 
 
-def _settings_of(model: GPT) -> dict[str, Any]:
-    config = model.config
+def _settings_of(config: GPTConfig, dtype: np.dtype) -> dict[str, Any]:
     end_of_text = 50256 if config.vocab_size > 50256 else None  # GPT-2's; other vocabularies are not known here
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -446,7 +434,7 @@ def _settings_of(model: GPT) -> dict[str, Any]:
         **dict.fromkeys(DROPOUTS, config.dropout),
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "torch_dtype": model.wte.weight.dtype.name,
+        "torch_dtype": dtype.name,
         **({} if config.bias else {"bias": False}),
     }
 

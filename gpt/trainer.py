@@ -1,7 +1,7 @@
 """Training: nanoGPT's loop, with a run that can stop at any time and go on exactly where it was.
 
 A run's folder holds `last.safetensors` and `best.safetensors`, `metrics.csv`, and `loss.png` where matplotlib is
-installed; those of the programs' other runs hold other files of `RUN_FILES`.
+installed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import importlib
 import io
 import itertools
 import math
-import shlex
 import signal
 import sys
 import time
@@ -26,26 +24,19 @@ from tqdm import tqdm
 import minigrad as mg
 from minigrad import kernels, optim
 from minigrad.distributed import DataParallel, can_share
-from minigrad.kernels.cuda.graph import Captured
-from minigrad.kernels.cuda.products import rounding_to_tf32
-from minigrad.serialization import naming, remove_unfinished, write_atomically
+from minigrad.serialization import naming, write_atomically
 
-from . import checkpoint, lora, precision, pretrained
+from . import checkpoint, precision
 from .config import TrainConfig
-from .download import reason
-from .errors import CheckpointError, ConfigError, GPTError, memory_advice
+from .errors import CheckpointError, ConfigError, memory_advice
 from .figures import new_figure, save_figure
 from .model import GPT
+from .run import BEST, LAST, LOSS_CURVE, METRICS, progress_bar, refuse_divergence
 from .text.data import Dataset
 from .text.tokenizer import Tokenizer
-from .translation import translator
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
-
-
-class DivergedError(GPTError):
-    """The loss is no longer a finite number."""
 
 
 MOST_PROCESSES = 8  # unless more are asked for: each has gradients, which take memory and have to be added up
@@ -95,7 +86,7 @@ class Trainer:
         exact: dict[mg.Tensor, Any] = {p: p.data for p in model.parameters()}  # before they are rounded
         if config.dtype in ("bfloat16", "float16"):
             model.to(dtype=config.dtype)
-        self.scaler = optim.LossScaler() if config.dtype == "float16" else None
+        self.scaler = optim.GradScaler() if config.dtype == "float16" else None
         self.optimizer = model.configure_optimizer(
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -105,10 +96,10 @@ class Trainer:
         )
         self.optimizer.start_masters(exact)
         top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
-        self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.groups]
-        self.graph: Captured | None = None  # of a step; with float16 the host decides about every step
+        self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.param_groups]
+        self.graph: mg.cuda.Captured | None = None  # of a step; with float16 the host decides about every step
         if graph and self.scaler is None and self.device != "cpu" and kernels.in_use("cuda"):
-            self.graph = Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
+            self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
@@ -123,7 +114,7 @@ class Trainer:
         self.write_metrics()
         self.model.train()
         bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
-        tf32 = rounding_to_tf32(self.config.dtype == "tf32")
+        tf32 = mg.cuda.allow_tf32(self.config.dtype == "tf32")
         advice = memory_advice(
             "what takes less: a smaller --batch-size (with a larger --grad-accum the steps stay the same), "
             + self.less_memory
@@ -146,7 +137,7 @@ class Trainer:
             if self.interrupted:
                 if loss is not None:
                     self.refuse_divergence(loss.item())
-                self.save(checkpoint.LAST)
+                self.save(LAST)
         return not self.interrupted
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
@@ -154,7 +145,7 @@ class Trainer:
 
         On a GPU both stay there. Where the step is a CUDA graph, the next one overwrites them.
         """
-        for group, factor in zip(self.optimizer.groups, self.lr_factors, strict=True):
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = learning_rate * factor
         batches = (self.batch("train", mg.random.generator()) for _ in range(self.config.grad_accum))
         if self.graph is None:
@@ -221,11 +212,10 @@ class Trainer:
         )
 
     def refuse_divergence(self, loss: float) -> None:
-        """Raise `DivergedError` for a loss that is no finite number, before weights are saved that are of no use."""
-        if not math.isfinite(loss):
-            last = self.out / checkpoint.LAST
-            saved = f" ({last} is from before)" if last.exists() else ""
-            raise DivergedError(f"the loss is {loss} after step {self.iteration}; try a lower --learning-rate{saved}")
+        """Raise `DivergedError` for a loss that is not finite."""
+        last = self.out / LAST
+        saved = f" ({last} is from before)" if last.exists() else ""
+        refuse_divergence(loss, self.iteration, f"try a lower --learning-rate{saved}")
 
     # Estimates of the losses
 
@@ -238,8 +228,8 @@ class Trainer:
         best = losses["val"] < self.best_val_loss
         if best:
             self.best_val_loss = losses["val"]
-            self.save(checkpoint.BEST)
-        self.save(checkpoint.LAST)
+            self.save(BEST)
+        self.save(LAST)
         with bar.external_write_mode(file=sys.stdout):
             print(
                 f"step {self.iteration:>5}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}"
@@ -267,9 +257,13 @@ class Trainer:
 
     # Saving and resuming
 
+    def saved_options(self) -> dict[str, Any]:
+        """The options of the training as a checkpoint keeps them."""
+        return {**dataclasses.asdict(self.config), "processes": self.processes_asked_for}
+
     def save(self, name: str) -> None:
         run = {
-            "train_config": {**dataclasses.asdict(self.config), "processes": self.processes_asked_for},
+            "train_config": self.saved_options(),
             "iteration": self.iteration,
             "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
             "rows": self.rows,
@@ -282,7 +276,7 @@ class Trainer:
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved: weights, moments, random numbers, metrics."""
         run = saved.run
-        check_same_text(saved, self.data_id)
+        saved.check_same_text(self.data_id)
         try:
             self.model.load_state_dict(saved.part("model"))
             self.optimizer.load_state_dict(saved.part("optimizer"))
@@ -319,7 +313,7 @@ class Trainer:
     def add_row(self, values: dict[str, Any]) -> None:
         """A line of metrics.csv, written at once."""
         self.rows.append({"iteration": self.iteration, **values})
-        path = self.out / "metrics.csv"
+        path = self.out / METRICS
         with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
 
@@ -329,7 +323,7 @@ class Trainer:
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self.out / "metrics.csv", text.getvalue().encode())
+        write_atomically(self.out / METRICS, text.getvalue().encode())
 
     def plot_losses(self) -> Path | None:
         """Draw the loss curves to loss.png; None without matplotlib."""
@@ -346,90 +340,4 @@ class Trainer:
             axes.plot([row["iteration"] for row in rows], [row[column] for row in rows], label=label, **style)
         axes.grid(alpha=0.3)
         axes.legend()
-        return save_figure(figure, self.out / "loss.png")
-
-
-def progress_bar(**options: Any) -> tqdm:
-    """A bar of steps on standard error, seldom drawn where that is no terminal, and not at all where it is closed."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        unit="it",
-        mininterval=0.2 if terminal else 20,
-        dynamic_ncols=terminal,
-        disable=sys.stderr is None,
-        **options,
-    )
-
-
-def check_same_text(saved: checkpoint.Checkpoint | None, data_id: str) -> None:
-    """Raise `ConfigError` if the run that is resumed, if there is one, was trained on another text."""
-    if saved is not None and saved.run["data_id"] != data_id:
-        raise ConfigError(f"{saved.path} was trained on another text; resume with the same --data")
-
-
-def resume_command() -> str:
-    """The command line of this program, with --resume."""
-    return shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
-
-
-ENGINE = "engine"  # a folder in that of a run with --ops: the same run with the engine's operations alone
-RUN_FILES = (
-    *(checkpoint.LAST, checkpoint.BEST, "metrics.csv", "loss.png", "ops.csv", "ops.png", lora.ADAPTERS),
-    *(translator.MODEL, "cross_attention.png"),
-)
-
-
-@contextlib.contextmanager
-def run_folder(out: Path) -> Iterator[None]:
-    """Make the folder of a run, and keep other runs out of it until the end.
-
-    What a run that was killed in the middle of writing left there is removed. Raises `ConfigError` if the folder cannot
-    be made, if another run is using it, and if it has a model in Hugging Face's layout, which `gpt.loading.load_model`
-    would take for the run's.
-    """
-    if (out / pretrained.CONFIG).is_file():
-        raise ConfigError(
-            f"{out / pretrained.CONFIG} is there, so what loads a model from {out} would not take the run's, but the "
-            f"one that this file belongs to; name another folder with --out"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be made ({reason(error)})") from error
-    with open(out / ".lock", "a") as file:
-        if _lock(file, out):
-            for folder, name in itertools.product((out, out / ENGINE), RUN_FILES):
-                remove_unfinished(folder / name)
-        yield
-
-
-def _lock(file: Any, out: Path) -> bool:
-    """Lock a file until it is closed. False where there are no such locks: on Windows and in some file systems.
-
-    It is a process that has such a lock, not an open file: when the process dies it is free again, even if copies of
-    the process, as `DataParallel` makes them, are still there.
-    """
-    try:
-        fcntl: Any = importlib.import_module("fcntl")
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise ConfigError(f"another run is using {out}; wait for its end, or name another folder with --out") from error
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def keep_previous_run(out: Path) -> Path | None:
-    """Move the files of an earlier run in `out` into a folder of their own; that folder, or None if there was none.
-
-    An earlier run, of whichever program, is one that left any of `RUN_FILES`.
-    """
-    found = [name for name in RUN_FILES if (out / name).exists()]
-    if not found:
-        return None
-    number = next(n for n in range(1, sys.maxsize) if not (out / f"previous-{n}").exists())
-    aside = out / f"previous-{number}"
-    aside.mkdir()
-    for name in [*found, *([ENGINE] if (out / ENGINE).is_dir() else [])]:
-        (out / name).rename(aside / name)
-    return aside
+        return save_figure(figure, self.out / LOSS_CURVE)

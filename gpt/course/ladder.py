@@ -12,7 +12,7 @@ Shapes: B sequences in a batch, T tokens in each, C = n_embd channels, nh heads 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import minigrad as mg
 from minigrad import functional as F
@@ -52,24 +52,18 @@ class LanguageModel(nn.Module):
     def next_logits(self, ids: Any, cache: None = None, padding: Any = None) -> mg.Tensor:
         """Logits (B, V) for the token after the last of each row: what gpt/sample.py asks for."""
         if padding is not None:
-            raise ConfigError(f"{type(self).__name__}.generate: wanted prompts of one length")
+            raise ConfigError(f"{type(self).__name__}.generate: expected prompts of one length")
         return self.logits(self.hidden_states(ids)[:, -1])
 
-    def generate(
-        self,
-        ids: Any,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Any:
+    def new_cache(self) -> None:
+        """None: a rung computes all tokens again for each new one."""
+
+    def generate(self, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Any:
         """Continue each row of ids (B, T) by `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
 
-        See `gpt.sample.stream` for the options. Beyond block_size the model sees the last block_size tokens.
+        The options are the fields of `gpt.sample.Sampling`. Beyond block_size the model sees the last of the tokens.
         """
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        return generate(cast(GPT, self), ids, max_new_tokens, use_cache=False, **options)
+        return generate(self, ids, max_new_tokens, *sampling, **options)
 
 
 # Rung 1: pairs

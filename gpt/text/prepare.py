@@ -19,8 +19,7 @@ import numpy as np
 
 from minigrad.serialization import naming, write_atomically
 
-from ..download import reason
-from ..errors import ConfigError, DataError, TokenError
+from ..errors import ConfigError, DataError, TokenError, reason
 from .data import META, TRAIN, VAL
 from .tokenizer import END_OF_TEXT, Tokenizer
 
@@ -101,9 +100,9 @@ def _last_cut(text: str) -> int:
 def check_options(val_fraction: float, workers: int) -> None:
     """Raise `ConfigError` for options that have no meaning."""
     if not 0 < val_fraction < 1:
-        raise ConfigError(f"val_fraction is {val_fraction}; wanted above 0 and below 1")
+        raise ConfigError(f"val_fraction is {val_fraction}; expected above 0 and below 1")
     if workers < 1:
-        raise ConfigError(f"workers is {workers}; wanted at least 1")
+        raise ConfigError(f"workers is {workers}; expected at least 1")
 
 
 def prepare(

@@ -15,12 +15,12 @@ import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
 from ..errors import CheckpointError, ConfigError, DataError
+from ..run import TRANSLATOR
 from ..text.tokenizer import CharTokenizer
 from .pairs import Pair
 from .seq2seq import END, PAD, START, Seq2Seq, Seq2SeqConfig
 
 SPECIAL = ("<pad>", "<start>", "<end>")  # PAD, START and END
-MODEL = "model.safetensors"
 
 
 class Vocabulary:
@@ -140,10 +140,10 @@ class Translator:
     ) -> list[str]:
         """The translations of texts, `batch_size` of about one length at a time."""
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}; wanted a whole number of at least 1")
+            raise ConfigError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         for text in texts:
             if not text:
-                raise DataError("a text to translate is empty; wanted at least one character")
+                raise DataError("a text to translate is empty; expected at least one character")
         sources = [self.source.encode(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(sources[i]))
         found: dict[int, str] = {}
@@ -177,11 +177,11 @@ class Translator:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Translator:
-        """Read what `save` wrote: a file, or the folder that holds it under the name `MODEL`, in evaluation mode.
+        """Read what `save` wrote: a file, or the folder that holds it under the name `TRANSLATOR`, in evaluation mode.
 
         Raises `CheckpointError` if it is missing, damaged, or something else.
         """
-        path = Path(path, MODEL) if Path(path).is_dir() else Path(path)
+        path = Path(path, TRANSLATOR) if Path(path).is_dir() else Path(path)
         try:
             tensors, metadata = load_with_metadata(path)
             if "minigrad.seq2seq" not in metadata:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from ..autograd import call_in_scope, mark_written
 from ..backend import as_dtype, kind_of, to_device
+from ..in_place import mark_written
+from ..modes import call_in_scope
 from ..tensor import Tensor
 
 
@@ -90,7 +91,7 @@ class Module:
         problems = [f"missing {name}" for name in own if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
         problems += [
-            f"{name} has shape {np.shape(state[name])}, wanted {parameter.shape}"
+            f"{name} has shape {np.shape(state[name])}, expected {parameter.shape}"
             for name, parameter in own.items()
             if name in state and np.shape(state[name]) != parameter.shape
         ]
@@ -105,13 +106,13 @@ class Module:
             parameter.data[...] = Tensor(state[name], dtype=parameter.dtype, device=parameter.device).data
             mark_written(parameter.data)
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Switch this module and all inside it to training (dropout on), or with False to evaluation."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Switch to evaluation: dropout is off."""
         return self.train(False)
 
@@ -125,10 +126,10 @@ class Module:
         finally:
             self.train(was_training)
 
-    def to(self, device: str | None = None, dtype: Any = None) -> Module:
+    def to(self, device: str | None = None, dtype: Any = None) -> Self:
         """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
         if dtype is not None and kind_of(as_dtype(dtype)) != "f":
-            raise TypeError(f"{type(self).__name__}.to: wanted a floating dtype, got {as_dtype(dtype)}")
+            raise TypeError(f"{type(self).__name__}.to: expected a floating dtype, got {as_dtype(dtype)}")
         for parameter in self.parameters():
             array = parameter.data if device is None else to_device(parameter.data, device)
             parameter.data = array if dtype is None else array.astype(as_dtype(dtype), copy=False)
@@ -151,7 +152,7 @@ class ModuleList(Module):
     def __init__(self, modules: Any = ()) -> None:
         for i, module in enumerate(modules):
             if not isinstance(module, Module):
-                raise TypeError(f"{type(self).__name__}: wanted modules, got {type(module).__name__} at place {i}")
+                raise TypeError(f"{type(self).__name__}: expected modules, got {type(module).__name__} at place {i}")
             setattr(self, str(i), module)
 
     def __len__(self) -> int:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..autograd import AutogradError, Context, Scope, Variable, count_uses, owner_of
+from ..autograd import AutogradError, Context, Variable, count_uses
 from ..backend import Array, is_array
+from ..in_place import owner_of
+from ..modes import Scope
 from ..nn import Module
 
 
@@ -27,7 +29,7 @@ class Tape:
 
     def __init__(self, asked: str, root: Variable, model: Module | None = None) -> None:
         if not isinstance(root, Variable):
-            raise TypeError(f"{asked}: wanted a tensor, got {type(root).__name__}")
+            raise TypeError(f"{asked}: expected a tensor, got {type(root).__name__}")
         if not root.requires_grad:
             raise AutogradError(
                 f"{asked}: this tensor has no tape: it was computed inside no_grad, detached, or from tensors of which "

@@ -36,21 +36,21 @@ def test_the_loss_is_read_only_when_it_is_logged(tmp_path, monkeypatch):
     """Two numbers, the loss and the gradient's norm, for each line of the log, and nothing in between."""
     trainer = trainer_on_gpu(tmp_path, max_iters=40)
     monkeypatch.setattr(trainer, "is_evaluated", lambda: True)  # so that it neither evaluates nor saves
-    before = fake_cupy.synchronisations
+    before = fake_cupy.synchronizations
     trainer.train()
     assert len(trainer.rows) == 5  # the first step and every tenth
-    assert fake_cupy.synchronisations - before == 2 * 5
+    assert fake_cupy.synchronizations - before == 2 * 5
 
 
 def test_an_evaluation_reads_its_losses_when_all_are_computed(tmp_path, monkeypatch):
     trainer = trainer_on_gpu(tmp_path, eval_iters=3)
     read = []
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda *args: (read.append(fake_cupy.synchronisations), loss(*args))[1])
+    monkeypatch.setattr(trainer, "loss", lambda *args: (read.append(fake_cupy.synchronizations), loss(*args))[1])
     trainer.estimate_losses()
     assert read[0] == read[2]
     assert read[3] == read[5]
-    assert fake_cupy.synchronisations - read[0] == 6
+    assert fake_cupy.synchronizations - read[0] == 6
 
 
 # What the fake refuses
@@ -82,7 +82,7 @@ def test_numpys_functions_find_their_way_to_cupys(cupy):
 def test_waiting_is_counted_and_can_be_forbidden(cupy, wait):
     x = cupy.ones(())
     wait(x)
-    assert fake_cupy.synchronisations == 1
+    assert fake_cupy.synchronizations == 1
     with no_waiting(), pytest.raises(fake_cupy.DeviceSynchronized):
         wait(x)
 

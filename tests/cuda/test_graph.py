@@ -53,10 +53,10 @@ def test_losses_of_every_step_and_of_several_batches(launches, tmp_path):
 
 def test_the_step_waits_for_nothing(launches, tmp_path):
     trainer = new_gpu_trainer(tmp_path, dtype="bfloat16")
-    before = fake_cupy.synchronisations
+    before = fake_cupy.synchronizations
     for _ in range(5):
         trainer.step(1e-3)
-    assert fake_cupy.synchronisations == before
+    assert fake_cupy.synchronizations == before
     assert trainer.graph.recording is not None
 
 

@@ -42,9 +42,9 @@ def test_training_with_kernels_is_training_without(kernels_run, dtype, tolerance
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_training_step_does_not_wait_for_the_gpu(kernels_run, dtype):
-    before = fake_cupy.synchronisations
+    before = fake_cupy.synchronizations
     losses_without_a_trainer(dtype, "cuda", dropout=0.1)
-    assert fake_cupy.synchronisations - before == 2 * 4  # `item` and `float`, which the test itself asked for
+    assert fake_cupy.synchronizations - before == 2 * 4  # `item` and `float`, which the test itself asked for
     assert "dropout" in kernels_run
 
 

@@ -225,6 +225,7 @@ def test_queries_keys_and_values_of_one_array_get_its_gradient_without_a_copy():
 ROW_BY_ROW = {
     "gelu, exact": lambda x: F.gelu(x, approximate="none"),
     "silu": F.silu,
+    "softplus": F.softplus,
     "tanh": F.tanh,
     "sigmoid": F.sigmoid,
     "squared_relu": F.squared_relu,

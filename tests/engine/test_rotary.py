@@ -84,6 +84,6 @@ def test_positions_far_out_lose_no_precision_in_float32():
 )
 def test_what_rotary_refuses(x, options):
     with pytest.raises(
-        ValueError, match=r"Rotary: wanted floating x \(…, T, D\) with an even D, .* a base above 0; got"
+        ValueError, match=r"Rotary: expected floating x \(…, T, D\) with an even D, .* a base above 0; got"
     ):
         F.rotary(x, **options)

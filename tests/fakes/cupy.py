@@ -4,7 +4,7 @@ Its arrays hold NumPy arrays but are not NumPy arrays. It is at least as strict 
 
 - an array becomes a NumPy array only through `.get()`, `asnumpy` or `.item()`, and no operation mixes the two;
 - what makes the host wait for the GPU (`get`, `item`, `float`, `bool`, `nonzero`, boolean indices) is counted in
-  `synchronisations`, and raises inside `cupyx.allow_synchronize(False)`, as it does in CuPy;
+  `synchronizations`, and raises inside `cupyx.allow_synchronize(False)`, as it does in CuPy;
 - only the functions, methods and keyword arguments that are listed here exist; tests/cuda/test_fake_cupy.py compares
   the lists with CuPy where it is installed;
 - a stream that captures runs nothing: the work given to it is put on a tape, which `Graph.launch` plays on the same
@@ -30,7 +30,7 @@ GPUS = 2
 SCALARS = (bool, int, float, complex, np.generic)
 DTYPES = "?bBhHiIlLqQefdFDE"  # the last is bfloat16
 
-synchronisations = 0
+synchronizations = 0
 _may_synchronise = True
 _current = 0  # the current GPU
 
@@ -40,8 +40,8 @@ cupyx: Any = types.ModuleType("cupyx")
 
 def install(monkeypatch: Any) -> None:
     """Let `import cupy` and `import cupyx` find the fake until the test ends."""
-    global synchronisations, _current, _capturing, _tape, _allocate_pinned
-    synchronisations = _current = 0
+    global synchronizations, _current, _capturing, _tape, _allocate_pinned
+    synchronizations = _current = 0
     _capturing = _tape = _allocate_pinned = None
     for module in (cupy, cupyx, cupyx.scipy, cupyx.scipy.special):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -52,10 +52,10 @@ class DeviceSynchronized(RuntimeError):
 
 
 def _synchronise() -> None:
-    global synchronisations
+    global synchronizations
     if _capturing is not None:
         raise CaptureError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
-    synchronisations += 1
+    synchronizations += 1
     if not _may_synchronise:
         raise DeviceSynchronized("Device synchronization was detected while disallowed.")
 
@@ -677,6 +677,8 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
     for operand in (a, b):
         if not isinstance(operand, ndarray):
             raise TypeError(f"Unsupported type {type(operand)}")
+    if max(a.ndim, b.ndim) > 2 and a.size and b.size and "bfloat16" in (str(a.dtype), str(b.dtype)):
+        raise TypeError("CuPy multiplies stacks of bfloat16 matrices as integers, and its kernel does not compile")
     with np.errstate(all="ignore"):
         wide = [_host(x).astype(np.promote_types(x.dtype, "f") if x.dtype.char == "e" else x.dtype) for x in (a, b)]
         product = _array(np.matmul(*wide).astype(np.promote_types(a.dtype, b.dtype), copy=False))

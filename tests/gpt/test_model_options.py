@@ -133,12 +133,12 @@ def test_an_untied_head_starts_like_the_embeddings_and_learns_by_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "alibi"}, "position is 'alibi'; wanted 'learned' or 'rotary'"),
-        ({"norm": "batch"}, "norm is 'batch'; wanted 'layer' or 'rms'"),
-        ({"activation": "relu"}, "activation is 'relu'; wanted 'gelu' or 'relu2'"),
-        ({"position": "rotary", "n_embd": 6}, "position 'rotary' wants heads of an even size, not of 3"),
-        ({"logit_softcap": -1.0}, "logit_softcap is -1.0; wanted a number of at least 0"),
-        ({"logit_softcap": math.nan}, "logit_softcap is nan; wanted a number of at least 0"),
+        ({"position": "alibi"}, "position is 'alibi'; expected 'learned' or 'rotary'"),
+        ({"norm": "batch"}, "norm is 'batch'; expected 'layer' or 'rms'"),
+        ({"activation": "relu"}, "activation is 'relu'; expected 'gelu' or 'relu2'"),
+        ({"position": "rotary", "n_embd": 6}, "position 'rotary' needs an even head size, got 3"),
+        ({"logit_softcap": -1.0}, "logit_softcap is -1.0; expected a number of at least 0"),
+        ({"logit_softcap": math.nan}, "logit_softcap is nan; expected a number of at least 0"),
     ],
 )
 def test_options_without_meaning(options, message):
@@ -162,7 +162,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(options):
     optimizer = model.configure_optimizer(lr=1e-3, weight_decay=0.1, optimizer="muon", muon_lr=0.05)
     named = dict(model.named_parameters())
     found = {}
-    for group in optimizer.groups:
+    for group in optimizer.param_groups:
         found |= dict.fromkeys(group["params"], (group["lr"], group.get("split"), group["weight_decay"]))
     assert len(found) == len(optimizer.params) == len(named)
     for name, parameter in named.items():
@@ -171,5 +171,5 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(options):
             assert found[parameter] == (0.05, 3 if "c_attn" in name else 1, decay), name
         else:
             assert found[parameter] == (1e-3, None, decay), name
-    with pytest.raises(ConfigError, match="optimizer is 'sgd'; wanted 'adamw' or 'muon'"):
+    with pytest.raises(ConfigError, match="optimizer is 'sgd'; expected 'adamw' or 'muon'"):
         model.configure_optimizer(lr=1e-3, optimizer="sgd")

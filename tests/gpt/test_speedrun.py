@@ -29,7 +29,7 @@ def test_every_group_follows_the_schedule_in_proportion(tmp_path):
     seen = []
     for _ in range(13):
         trainer.step(trainer.learning_rate())
-        seen.append(sorted({group["lr"] for group in trainer.optimizer.groups}))
+        seen.append(sorted({group["lr"] for group in trainer.optimizer.param_groups}))
     np.testing.assert_allclose([muon / adamw for adamw, muon in seen], 40)
     np.testing.assert_allclose([seen[0][0], seen[3][0], seen[12][0]], [0.25e-3, 1e-3, 1e-4])
 
@@ -75,12 +75,12 @@ def test_a_model_with_everything_learns(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; wanted 'adamw' or 'muon'"),
-        ({"schedule": "step"}, "schedule is 'step'; wanted 'cosine' or 'linear'"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected 'adamw' or 'muon'"),
+        ({"schedule": "step"}, "schedule is 'step'; expected 'cosine' or 'linear'"),
         ({"lr_hold_iters": 5}, "lr_hold_iters 5 is for the schedule 'linear', not 'cosine'"),
-        ({"lr_hold_iters": -1}, "lr_hold_iters is -1; wanted a whole number of at least 0"),
-        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; wanted a number of at least 0"),
-        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; wanted more, as Muon's"),
+        ({"lr_hold_iters": -1}, "lr_hold_iters is -1; expected a whole number of at least 0"),
+        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; expected a number of at least 0"),
+        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; expected more: Muon's learning rate"),
     ],
 )
 def test_training_options_without_meaning(options, message):

@@ -11,7 +11,7 @@ from .compare import (
     assert_same_gradients,
     assert_same_losses_and_gradients,
     copy_weights,
-    randomise,
+    randomize,
     torch,
 )
 
@@ -33,7 +33,7 @@ def gpts(dtype, **shape):
 @pytest.mark.parametrize("length", [12, 7, 1], ids="{} tokens".format)
 def test_logits_loss_and_all_gradients(bias, length):
     ours, theirs = gpts("float64", block_size=12, vocab_size=29, n_layer=3, n_head=4, n_embd=32, bias=bias)
-    randomise(ours)
+    randomize(ours)
     copy_weights(ours, theirs)
     rng = np.random.default_rng(0)
     ids, targets = rng.integers(0, 29, (2, 3, length))

@@ -1,0 +1,141 @@
+"""Options of a program: fields of a dataclass, declared once, as command-line options, and their checks."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+TYPES = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that the command line knows: its help text, and the choices if there are any."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def fields_of(config: type, *, without: tuple[str, ...] = ()) -> list[dataclasses.Field]:
+    """The fields of a dataclass, except those named."""
+    return [field for field in dataclasses.fields(config) if field.name not in without]
+
+
+def add_options(
+    parser: Any,
+    fields: Iterable[dataclasses.Field],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> None:
+    """Add an option to the parser for each field: n_layer becomes --n-layer.
+
+    presets: values for fields by the name of the preset; the help text lists them, and the field's own default where
+        not every preset has a value. A preset called "default" replaces the fields' defaults in the help text.
+    aliases: another name of an option, such as "--max-iters", by the field's name.
+
+    An option that is not given is None, so that a program can tell what was given; see `given`.
+    """
+    presets, aliases = presets or {}, aliases or {}
+    for field in fields:
+        values = {preset: chosen[field.name] for preset, chosen in presets.items() if field.name in chosen}
+        if "default" not in values and (not presets or len(values) < len(presets)):
+            place = {"default": field.default}  # first where it can be overridden, last after a list of presets
+            values = place | values if "default" in presets else values | place
+        shown = ", ".join(f"{preset}: {value}" for preset, value in values.items() if value not in ("", None))
+        about = field.metadata["help"] + (f" ({shown})" if shown else "")
+        flags = ["--" + field.name.replace("_", "-"), *filter(None, [aliases.get(field.name)])]
+        if field.type == "bool":
+            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            kind, choices = TYPES[str(field.type)], field.metadata["choices"]
+            parser.add_argument(*flags, type=kind, choices=choices, help=about)
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in vars(args).items() if value is not None}
+
+
+def pick(options: Mapping[str, Any], fields: Iterable[dataclasses.Field]) -> dict[str, Any]:
+    """The options that are among the fields."""
+    return {field.name: options[field.name] for field in fields if field.name in options}
+
+
+def describe(config: Any, fields: Iterable[dataclasses.Field]) -> str:
+    """The values of a config's fields as one line of text."""
+    return ", ".join(f"{field.name} {getattr(config, field.name)}" for field in fields)
+
+
+# Options that several programs have
+
+
+def add_device_option(parser: argparse.ArgumentParser, default: str | None = "cpu", about: str = "cpu") -> None:
+    """--device."""
+    parser.add_argument("--device", default=default, help=f'"cpu", "cuda" or "cuda:N" (default: {about})')
+
+
+def add_model_options(parser: argparse.ArgumentParser, default: str | None = "out") -> None:
+    """--model, also called --checkpoint, and --adapters: what `gpt.loading.load_model` loads."""
+    about = 'a run\'s folder, a checkpoint, a folder with GPT-2\'s files, or "gpt2", "gpt2-medium" …'
+    parser.add_argument(
+        "--checkpoint",
+        "--model",
+        metavar="MODEL",
+        default=default,
+        required=default is None,
+        help=about + (f" (default: {default})" if default else ""),
+    )
+    parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
+
+
+def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """--out and --resume."""
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default=out,
+        type=Path,
+        help=f"folder of the run (default: {out}); the files of an earlier run there are moved to previous-1/ …",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+
+
+def add_graph_option(parser: argparse.ArgumentParser) -> None:
+    """--graph and --no-graph: the argument `graph` of `Trainer`, which is not saved with a run."""
+    parser.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU: capture a training step as a CUDA graph and replay it, with the same bits; not for float16, "
+        "and not without the CUDA kernels (default: yes)",
+    )
+
+
+# Checks
+
+
+def check_choices(options: Any) -> None:
+    """Raise `ConfigError` for a field that is not one of its choices, or not a boolean where it must be one."""
+    for field in dataclasses.fields(options):
+        value, choices = getattr(options, field.name), field.metadata["choices"]
+        if field.type == "bool" and type(value) is not bool:  # "no" counts as true
+            raise ConfigError(f"{field.name} is {value!r}; expected True or False")
+        if choices and value not in choices:
+            raise ConfigError(f"{field.name} is {value!r}; expected {' or '.join(map(repr, choices))}")
+
+
+def check_whole(options: Any, least: Mapping[str, int]) -> None:
+    """Raise `ConfigError` for a field that is not a whole number of at least the given one."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if type(value) is not int or value < minimum:
+            raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
+
+
+def number_or_nan(value: Any) -> Any:
+    """A number unchanged, and NaN for anything else: NaN lies in no range, so the check of a range rejects it."""
+    return value if isinstance(value, Real) else math.nan
