@@ -722,6 +722,7 @@ def test_the_exercises_solved_train_as_the_engine_does(train, tmp_path):
     assert "yours, but not used by this model: MatMul, Multiply, Softmax" in printed
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_with_some_written_the_engine_does_the_rest(train, copied):
     (copied / "ex05_linear.py").write_text(
         with_backward("ex05_linear.py", BACKWARD["ex05_linear.py"]), encoding="utf-8"
@@ -745,6 +746,7 @@ def test_a_wrong_backward_is_a_curve_that_parts(train, copied):
     assert np.abs(losses[:, 1] - losses[:, 2]).max() > 1e-3
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_diverges_is_compared_as_far_as_it_went(train, copied):
     text = with_backward("ex03_gelu.py", "        return g * math.nan\n")
     (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
@@ -772,6 +774,7 @@ def test_a_run_without_a_single_loss_is_compared_too(train, copied, tmp_path):
     assert not (tmp_path / "out" / "best.safetensors").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("options", [["--seed", 7], ["--dropout", 0.1]])
 def test_a_run_is_not_compared_with_the_engine_s_of_another(train, copied, tmp_path, options):
     """The other one's is moved aside with the rest, and not taken if it is found beside a run that is resumed."""
@@ -790,6 +793,7 @@ def test_a_run_is_not_compared_with_the_engine_s_of_another(train, copied, tmp_p
     assert (tmp_path / "out" / "previous-2" / "engine" / "last.safetensors").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_comparison_goes_on_where_it_was(train, copied, tmp_path):
     write_solutions(copied)
     _, _, whole = train(copied, "--max-iters", 20)

@@ -339,6 +339,7 @@ def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {TRANSLATOR, LAST, ".lock"}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path, capsys):
     for _ in range(2):
         assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
@@ -357,6 +358,7 @@ def test_a_trained_model_translates(trained, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_any_pairs_will_do(tmp_path, capsys):
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{i}\t{str(i)[::-1]}\n" for i in range(100, 150)), encoding="utf-8")
@@ -376,6 +378,7 @@ def test_long_texts_and_quotation_marks_do_no_harm_to_what_is_printed(tmp_path, 
     assert command[-1].startswith('$HOME "it\'s" ')
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch):
     program = load_program("translate")
 
@@ -401,6 +404,7 @@ def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("file", [1, 2, 3])
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_estimate_counts_once_it_is_on_the_disk(tmp_path, capsys, monkeypatch, file):
     """Ctrl-C while the first estimate's model or run is written: there is nothing to show. Later there is the first."""
     files, save = itertools.count(1), mg.save
@@ -430,6 +434,7 @@ def tensors_of(path):
 
 
 @pytest.mark.parametrize("stop", [4, 16])
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
     """From its last estimate, in the first epoch or the second: the same files, bit for bit, and the same curves."""
     options = [*RUN, "--steps", 20, "--eval-interval", 4]
@@ -472,6 +477,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     assert program.read_run(tmp_path)[0]["run"]["done"] == 2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_goes_on_to_more_steps(tmp_path):
     assert run_program("translate", *RUN, "--steps", 8, "--eval-interval", 4, "--out", tmp_path / "whole") == 0
     assert run_program("translate", *RUN, "--steps", 4, "--eval-interval", 4, "--out", tmp_path / "parts") == 0
@@ -480,6 +486,7 @@ def test_a_run_goes_on_to_more_steps(tmp_path):
     assert parts == whole
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_makes_a_run_another_one_is_refused(tmp_path):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"{i}\t{i}\n" for i in range(100, 130)), encoding="utf-8")
@@ -494,6 +501,7 @@ def test_what_makes_a_run_another_one_is_refused(tmp_path):
     assert "was trained on other pairs" in str(run_program("translate", "--out", tmp_path, "--resume"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_goes_on_where_its_pairs_have_been_moved(tmp_path, capsys):
     pairs, moved = tmp_path / "pairs.tsv", tmp_path / "moved.tsv"
     pairs.write_text("".join(f"{i}\t{i}\n" for i in range(100, 130)), encoding="utf-8")
@@ -505,6 +513,7 @@ def test_a_run_goes_on_where_its_pairs_have_been_moved(tmp_path, capsys):
         assert f"data        {moved}: " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_no_limit_on_the_gradient_is_written_as_0(tmp_path):
     """As for the other programs: it trains as with a limit that is never reached."""
     for clip in (0, 1e9):
@@ -513,6 +522,7 @@ def test_no_limit_on_the_gradient_is_written_as_0(tmp_path):
     assert none == high
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_run_of_another_program_is_moved_aside(tmp_path, capsys):
     (tmp_path / "best.safetensors").write_bytes(b"precious")
     (tmp_path / "metrics.csv").touch()
@@ -536,6 +546,7 @@ def test_a_folder_that_cannot_be_one_is_refused_before_the_work(tmp_path, monkey
     assert "but not a run of examples/translate.py" in str(run_program("translate", "--out", tmp_path, "--resume"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
     """Over fewer steps than --average it is the plain mean; with --average 1 it is the last step."""
     program, pairs = load_program("translate"), number_pairs(50, 0)
@@ -552,6 +563,7 @@ def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
         np.testing.assert_allclose(training.averaged.model.lm_head.weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_same_seed_gives_the_same_model(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_program("translate", *TINY, "--steps", 3, "--dropout", 0.1, "--seed", seed, "--out", tmp_path / name)
