@@ -98,7 +98,8 @@ class Trainer:
         top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
         self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.groups]
         self.graph: mg.cuda.Captured | None = None  # of a step; with float16 the host decides about every step
-        if graph and self.scaler is None and self.device != "cpu" and kernels.in_use("cuda"):
+        needed = model.wte.weight.dtype, *mg.cuda.GRAPH_KERNELS
+        if graph and self.scaler is None and self.device != "cpu" and kernels.in_use(self.device, *needed):
             self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
         self.iteration = 0  # steps done

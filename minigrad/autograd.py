@@ -302,11 +302,10 @@ class Function:
                 needs_grad[i] = recording and argument.requires_grad
         wanted = True in needs_grad
         on_gpu = get_array_module(*arrays) is not np
-        if on_gpu:
-            check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
+        device = check_same_device(cls.__name__, [a for a in arrays if is_array(a)]) if on_gpu else "cpu"
 
         ctx = Context(cls, tuple(needs_grad))
-        run = ctx.implementation = implementation(cls, "cuda" if on_gpu else "cpu", arrays)
+        run = ctx.implementation = implementation(cls, device, arrays)
         started = perf_counter()
         try:
             result = run.forward(ctx, *arrays)

@@ -51,8 +51,8 @@ def device_of(array: Array) -> str:
     return "cpu" if get_array_module(array) is np else f"cuda:{array.device.id}"
 
 
-def check_same_device(operation: str, arrays: list[Array]) -> None:
-    """Raise `DeviceError` unless all the arrays live on one device. If that is a GPU, it becomes the current one.
+def check_same_device(operation: str, arrays: list[Array]) -> str:
+    """The device of the arrays; raises `DeviceError` unless it is one. If that is a GPU, it becomes the current one.
 
     CuPy makes new arrays on the current GPU, wherever the arrays that it computes them from are.
     """
@@ -61,8 +61,9 @@ def check_same_device(operation: str, arrays: list[Array]) -> None:
         raise DeviceError(
             f"{operation}: its arrays live on {' and '.join(devices)}; move them to one device with .to()"
         )
-    if devices and devices[0] != "cpu":
+    if devices[0] != "cpu":
         arrays[0].device.use()
+    return devices[0]
 
 
 def cuda_is_available() -> bool:

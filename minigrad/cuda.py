@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from .backend import check_device, on
 from .backend import cuda_is_available as is_available
+from .kernels.cuda.graph import NEEDED as GRAPH_KERNELS
 from .kernels.cuda.graph import Captured, CaptureError
 from .kernels.cuda.launch import compute_capability
 from .kernels.cuda.products import rounding_to_tf32 as allow_tf32
 
-__all__ = ["CaptureError", "Captured", "allow_tf32", "get_device_capability", "is_available"]
+__all__ = ["GRAPH_KERNELS", "CaptureError", "Captured", "allow_tf32", "get_device_capability", "is_available"]
 
 
 def get_device_capability(device: str = "cuda") -> tuple[int, int]:

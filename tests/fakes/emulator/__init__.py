@@ -1,7 +1,8 @@
 """CUDA kernels on the CPU: `emulated()` makes minigrad's CUDA kernels run on NumPy arrays, through emulator.hpp.
 
 The kernel's text is compiled by g++ as C++, with the emulator in front of it. Every array is handed over as a copy
-between guard zones, so that a write beyond its ends is found; what the kernel wrote is copied back.
+between guard zones, so that a write beyond its ends is found; what the kernel wrote is copied back. What is compiled
+lies in a temporary folder, or in the one that FOLDER_VARIABLE names in the environment, which processes can share.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +30,9 @@ HEADER = Path(__file__).with_name("emulator.hpp")
 GUARD, GUARD_BYTE = 256, 0xFF  # NaN in every format, so that reading beyond the ends of an array shows, too
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels for the emulator")
-_folder = tempfile.TemporaryDirectory(prefix="minigrad-emulated-")
+FOLDER_VARIABLE = "MINIGRAD_TESTS_EMULATED"
+_temporary = tempfile.TemporaryDirectory(prefix="minigrad-emulated-")
+_folder = os.environ.get(FOLDER_VARIABLE) or _temporary.name
 
 
 @contextlib.contextmanager
@@ -41,17 +45,23 @@ def emulated(order: int = 0) -> Iterator[None]:
         launch.emulate = before
 
 
-def _compile(*arguments: str) -> None:
-    options = ["-std=c++17", "-O1", "-fPIC", "-w"]
-    built = subprocess.run([COMPILER or "g++", *options, *arguments], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:4000]
+def _compile(target: Path, *arguments: str) -> None:
+    """Compile, unless the target is there; other processes see it whole or not at all."""
+    if not target.exists():
+        own = target.with_name(f"{os.getpid()}-{target.name}")
+        options = ["-std=c++17", "-O1", "-fPIC", "-w"]
+        built = subprocess.run([COMPILER or "g++", *options, "-o", own, *arguments], capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[:4000]
+        own.replace(target)
 
 
 @functools.cache
 def _header() -> Path:
     """The emulator, compiled ahead: reading it takes longer than reading a kernel."""
-    header = Path(shutil.copy(HEADER, _folder.name))
-    _compile("-x", "c++-header", "-o", f"{header}.gch", str(header))
+    header = Path(_folder, HEADER.name)
+    if not header.exists():
+        shutil.copy(HEADER, header)
+    _compile(header.with_name(f"{header.name}.gch"), "-x", "c++-header", str(header))
     return header
 
 
@@ -66,7 +76,7 @@ def _library(text: str) -> ctypes.CDLL:
     )
     stem = _header().parent / hashlib.sha256(text.encode()).hexdigest()[:16]
     stem.with_suffix(".cpp").write_text(f'#include "{HEADER.name}"\n{text}\n{launchers}')
-    _compile("-shared", "-o", f"{stem}.so", f"{stem}.cpp")
+    _compile(stem.with_suffix(".so"), "-shared", str(stem.with_suffix(".cpp")))
     return ctypes.CDLL(f"{stem}.so")
 
 
