@@ -59,7 +59,9 @@ def few_kernels(monkeypatch):
 
 
 def few_cases(all_cases, numbers):
-    yield from itertools.islice((case for case in all_cases(numbers) if case.arguments[0].size < 2000), 2)
+    """Two small ones, of odd sizes, so that a kernel is compiled for accesses of one element only."""
+    small = (case for case in all_cases(numbers) if case.arguments[0].size < 2000 and case.arguments[0].size % 2)
+    yield from itertools.islice(small, 2)
 
 
 def broken(names):

@@ -26,6 +26,7 @@ from .. import graph
 from . import answers
 from .cases import SUBJECTS, Subject
 from .check import largest_error
+from .run import no_memory
 
 _lock = threading.RLock()
 _answers: dict[str, dict[str, str]] = {}  # by device: for "LayerNorm float32", … how it failed, or "" if it passed
@@ -45,7 +46,7 @@ def allows(kernel: Any, device: str, arguments: Any) -> bool:
 
 def passed(device: str, dtype: Any = None, *names: str) -> bool:
     """Have these kernels passed for arrays of this dtype? Without names: all kernels? Without a dtype: any?"""
-    results = _answer(device)
+    results = _answer(device) or {}
     if dtype is None:
         return "" in results.values()
     asked = [f"{name} {dtype}" for name in names] or [unit for unit in results if unit.endswith(f" {dtype}")]
@@ -55,34 +56,39 @@ def passed(device: str, dtype: Any = None, *names: str) -> bool:
 def _decide(subject: Subject, kernel: Any, device: str, dtype: Any, text: tuple[Any, ...]) -> bool:
     key = kernel, device, dtype, text
     with _lock:
-        if key not in _allowed:
-            if _answer(device).get(f"{subject.name} {dtype}") != "":
-                _allowed[key] = False
-            elif text in subject.texts:
-                _allowed[key] = True
-            elif graph.is_capturing():
-                return False  # nothing runs now that could be compared
-            else:
-                _allowed[key] = _passes(subject, device, str(dtype), text)
-        return _allowed[key]
+        if key in _allowed:
+            return _allowed[key]
+        results = _answer(device)
+        allowed = results is not None and results.get(f"{subject.name} {dtype}") == ""
+        if graph.is_capturing() and (results is None or text not in subject.texts):
+            return False  # nothing runs now that could be compared
+        if allowed and text not in subject.texts:
+            allowed = _passes(subject, device, str(dtype), text)
+        _allowed[key] = allowed
+        return allowed
 
 
 def _passes(subject: Subject, device: str, dtype: str, text: tuple[Any, ...]) -> bool:
     try:
         largest_error(subject, dtype, [text])
     except Exception as error:
-        answers.say_failed(f"{subject.name} {dtype}, compiled for {text}", device, f"{type(error).__name__}: {error}")
+        which, words = f"{subject.name} {dtype}, compiled for {text},", f"{type(error).__name__}: {error}"
+        if no_memory(error):
+            answers.say(f"the CUDA kernel {which} could not be checked on {device}, so it stays off for now ({words})")
+        else:
+            answers.say_failed(which, device, words)
         return False
     return True
 
 
-def _answer(device: str) -> dict[str, str]:
+def _answer(device: str) -> dict[str, str] | None:
+    """What the check of a GPU found. None if there has been none, and there can be none now: a step is captured."""
     if device == "cuda":
         device = f"cuda:{importlib.import_module('cupy').cuda.Device().id}"
     if device not in _answers:
         with _lock:
             if device not in _answers:
                 if graph.is_capturing():
-                    return {}
+                    return None
                 _answers[device] = answers.answer(int(device.partition(":")[2]))
     return _answers[device]

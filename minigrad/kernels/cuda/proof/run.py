@@ -92,7 +92,7 @@ def prove(device: int, said: Callable[[str, Result], Any] = lambda unit, result:
     """Check all kernels on a GPU in other processes: the results by "LayerNorm float32", …. Raises `Unknown`."""
     results: dict[str, Result] = {}
     while True:
-        running, news, ended = None, 0, None
+        running, news, ended = None, 0, ""
         for message in messages(device, results):
             if "started" in message:
                 running = message["started"]
@@ -100,16 +100,17 @@ def prove(device: int, said: Callable[[str, Result], Any] = lambda unit, result:
                 unit, running, news = message.pop("unit"), None, news + 1
                 results[unit] = Result(**message)
                 said(unit, results[unit])
+            elif "unknown" in message:
+                raise Unknown(message["unknown"])
             elif "finished" in message:
                 return results
             else:
-                ended = message
-        assert ended is not None
-        if running is not None and "ended" in ended:
-            results[running] = Result(ended["ended"])
+                ended = message["ended"]
+        if running is not None:
+            results[running] = Result(ended)
             said(running, results[running])
-        elif not news or "unknown" in ended:
-            raise Unknown(ended.get("unknown") or f"the check {ended['ended']}")
+        elif not news:
+            raise Unknown(f"the check {ended}")
 
 
 def messages(device: int, done: Collection[str]) -> Iterator[dict[str, Any]]:
