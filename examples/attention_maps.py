@@ -53,9 +53,9 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.out.suffix.lower() not in SUFFIXES:
-        raise GPTError(f"--out {args.out}: wanted a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise GPTError(f"--out {args.out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if not args.prompt:
-        raise GPTError("--prompt is empty; wanted at least one character")
+        raise GPTError("--prompt is empty; expected at least one character")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

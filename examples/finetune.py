@@ -60,9 +60,9 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         for name in ("block_size", "lora_rank", "sample_tokens"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a whole number of at least 0")
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a whole number of at least 0")
         if self.lora_rank and self.optimizer == "muon":
-            raise ConfigError("optimizer 'muon' is for whole matrices; wanted 'adamw' for adapters")
+            raise ConfigError("optimizer 'muon' is for whole matrices; expected 'adamw' for adapters")
 
 
 OPTIONS = fields_of(FinetuneConfig)
@@ -127,7 +127,7 @@ def main() -> None:
     if config.lora_rank and args.save_pretrained is not None:
         keep_the_model(Path(config.model), "--save-pretrained", args.save_pretrained)
     if args.save_pretrained is not None and args.save_pretrained.resolve() == args.out.resolve():
-        raise ConfigError(f"--save-pretrained {args.save_pretrained} is the run's --out; wanted another folder")
+        raise ConfigError(f"--save-pretrained {args.save_pretrained} is the run's --out; expected another folder")
     mg.manual_seed(config.seed)
     if saved is not None and not config.lora_rank:
         model, tokenizer = saved.model(args.device), saved.tokenizer
@@ -149,7 +149,7 @@ def main() -> None:
     text = load_text(args.data)
     block_size = config.block_size or model.config.block_size
     if block_size > model.config.block_size:
-        raise ConfigError(f"block_size is {block_size}; wanted at most the model's {model.config.block_size}")
+        raise ConfigError(f"block_size is {block_size}; expected at most the model's {model.config.block_size}")
     data_id = hashlib.sha256(text.text.encode()).hexdigest()
     if saved is not None:
         saved.check_same_text(data_id)
@@ -177,7 +177,7 @@ def main() -> None:
 def new_config(given: dict[str, Any]) -> FinetuneConfig:
     """The given options, and for the others the defaults, some of which follow from options."""
     if not given.get("model"):
-        raise ConfigError('--model is missing; wanted a model to start from, for example "gpt2"')
+        raise ConfigError('--model is missing; expected a model to start from, for example "gpt2"')
     options = {**DEFAULTS, **(LORA_DEFAULTS if given.get("lora_rank") else {}), **given}
     for name in ("lora_alpha", "lora_layers"):
         if name in given and not given.get("lora_rank"):
@@ -196,7 +196,7 @@ def keep_the_model(model: Path, option: str, folder: Path) -> None:
     place = model.resolve()
     if folder.resolve() in (place, *(place.parents if model.exists() else ())):
         raise ConfigError(
-            f"{option} {folder} is where --model {model} lies, which the adapters need; wanted another folder"
+            f"{option} {folder} is where --model {model} lies, which the adapters need; expected another folder"
         )
 
 

@@ -38,7 +38,7 @@ EVAL_INTERVAL = 250  # steps between points of a curve
 
 
 class Climb(NamedTuple):
-    """What came of a rung: how many parameters learnt, and (step, validation loss) from the start to the end."""
+    """What came of a rung: how many parameters learned, and (step, validation loss) from the start to the end."""
 
     parameters: int
     curve: list[tuple[int, float]]
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     for name in ("steps", "seed"):
         if getattr(args, name) < 0:
-            raise ConfigError(f"{name} is {getattr(args, name)}; wanted at least 0")
+            raise ConfigError(f"{name} is {getattr(args, name)}; expected at least 0")
     if args.device is None:
         args.device = "cuda" if args.rung == "gpt" and mg.cuda_is_available() else "cpu"
     return args
@@ -170,10 +170,8 @@ def is_unfinished(last: Path, args: argparse.Namespace, tokens: Tokens) -> bool:
         return False
     saved = checkpoint.load(last)
     now = {**PRESETS["baby"], "seed": args.seed, "max_iters": args.steps, "lr_decay_iters": args.steps}
-    same = (
-        all(saved.options.get(name) == value for name, value in now.items()) and saved.run["data_id"] == tokens.data_id
-    )
-    return same and saved.run["iteration"] < args.steps
+    same = all(saved.options.get(name) == value for name, value in now.items())
+    return same and saved.run["data_id"] == tokens.data_id and saved.run["iteration"] < args.steps
 
 
 # What came of it

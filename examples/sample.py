@@ -56,7 +56,7 @@ def stop_tokens(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
     for text in texts:
         encoded = tokenizer.encode(text, allowed_special="all")
         if len(encoded) != 1:
-            raise GPTError(f"--stop {text!r} is {len(encoded)} tokens; wanted one")
+            raise GPTError(f"--stop {text!r} is {len(encoded)} tokens; expected one")
         ids.append(int(encoded[0]))
     return ids
 

@@ -92,7 +92,7 @@ class TrainingConfig:
     eval_interval: int = option(250, "steps between estimates, from --eval-pairs, of validation loss and exact match")
     eval_pairs: int = option(500, "validation pairs for each of these estimates; at the end it is all of them")
     beam_size: int = option(4, "hypotheses of the beam search at the end, and of --translate")
-    length_penalty: float = option(0.6, "how much beam search favours long translations; 0 for not at all")
+    length_penalty: float = option(0.6, "how much beam search favors long translations; 0 for not at all")
     seed: int = option(1, "seed of everything random")
 
     def __post_init__(self) -> None:
@@ -101,9 +101,9 @@ class TrainingConfig:
         check_choices(self)
         for name in ("val_share", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; wanted a share from 0 to below 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
         if not self.grad_clip >= 0:
-            raise ConfigError(f"grad_clip is {self.grad_clip}; wanted a number of at least 0")
+            raise ConfigError(f"grad_clip is {self.grad_clip}; expected a number of at least 0")
         check_length_penalty(self.length_penalty)
 
 
@@ -234,7 +234,7 @@ class Training:
         assert loss is not None
         loss.backward()
         optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
-        for group in self.optimizer.groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = optim.warmup_inverse_square_root(step, self.model.config.n_embd, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -248,7 +248,7 @@ class Training:
     def log(self, bar: tqdm, step: int, loss: float) -> None:
         refuse_divergence(loss, step, ADVICE)
         self.losses.append((step, loss))
-        bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.groups[0]['lr']:.2e}", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.param_groups[0]['lr']:.2e}", refresh=False)
 
     def evaluate(self, bar: tqdm, step: int) -> None:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if no other matched more."""

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file with the model, the optimizer and all that a run needs to go on exactly.
+"""Checkpoints: one safetensors file with the model, the optimizer and all else that an exact resume needs.
 
 A run keeps two in its folder: `last.safetensors`, to resume from, and `best.safetensors`, with the lowest validation
-loss, to sample from. Each is written whole under a temporary name and then renamed.
+loss, to sample from. Each is written under a temporary name and then renamed, so a file is never half written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .text.tokenizer import CharTokenizer, Tokenizer, from_state
 
 
 def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
-    """Write a checkpoint. `run` is the state of the training, as plain numbers, texts, lists and dicts."""
+    """Write a checkpoint. `run` is the state of the training, as plain numbers, strings, lists and dicts."""
     tensors = {f"model.{name}": value for name, value in exact_weights(model, optimizer).items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state_dict().items()}
     about = {"config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state(), "run": run}
@@ -32,10 +32,10 @@ def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: To
 
 
 def exact_weights(model: GPT, optimizer: Any = None) -> dict[str, mg.Tensor]:
-    """The parameters by name, as they are to be written.
+    """The parameters by name, as they are written to files.
 
-    Those of 16 bits are float32, those that the optimizer has masters of with the masters' values: so a file of them
-    can be used wherever float32 can, and rounding gives the parameters back.
+    16-bit parameters become float32, with the values of the optimizer's masters if it has them. Such a file can be used
+    wherever float32 can, and rounding gives the 16-bit parameters back.
     """
     masters: Any = {} if optimizer is None else optimizer.masters()
     values = {name: masters.get(p, p.data) for name, p in model.named_parameters()}
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def part(tensors: Mapping[str, mg.Tensor], prefix: str) -> dict[str, mg.Tensor]:
-    """Those of a file's tensors that are called "prefix.…", by what follows."""
+    """The tensors named "prefix.…", by the rest of the name."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             tokenizer = from_state(about["tokenizer"])
         run = about["run"]
         if not isinstance(run, dict) or not isinstance(run.get("train_config", {}), dict):
-            raise TypeError(f"run is {str(run):.100}; wanted a dict, and as its train_config another")
+            raise TypeError(f"run is {str(run):.100}; expected a dict whose train_config is a dict")
         return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, run, tensors)
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -108,11 +108,11 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def find(folder: str | os.PathLike[str]) -> Path:
-    """The checkpoint to sample from: the file itself, or the best (else the last) of a run's folder."""
+    """The checkpoint to sample from: a file itself; in a run's folder the best, or else the last."""
     folder = Path(folder)
     if folder.is_file():
         return folder
     for name in (BEST, LAST):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder}: found no checkpoint there ({BEST} or {LAST})")
+    raise CheckpointError(f"{folder}: found no checkpoint ({BEST} or {LAST}) there")

@@ -17,36 +17,36 @@ from .options import check_choices, check_whole, number_or_nan, option
 class GPTConfig:
     """The shape of a GPT. Raises `ConfigError` if its numbers cannot make one.
 
-    The options after `bias` are what came after GPT-2; their defaults are GPT-2 as it is.
+    The options after `bias` came after GPT-2; their defaults are GPT-2's architecture.
     """
 
     block_size: int = option(1024, "the longest context, in tokens")
     vocab_size: int = option(50257, "how many different tokens there are")
     n_layer: int = option(12, "blocks")
-    n_head: int = option(12, "attention heads in each block; they share the channels evenly")
+    n_head: int = option(12, "attention heads in each block; they divide the channels evenly")
     n_embd: int = option(768, "channels")
     dropout: float = option(0.0, "probability of dropout")
     bias: bool = option(True, "biases in linear layers and layer norms, as in GPT-2")
-    position: str = option("learned", "how a token knows where it is", ("learned", "rotary"))
+    position: str = option("learned", "position embedding", ("learned", "rotary"))
     norm: str = option("layer", "layer norm or RMS norm", ("layer", "rms"))
-    activation: str = option("gelu", "between the MLP's two layers: GELU or squared ReLU", ("gelu", "relu2"))
+    activation: str = option("gelu", "of the MLP: GELU or squared ReLU", ("gelu", "relu2"))
     qk_norm: bool = option(False, "RMS norm of every query and key, without weights")
-    zero_init_residual: bool = option(False, "let the projections into the residual stream start at 0")
+    zero_init_residual: bool = option(False, "start the projections into the residual stream at 0")
     tie_weights: bool = option(True, "one matrix for token embeddings and output layer")
-    checkpoint: bool = option(False, "compute each block's activations twice instead of keeping them")
-    logit_softcap: float = option(0.0, "bend the logits so that they stay within this bound; 0 for no bound")
+    checkpoint: bool = option(False, "recompute each block's activations in the backward pass instead of keeping them")
+    logit_softcap: float = option(0.0, "squash the logits into this range with tanh; 0 for no bound")
 
     def __post_init__(self) -> None:
         check_whole(self, {"block_size": 1, "vocab_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1})
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if not 0 <= number_or_nan(self.dropout) < 1:
-            raise ConfigError(f"dropout is {self.dropout!r}; wanted a probability from 0 to below 1")
+            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability from 0 to below 1")
         check_choices(self)
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
-            raise ConfigError(f"position 'rotary' wants heads of an even size, not of {self.n_embd // self.n_head}")
+            raise ConfigError(f"position 'rotary' needs an even head size, got {self.n_embd // self.n_head}")
         if not 0 <= number_or_nan(self.logit_softcap) < math.inf:
-            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; wanted a number of at least 0, not infinity")
+            raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; expected a number of at least 0, not infinity")
 
 
 DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
@@ -54,30 +54,30 @@ DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a GPT is trained. What nanoGPT has too has its meaning. Raises `ConfigError` for values without meaning."""
+    """How a GPT is trained. Options that nanoGPT has too mean the same. Raises `ConfigError` for bad values."""
 
     max_iters: int = option(5000, "training steps")
     batch_size: int = option(64, "sequences in a batch")
     grad_accum: int = option(1, "batches whose gradients are averaged in one step")
-    learning_rate: float = option(1e-3, "the highest learning rate, reached after the warm-up")
+    learning_rate: float = option(1e-3, "the peak learning rate, reached after the warm-up")
     min_lr: float = option(1e-4, "the learning rate at the end of its decay")
     warmup_iters: int = option(100, "steps over which the learning rate rises")
-    lr_hold_iters: int = option(0, "steps at the highest learning rate before it falls; for --schedule linear")
+    lr_hold_iters: int = option(0, "steps at the peak learning rate before it decays; for --schedule linear")
     lr_decay_iters: int = option(5000, "the step at which the learning rate reaches --min-lr")
-    schedule: str = option("cosine", "the curve along which the learning rate falls", ("cosine", "linear"))
-    optimizer: str = option("adamw", "for the matrices of the blocks; AdamW for all else", ("adamw", "muon"))
-    muon_learning_rate: float = option(0.02, "Muon's highest learning rate; it rises and falls like the other")
-    weight_decay: float = option(0.1, "decay of the weight matrices")
+    schedule: str = option("cosine", "how the learning rate decays", ("cosine", "linear"))
+    optimizer: str = option("adamw", "for the weight matrices of the blocks; all else uses AdamW", ("adamw", "muon"))
+    muon_learning_rate: float = option(0.02, "Muon's peak learning rate; it follows the same schedule")
+    weight_decay: float = option(0.1, "weight decay of the matrices")
     beta1: float = option(0.9, "AdamW's beta1")
     beta2: float = option(0.99, "AdamW's beta2")
     grad_clip: float = option(1.0, "the largest global norm of the gradient; 0 for no limit")
     eval_interval: int = option(250, "steps between estimates of the losses, each followed by a checkpoint")
-    eval_iters: int = option(200, "batches that a loss is estimated on")
-    seed: int = option(3, "seed of everything random")
+    eval_iters: int = option(200, "batches in each estimate of a loss")
+    seed: int = option(3, "random seed")
     processes: int = option(
-        0, "processes that share a batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"
+        0, "processes that share each batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"
     )
-    dtype: str = option("auto", "the precision; auto: bfloat16 on a GPU with the kernels for it, else float32", DTYPES)
+    dtype: str = option("auto", "precision; auto: bfloat16 on a GPU that has the kernels for it, else float32", DTYPES)
 
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}
@@ -85,26 +85,26 @@ class TrainConfig:
         check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate"):
             if not 0 <= number_or_nan(getattr(self, name)) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number of at least 0, not infinity")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number of at least 0, not infinity")
         if not number_or_nan(self.grad_clip) >= 0:
-            raise ConfigError(f"grad_clip is {self.grad_clip!r}; wanted a number of at least 0")
+            raise ConfigError(f"grad_clip is {self.grad_clip!r}; expected a number of at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= number_or_nan(getattr(self, name)) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; wanted a number from 0 to below 1")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to below 1")
         if self.lr_hold_iters and self.schedule != "linear":
             raise ConfigError(f"lr_hold_iters {self.lr_hold_iters} is for the schedule 'linear', not {self.schedule!r}")
         if self.optimizer == "muon" and not self.learning_rate:
-            raise ConfigError("learning_rate is 0; wanted more, as Muon's learning rate follows it in proportion")
+            raise ConfigError("learning_rate is 0; expected more: Muon's learning rate is scaled in proportion to it")
 
 
-# What training GPT-2 from scratch takes at any size, as in nanoGPT, but with biases: batches of 0.5M tokens.
+# GPT-2 from scratch, at any size: nanoGPT's recipe, but with biases. A step has 0.5M tokens.
 GPT2: dict[str, Any] = {
     **{"block_size": 1024, "dropout": 0.0, "bias": True, "batch_size": 12, "grad_accum": 40, "beta2": 0.95},
     **{"max_iters": 600_000, "lr_decay_iters": 600_000, "warmup_iters": 2000, "eval_interval": 1000},
 }
 
-# Recipes. nanoGPT's for Tiny Shakespeare: `baby` for a GPU, `cpu` for a laptop. `speedrun`: the loss of `cpu` in less
-# time, with everything that helps. GPT-2's four sizes, for token files, with learning rates from GPT-3's paper.
+# `baby` (for a GPU) and `cpu` (for a laptop) are nanoGPT's recipes for Tiny Shakespeare. `speedrun` reaches the loss of
+# `cpu` in less time. GPT-2's four sizes are for token files, with the learning rates of GPT-3's paper.
 PRESETS: dict[str, dict[str, Any]] = {
     "baby": {
         **{"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2, "bias": False},

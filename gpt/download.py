@@ -1,4 +1,4 @@
-"""Files from the net: fetched whole, checked, and kept in a cache."""
+"""Downloads: fetched whole, checked, and kept in a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .errors import DataError, reason
 
 
 class NotFoundError(DataError):
-    """The server is there, and the file is not."""
+    """The server answered that it does not have the file."""
 
 
 def cache_directory() -> Path:
@@ -37,14 +37,14 @@ def cache_directory() -> Path:
 def download(
     url: str, sha256: str | None, path: str | os.PathLike[str], timeout: float = 30.0, progress: bool = False
 ) -> None:
-    """Fetch a file and keep it at `path`, if it has the right checksum.
+    """Download a file to `path` and check its checksum.
 
-    sha256: the checksum; None takes the one that the server states, as Hugging Face's does.
-    timeout: how many seconds the server may be silent.
+    sha256: the checksum; None takes the one that the server states, as Hugging Face's server does.
+    timeout: the longest silence of the server, in seconds.
     progress: show a bar.
 
-    A transfer that is cut goes on where it was, as long as that brings more of the file. Raises `DataError` saying
-    what went wrong; `path` then is what it was before: it is only ever replaced whole.
+    A transfer that is cut off continues where it stopped, as long as each attempt brings more of the file. Raises
+    `DataError` that says what went wrong; `path` is then unchanged, since it is only ever replaced whole.
     """
     path, transfer = Path(path), _Transfer(url, timeout)
     try:
@@ -66,7 +66,7 @@ def download(
 
 
 class _Transfer:
-    """The bytes behind a URL, in chunks; `size` and `checksum` are what the server says of them, or None."""
+    """The content of a URL, in chunks; `size` and `checksum` are what the server states, or None."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self.timeout = url, timeout
@@ -80,7 +80,7 @@ class _Transfer:
             before = received
             try:
                 with self.open_at(received) as response:
-                    position = received if response.status == 206 else 0  # 200: the server sends all of it again
+                    position = received if response.status == 206 else 0  # 200: the server starts again at byte 0
                     self.size = None if response.length is None else position + response.length
                     while chunk := response.read(1 << 20):
                         position += len(chunk)
@@ -101,14 +101,14 @@ class _Transfer:
         raise DataError(f"{self.url}: {failure}")
 
     def open_at(self, position: int) -> Any:
-        """The server's answer when it is asked for the bytes from `position` on."""
+        """The server's response to a request for the bytes from `position` on."""
         headers = {"Range": f"bytes={position}-"} if position else {}
         response = self.opener.open(urllib.request.Request(self.url, headers=headers), timeout=self.timeout)
         self.note(response.url, response.headers, "ETag")
         return response
 
     def note(self, url: str, headers: Any, *also: str) -> None:
-        """Remember the checksum in the headers, unless they come from a server that somebody else's redirect named."""
+        """Keep the checksum in the headers, unless they come from another server, reached by a redirect."""
         if urlsplit(url).netloc == urlsplit(self.url).netloc:
             for name in ("X-Linked-ETag", *also):
                 digits = re.fullmatch(r'(?:W/)?"?([0-9a-f]{40}|[0-9a-f]{64})"?', headers.get(name, ""))
@@ -117,7 +117,7 @@ class _Transfer:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects; Hugging Face states a large file's checksum in the answer that sends one elsewhere for it."""
+    """Follows redirects. Hugging Face states a large file's checksum in the response that redirects."""
 
     def __init__(self, transfer: _Transfer) -> None:
         self.transfer = transfer
@@ -128,9 +128,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _check(url: str, path: Path, checksum: str | None) -> None:
-    """Compare a file with its SHA-256, or, if the checksum has 40 digits, with git's SHA-1 of it."""
+    """Compare a file with its SHA-256, or, for a checksum of 40 digits, with its SHA-1 as git computes it."""
     if checksum is None:
-        raise DataError(f"{url}: the server states no checksum to check the file by")
+        raise DataError(f"{url}: the server states no checksum to check the file with")
     if len(checksum) == 64:
         name, digest = "SHA-256", hashlib.sha256()
     else:
@@ -138,4 +138,4 @@ def _check(url: str, path: Path, checksum: str | None) -> None:
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, lambda: digest).hexdigest()
     if received != checksum:
-        raise DataError(f"{url}: not the file that was wanted: its {name} is {received}; wanted {checksum}")
+        raise DataError(f"{url}: not the file that was expected: its {name} is {received}; expected {checksum}")

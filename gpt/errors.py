@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each with one clear line."""
+"""Errors that a user can fix, each with one clear line."""
 
 import contextlib
 import io
@@ -12,11 +12,11 @@ from minigrad.distributed import WorkerError
 
 
 class GPTError(ValueError):
-    """Base of the errors below: something the user gave cannot work."""
+    """Base class of the errors below: something that the user gave cannot work."""
 
 
 class ConfigError(GPTError):
-    """Options that contradict each other, or a value that has no meaning."""
+    """Options that contradict each other, or a bad value."""
 
 
 class DataError(GPTError):
@@ -36,7 +36,7 @@ class PretrainedError(GPTError):
 
 
 class OutOfMemoryError(GPTError, MemoryError):
-    """There is not enough memory for what was asked."""
+    """There is not enough memory."""
 
 
 def reason(error: Exception) -> str:
@@ -47,7 +47,7 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
-    """Running out of memory in here raises `OutOfMemoryError`: what was wanted, what there is, and what to do."""
+    """Turn a MemoryError inside this context into an `OutOfMemoryError` with the figures and the advice."""
     try:
         yield
     except OutOfMemoryError:
@@ -57,7 +57,7 @@ def memory_advice(advice: str) -> Iterator[None]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`; what a user can mend ends it with one line and exit status 1, not with a traceback.
+    """Run a program's `main`. An error that a user can fix prints one line, without a traceback, with exit status 1.
 
     A character that standard output cannot show becomes a question mark.
     """

@@ -18,7 +18,7 @@ from .model import GPT
 
 
 class Evaluation(NamedTuple):
-    """What a text cost: `nats` in all, for `n_tokens` predictions and `n_bytes` of UTF-8."""
+    """The negative log-likelihood of a text, `nats` in all, for `n_tokens` predictions and `n_bytes` of UTF-8."""
 
     nats: float
     n_tokens: int
@@ -31,17 +31,17 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """e^loss: among how many equally likely tokens the model would be as unsure."""
+        """e^loss: the number of equally likely tokens that would be as hard to predict."""
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """What a byte of the text costs in bits; unlike the others, it can be compared between tokenizers."""
+        """Bits per byte of the text; unlike the others, it can be compared between tokenizers."""
         return self.nats / math.log(2) / self.n_bytes
 
 
 class Window(NamedTuple):
-    """The model reads ids[start:end]; of what it says about ids[start + 1 : end + 1] the last `counted` count."""
+    """The model reads ids[start:end] and predicts ids[start + 1 : end + 1]; the last `counted` predictions count."""
 
     start: int
     end: int
@@ -49,10 +49,10 @@ class Window(NamedTuple):
 
 
 def windows(n_tokens: int, block_size: int, stride: int) -> Iterator[Window]:
-    """Windows over a text in which each token but the first is predicted once.
+    """Windows over a text such that each token except the first is predicted once.
 
-    The first window counts whole, each later one, `stride` further, only its last `stride` tokens: these are predicted
-    from at least block_size - stride + 1 tokens, and from at most block_size.
+    All predictions of the first window count. Each later window starts `stride` tokens further, and only its last
+    `stride` predictions count: they are made from at least block_size - stride + 1 tokens, and at most block_size.
     """
     end = min(block_size, n_tokens - 1)
     yield Window(0, end, end)
@@ -65,28 +65,30 @@ def windows(n_tokens: int, block_size: int, stride: int) -> Iterator[Window]:
 def evaluate(
     model: GPT, ids: Any, n_bytes: int, stride: int | None = None, batch_size: int = 4, progress: bool = False
 ) -> Evaluation:
-    """Let a model predict a text.
+    """Measure how well a model predicts a text.
 
     ids: the text's tokens, integers (N,).
     n_bytes: the length of the text in UTF-8.
-    stride: by how many tokens the windows advance, see `windows`; a shorter one gives more context and takes longer.
-        None is half of the block size: the 512 of 1024 with which GPT-2's figures are usually quoted.
-    batch_size: windows that are computed at a time.
+    stride: the number of tokens by which the windows advance, see `windows`. A shorter stride gives more context and
+        takes longer. None is half of the block size: GPT-2's figures are usually quoted with 512 of 1024.
+    batch_size: the number of windows computed at a time.
     progress: show a bar.
 
-    The first token, which has nothing before it, is given. Raises `ConfigError` for a stride, a batch size or a number
-    of bytes without meaning, and `DataError` for a text without a second token.
+    The first token is not predicted, since nothing comes before it. Raises `ConfigError` for a bad stride, batch size
+    or number of bytes, and `DataError` for a text of fewer than two tokens.
     """
     block_size, device = model.config.block_size, model.wte.weight.device
     stride = max(1, block_size // 2) if stride is None else stride
     if not 1 <= stride <= block_size:
-        raise ConfigError(f"stride is {stride}; wanted 1 to the block size, {block_size}")
+        raise ConfigError(f"stride is {stride}; expected 1 to the block size, {block_size}")
     if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; wanted at least 1")
+        raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
     if len(ids) < 2:
-        raise DataError(f"the text has {len(ids)} tokens; wanted at least 2, the second to be predicted from the first")
+        raise DataError(
+            f"the text has {len(ids)} tokens; expected at least 2, the second to be predicted from the first"
+        )
     if n_bytes < 1:
-        raise ConfigError(f"n_bytes is {n_bytes}; wanted at least 1")
+        raise ConfigError(f"n_bytes is {n_bytes}; expected at least 1")
     nats, bar = 0.0, tqdm(total=len(ids) - 1, unit="token", unit_scale=True, disable=not progress)
     with bar, model.evaluating(), mg.no_grad():
         for batch in _batches(windows(len(ids), block_size, stride), batch_size):

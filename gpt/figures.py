@@ -1,4 +1,4 @@
-"""Pictures, where matplotlib is installed."""
+"""Figures, where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def new_figure(figsize: tuple[float, float] = (8, 5)) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Write a figure to a PNG file, whole or not at all; the path."""
+    """Write a figure to a PNG file, whole or not at all. Returns the path."""
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     write_atomically(path, image.getvalue())

@@ -1,4 +1,4 @@
-"""Models, with their tokenizers, from wherever they are: a run's folder, a checkpoint, GPT-2's folder, or its name."""
+"""Load a model and its tokenizer from a run's folder, a checkpoint, a folder with GPT-2's files, or a name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def load_model(
     device: str = "cpu",
     dropout: float | None = None,
 ) -> tuple[GPT, tokenizer.Tokenizer]:
-    """A model in evaluation mode, and the tokenizer that belongs to it.
+    """A model in evaluation mode, and its tokenizer.
 
-    source: the folder of a run (its best checkpoint is taken), a checkpoint file, a folder in Hugging Face's layout of
+    source: the folder of a run (its best checkpoint is loaded), a checkpoint file, a folder in Hugging Face's layout of
         GPT-2, or "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", which are downloaded once.
     adapters: a file of LoRA adapters to put on it.
-    dropout: in place of the model's own probability.
+    dropout: replaces the model's own probability.
 
-    Raises `CheckpointError` or `PretrainedError` if there is no model, or if something in it is damaged.
+    Raises `CheckpointError` or `PretrainedError` if there is no model, or if it is damaged.
     """
     named = not Path(source).exists() and pretrained.SHORT_NAMES.fullmatch(str(source))
     if named or Path(source, pretrained.CONFIG).is_file():
@@ -52,7 +52,7 @@ def load_model(
 
 
 def save_pretrained(model: GPT, its_tokenizer: tokenizer.Tokenizer, folder: str | os.PathLike[str]) -> None:
-    """Write a model in Hugging Face's layout of GPT-2, and beside it a tokenizer that is not GPT-2's own."""
+    """Write a model in Hugging Face's layout of GPT-2, and its tokenizer beside it unless that is GPT-2's own."""
     model.save_pretrained(folder)
     if isinstance(its_tokenizer, tokenizer.GPT2Tokenizer):
         Path(folder, TOKENIZER).unlink(missing_ok=True)  # of another model that was there
@@ -61,14 +61,14 @@ def save_pretrained(model: GPT, its_tokenizer: tokenizer.Tokenizer, folder: str 
 
 
 def check_can_save_pretrained(model: GPT, folder: str | os.PathLike[str]) -> None:
-    """Raise `PretrainedError` if `save_pretrained` has no place for the model, or cannot make the folder; make it.
+    """Make the folder. Raise `PretrainedError` if it cannot be made, or if the model is not a GPT-2.
 
-    A run's folder is refused: `load_model` would take what is written there for the run's, which could not be resumed.
+    A run's folder is rejected: `load_model` would load the model written there in place of the run's.
     """
     pretrained.check_is_gpt2(model.config, {name: p.data for name, p in model.named_parameters()})
     for name in (run.LAST, run.BEST):
         if Path(folder, name).is_file():
-            raise PretrainedError(f"{folder}: has a run's {name}; wanted another folder to write the model to")
+            raise PretrainedError(f"{folder}: has a run's {name}; expected another folder to write the model to")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,18 +81,18 @@ def _tokenizer_beside(model: GPT, folder: Path) -> tokenizer.Tokenizer:
     else:
         _check_is_gpt2s(folder)
         found = tokenizer.GPT2Tokenizer()
-    if found.vocab_size > model.config.vocab_size:  # a model may have more: some round the number up
+    if found.vocab_size > model.config.vocab_size:  # a model may have more ids: some round the number up
         raise PretrainedError(
             f"{folder}: the model has {model.config.vocab_size} tokens, its tokenizer {found.vocab_size}; "
-            f"a tokenizer other than GPT-2's belongs into {TOKENIZER}"
+            f"put a tokenizer other than GPT-2's there as {TOKENIZER}"
         )
     return found
 
 
 def _check_is_gpt2s(folder: Path) -> None:
-    """Raise `PretrainedError` if a tokenizer of Hugging Face's lies in the folder whose vocabulary is not GPT-2's.
+    """Raise `PretrainedError` if the folder holds a Hugging Face tokenizer whose vocabulary is not GPT-2's.
 
-    What is compared is the SHA-256 of tokens and ids as sorted JSON, so that GPT-2's own files need not be at hand.
+    The check compares the SHA-256 of tokens and ids as sorted JSON, so it does not need GPT-2's own files.
     """
     for path in (folder / "tokenizer.json", folder / "vocab.json"):
         if not path.is_file():
@@ -103,6 +103,6 @@ def _check_is_gpt2s(folder: Path) -> None:
             vocabulary = model.get("vocab") if isinstance(model, dict) else None
         if hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest() != GPT2_VOCABULARY:
             raise PretrainedError(
-                f"{path}: this vocabulary is not GPT-2's, and no other tokenizer of Hugging Face's is read; one that "
-                f"this project has saved may lie there as {TOKENIZER}; for ids alone there is GPT.from_pretrained"
+                f"{path}: this vocabulary is not GPT-2's, and other Hugging Face tokenizers cannot be read; put a "
+                f"tokenizer saved by this project there as {TOKENIZER}, or use GPT.from_pretrained for the model alone"
             )

@@ -1,9 +1,9 @@
-"""LoRA: fine-tuning through differences of low rank, while the model itself stays as it is (Hu et al., 2021).
+"""LoRA: fine-tuning with low-rank adapters while the model's own weights stay frozen (Hu et al., 2021).
 
-add_adapters(model, rank=8)                        # from now on the adapters are all that learns
+add_adapters(model, rank=8)                        # from now on only the adapters are trained
 save_adapters(model, "adapters.safetensors")
 load_adapters(model, "adapters.safetensors")       # later, onto the same weights
-merge(model)                                       # a plain GPT, with the differences added to its weights
+merge(model)                                       # a plain GPT, with the adapters added to its weights
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ VERSION = 2  # of the file of adapters
 
 
 class Frozen(mg.Tensor):
-    """A weight that does not learn: a constant, which `parameters()`, `state_dict()` and `to()` pass over."""
+    """A weight that is not trained: a constant, which `parameters()`, `state_dict()` and `to()` skip."""
 
     __slots__ = ()
 
 
 class LoRALinear(nn.Module):
-    """A linear layer that is frozen, and beside it a difference of low rank that learns.
+    """A frozen linear layer plus a trainable adapter of low rank.
 
         y = x W^T + b + (alpha / r) (x A^T) B^T        that is, a linear layer with the weight W + (alpha / r) B A
 
     Shapes: x (…, I), W (O, I), b (O,) or None, A (r, I), B (O, r), y (…, O). A starts as the weight of a linear layer
-    does, uniform within ±1/sqrt(I), and B at zero: at first the layer computes what it did before.
+    does, uniform within ±1/sqrt(I), and B at zero, so at first the layer computes the same as before.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         outputs, inputs = linear.weight.shape
         if type(rank) is not int or not 1 <= rank <= min(inputs, outputs):
-            raise ConfigError(f"the rank of the adapters is {rank!r}; wanted 1 to {min(inputs, outputs)}")
+            raise ConfigError(f"the rank of the adapters is {rank!r}; expected 1 to {min(inputs, outputs)}")
         if not 0 < number_or_nan(alpha) < math.inf:
-            raise ConfigError(f"the alpha of the adapters is {alpha!r}; wanted a number above 0")
+            raise ConfigError(f"the alpha of the adapters is {alpha!r}; expected a number above 0")
         self.linear, self.rank, self.alpha = linear, rank, alpha
         self.base = ""  # the fingerprint of the model that it is put on
         dtype, device = linear.weight.dtype, linear.weight.device
@@ -65,7 +65,7 @@ class LoRALinear(nn.Module):
         return self.linear(x) + F.linear(low, self.lora_B)
 
     def merged(self) -> nn.Linear:
-        """One plain linear layer that computes the same."""
+        """A plain linear layer that computes the same."""
         linear = copy.copy(self.linear)
         with mg.no_grad():
             linear.weight = nn.Parameter(linear.weight + self.lora_B @ self.lora_A * (self.alpha / self.rank))
@@ -74,12 +74,13 @@ class LoRALinear(nn.Module):
 
 
 def add_adapters(model: GPT, rank: int, alpha: float = 16.0, layers: Sequence[str] = ("attn.c_attn",)) -> GPT:
-    """Freeze a model and put adapters on the named linear layers of its blocks; returns the model.
+    """Freeze a model and put adapters on the named linear layers of its blocks. Returns the model.
 
-    layers: how the layers' names end: "attn.c_attn" is that layer of every block, "h.0.attn.c_attn" the first block's.
+    layers: endings of the layers' names: "attn.c_attn" is that layer of every block, "h.0.attn.c_attn" the first
+        block's.
 
     Move the model to its device before, not after. Raises `ConfigError`, and changes nothing, if no layer has one of
-    the names, and for a rank or alpha that make no sense.
+    the names, and for a bad rank or alpha.
     """
     if any(_layers(model, LoRALinear)):
         raise ConfigError("this model has adapters already")
@@ -99,7 +100,7 @@ def add_adapters(model: GPT, rank: int, alpha: float = 16.0, layers: Sequence[st
 
 
 def merge(model: GPT) -> GPT:
-    """Add the adapters' differences to the weights, and let all weights learn again; returns the model, a plain GPT."""
+    """Add the adapters to the weights, and make all weights trainable again. Returns the model, a plain GPT."""
     for _, parent, attribute, adapter in _layers(model, LoRALinear):
         setattr(parent, attribute, adapter.merged())
     _exchange(model, Frozen, nn.Parameter)
@@ -107,7 +108,7 @@ def merge(model: GPT) -> GPT:
 
 
 def convert(model: GPT, dtype: Any) -> GPT:
-    """Convert a model with adapters to a floating dtype: the adapters, as `to` does, and all that is frozen."""
+    """Convert a model with adapters to a floating dtype: the adapters, as `to` does, and the frozen weights."""
     frozen = {value for part in model.modules() for value in vars(part).values() if type(value) is Frozen}
     model.to(dtype=dtype)
     for weight in frozen:
@@ -116,9 +117,9 @@ def convert(model: GPT, dtype: Any) -> GPT:
 
 
 def save_adapters(model: GPT, path: str | os.PathLike[str], optimizer: Any = None) -> None:
-    """Write the adapters alone to a safetensors file, and beside them what they were made for.
+    """Write the adapters alone to a safetensors file, with a fingerprint of the model they belong to.
 
-    optimizer: if it trains them in 16 bits, its masters' values are written, see `checkpoint.exact_weights`.
+    optimizer: if it trains them in 16 bits, its float32 masters are written, see `checkpoint.exact_weights`.
     """
     adapters = {name: adapter for name, _, _, adapter in _layers(model, LoRALinear)}
     if not adapters:
@@ -146,8 +147,8 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
         raise CheckpointError(f"{path}: a safetensors file, but not one of this project's adapters") from error
     if version != VERSION:
         raise CheckpointError(
-            f"{path}: adapters of version {version!r}, wanted {VERSION}, which says more of the weights that they are "
-            "for; train them again"
+            f"{path}: adapters of version {version!r}, expected {VERSION}, which says more about their "
+            "weights; train them again"
         )
     try:
         with _as_before_an_error(model):
@@ -162,7 +163,7 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
 
 @contextlib.contextmanager
 def _as_before_an_error(model: nn.Module) -> Iterator[None]:
-    """An error in here leaves the modules of a model with the attributes that they had, the same parameters for one."""
+    """Restore the attributes of a model's modules, parameters included, if an error is raised inside this context."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield
@@ -174,9 +175,9 @@ def _as_before_an_error(model: nn.Module) -> Iterator[None]:
 
 
 def _fingerprint(model: GPT) -> str:
-    """What tells a plain model's weights from others: a hash of the first and the last row of each parameter.
+    """A hash of the first and the last row of each parameter, which identifies the weights of a plain model.
 
-    Adapters keep it from when they were put on the model, so that `convert` does not change it.
+    Adapters store the fingerprint of the model they were put on, so `convert` does not change it.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -186,12 +187,12 @@ def _fingerprint(model: GPT) -> str:
 
 
 def _ends(name: str, end: str) -> bool:
-    """Does a dotted name end with these parts?"""
+    """Whether a dotted name ends with these parts."""
     return f".{name}".endswith(f".{end}")
 
 
 def _layers(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """Every module of a kind inside another: its dotted name, the module that holds it, its name there, and itself."""
+    """Every module of a kind inside another: its dotted name, the parent, its name in the parent, and itself."""
     for name, child in list(module.children()):
         if isinstance(child, kind):
             yield prefix + name, module, name, child
@@ -200,7 +201,7 @@ def _layers(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[s
 
 
 def _exchange(module: nn.Module, old: type[mg.Tensor], new: type[mg.Tensor]) -> None:
-    """Make every attribute of class `old` one of class `new` with the same array; what is shared stays shared."""
+    """Replace every attribute of class `old` by one of class `new` with the same array; shared ones stay shared."""
     made: dict[mg.Tensor, mg.Tensor] = {}
     for part in module.modules():
         for name, value in list(vars(part).items()):

@@ -3,7 +3,7 @@
     tokens ──► wte + wpe ──► h.0 ──► h.1 ──► … ──► ln_f ──► lm_head ──► logits for the next token
                              each block:  x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))
 
-The options of `GPTConfig` exchange single parts of it for what has been found since; the names stay.
+Options of `GPTConfig` replace single parts with later findings; the names stay.
 
 Shapes: B sequences in a batch, T tokens in each, C = n_embd channels, nh heads of size hs = C / nh, V = vocab_size.
 """
@@ -30,11 +30,12 @@ def new_norm(config: GPTConfig) -> nn.Module:
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token asks (q) all tokens up to itself (k) and takes what they offer (v), in nh heads side by side.
+    """Every token sends a query (q) to all tokens up to itself, matches it with their keys (k) and takes the mean of
+    their values (v) with the softmax of the matches as weights, in nh heads side by side (Vaswani et al., 2017).
 
-    qk_norm: in heads of size D every q and k has length sqrt(D), and so a score q k / sqrt(D) lies within ±sqrt(D),
-        whatever the weights (Henry et al., 2020, with a fixed scale in place of a learned one).
-    position "rotary": q and k are turned by their positions, which leaves their lengths as they are.
+    qk_norm: every q and k of a head of size D gets length sqrt(D), so a score q k / sqrt(D) lies within ±sqrt(D),
+        whatever the weights are (Henry et al., 2020, with a fixed scale in place of a learned one).
+    position "rotary": q and k are rotated by their positions, which keeps their lengths.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -63,12 +64,12 @@ class CausalSelfAttention(nn.Module):
         q, k, v = F.split(qkv, self.n_head, axis=1)  # (B, nh, T, hs) each
         if self.qk_norm:
             q, k = F.rms_norm(q), F.rms_norm(k)
-        if self.rotary:  # only differences of positions count, so padding at the left needs no other treatment
+        if self.rotary:  # only differences of positions matter, so padding on the left needs no correction
             q, k = F.rotary(q, past), F.rotary(k, past)
         return q, k, v
 
     def weights(self, x: mg.Tensor) -> mg.Tensor:
-        """How much of each value `forward` takes without dropout, P = softmax(q k^T / sqrt(hs)): (B, nh, T, T).
+        """The attention weights P = softmax(q k^T / sqrt(hs)) of `forward`, without dropout: (B, nh, T, T).
 
         Row t is what token t looks at: it sums to 1, and is 0 beyond t.
         """
@@ -80,7 +81,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Every token thinks for itself: four times as many channels, GELU or squared ReLU, and back."""
+    """For every token by itself: to four times as many channels, GELU or squared ReLU, and back."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
@@ -119,15 +120,15 @@ class GPT(nn.Module):
         self.ln_f = new_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
-            self.lm_head.weight = self.wte.weight  # a token is read and predicted by the same vector
-        self.initialise()
+            self.lm_head.weight = self.wte.weight  # tied: the same vector reads and predicts a token
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """GPT-2's: weights normal(0, 0.02), biases 0, layer norms 1 and 0.
 
-        The projections that end in the residual stream are scaled by 1 / sqrt(2 n_layer): 2 n_layer of them are added
-        up, and so the stream keeps its variance however deep the model is. With `zero_init_residual` they are 0: every
-        block starts as the identity (Goyal et al., 2017).
+        The projections that end in the residual stream are scaled by 1 / sqrt(2 n_layer): the stream adds up 2 n_layer
+        of them, so its variance does not grow with the depth. With `zero_init_residual` they are 0, and every block
+        starts as the identity (Goyal et al., 2017).
         """
         residual_std = 0.0 if self.config.zero_init_residual else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
@@ -148,20 +149,20 @@ class GPT(nn.Module):
         return logits, None if targets is None else F.cross_entropy(logits, targets)
 
     def next_logits(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> mg.Tensor:
-        """Logits (B, V) for the token after the last of each row; the others' are not computed."""
+        """Logits (B, V) for the token after the last of each row; no others are computed."""
         return self.logits(self.hidden_states(ids, cache, padding)[:, -1])
 
     def logits(self, x: mg.Tensor) -> mg.Tensor:
-        """Hidden states (…, C) to logits (…, V), bent to within ±logit_softcap if it is set (Bello et al., 2016)."""
+        """Hidden states (…, C) to logits (…, V), squashed into ±logit_softcap if it is set (Bello et al., 2016)."""
         logits, bound = self.lm_head(x), self.config.logit_softcap
         return bound * F.tanh(logits / bound) if bound else logits
 
     def hidden_states(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> mg.Tensor:
-        """What the last layer norm makes of every token, (B, T, C), ready for lm_head.
+        """The output of the last layer norm for every token, (B, T, C): the input of lm_head.
 
-        cache: `ids` continue the tokens that are in it.
-        padding: integers (B,): so many ids at the left of each row, in the cache if there is one, stand for nothing.
-            No token sees them, and the first token behind them has position 0.
+        cache: holds the keys and values of the tokens before `ids`.
+        padding: integers (B,): the number of ids on the left of each row, cached ones included, that are padding.
+            No token sees them, and the first token after them has position 0.
         """
         x, mask = self.embed(ids, cache, padding)
         for i, block in enumerate(self.h):
@@ -172,10 +173,10 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def embed(self, ids: Any, cache: KVCache | None = None, padding: Any = None) -> tuple[mg.Tensor, Any]:
-        """What the first block reads, (B, T, C), and the mask that hides the padding, or None. See `hidden_states`."""
+        """The input of the first block, (B, T, C), and the mask that hides the padding, if any. See `hidden_states`."""
         ids = mg.Tensor(ids).data
         if ids.ndim != 2:
-            raise ConfigError(f"GPT: wanted ids, integers (B, T); got {ids.shape} {ids.dtype}")
+            raise ConfigError(f"GPT: expected ids, integers (B, T); got {ids.shape} {ids.dtype}")
         B, T = ids.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
@@ -183,16 +184,16 @@ class GPT(nn.Module):
         x, mask, positions = self.wte(ids), None, slice(past, past + T)  # (B, T, C)
         if padding is not None:
             xp, padding = mg.get_array_module(self.wte.weight.data), mg.Tensor(padding, device=self.wte.weight.device)
-            columns = xp.arange(past + T) - padding.data[:, None]  # (B, past + T), negative where there is no token
+            columns = xp.arange(past + T) - padding.data[:, None]  # (B, past + T), negative at padding
             mask, positions = (columns >= 0)[:, None, None], columns[:, past:].clip(0)  # (B, T)
         if self.config.position == "learned":
             x = x + self.wpe.weight[positions]  # (T, C), or (B, T, C) with padding
         return self.drop(x), mask
 
     def attention_weights(self, ids: Any) -> list[mg.Tensor]:
-        """What every token of ids (B, T) looks at: for each layer the weights of its heads, (B, nh, T, T).
+        """The attention weights of every layer for ids (B, T): a list of (B, nh, T, T).
 
-        Without dropout and without gradients. See `CausalSelfAttention.weights`.
+        Computed without dropout and without gradients. See `CausalSelfAttention.weights`.
         """
         weights = []
         with self.evaluating(), mg.no_grad():
@@ -210,13 +211,13 @@ class GPT(nn.Module):
         optimizer: str = "adamw",
         muon_lr: float = 0.02,
     ) -> optim.AdamW | optim.CombinedOptimizer:
-        """AdamW that decays the matrices and embeddings, and leaves the biases and norms alone.
+        """AdamW, with weight decay for the matrices and embeddings and none for biases and norms.
 
-        With optimizer "muon" it has the embeddings, the output layer, biases and norms, and Muon the matrices of the
-        blocks, at `muon_lr` and with the same decay.
+        With optimizer "muon", Muon trains the matrices of the blocks, at `muon_lr` and with the same decay, and AdamW
+        everything else.
         """
         if optimizer not in ("adamw", "muon"):
-            raise ConfigError(f"optimizer is {optimizer!r}; wanted 'adamw' or 'muon'")
+            raise ConfigError(f"optimizer is {optimizer!r}; expected 'adamw' or 'muon'")
         matrices = [p for p in self.h.parameters() if p.ndim >= 2] if optimizer == "muon" else []
         others = set(self.parameters()) - set(matrices)
         parameters = [p for p in self.parameters() if p in others]
@@ -285,7 +286,7 @@ class LayerCache:
         self.buffers: list[Any] = []
 
     def append(self, *new: mg.Tensor) -> Iterator[mg.Tensor]:
-        """Store the new tokens' keys and values (B, nh, T, hs); all of them so far, (B, nh, length, hs)."""
+        """Store the new tokens' keys and values (B, nh, T, hs). Returns all of them so far, (B, nh, length, hs)."""
         B, nh, T, hs = new[0].shape
         if not self.buffers:
             xp = mg.get_array_module(new[0].data)
@@ -299,12 +300,12 @@ class LayerCache:
 
 
 class KVCache:
-    """Keys and values of all layers, so that generating a token costs one token's work. For use inside `no_grad`."""
+    """Keys and values of all layers, so that each new token costs the work of one token. For use inside `no_grad`."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.layers = [LayerCache(config.block_size) for _ in range(config.n_layer)]
 
     @property
     def length(self) -> int:
-        """How many tokens are in the cache."""
+        """The number of tokens in the cache."""
         return self.layers[0].length

@@ -107,9 +107,9 @@ def floating(dtype: Any) -> np.dtype:
     try:
         found = np.dtype(dtype)
     except TypeError as error:
-        raise ConfigError(f"dtype is {dtype!r}; wanted a floating dtype, such as float32") from error
+        raise ConfigError(f"dtype is {dtype!r}; expected a floating dtype, such as float32") from error
     if found.name not in STORED_AS:
-        raise ConfigError(f"dtype is {found}; wanted {', '.join(STORED_AS)}")
+        raise ConfigError(f"dtype is {found}; expected {', '.join(STORED_AS)}")
     return found
 
 
@@ -118,7 +118,7 @@ def _folder(source: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise PretrainedError(f"{folder}: a file; wanted the folder it is in")
+        raise PretrainedError(f"{folder}: a file; expected the folder it is in")
     repository = f"openai-community/{source}" if SHORT_NAMES.fullmatch(str(source)) else source
     part = "[A-Za-z0-9][A-Za-z0-9_.-]*"
     if isinstance(repository, str) and re.fullmatch(f"{part}/{part}", repository):
@@ -136,7 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise PretrainedError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise PretrainedError(f"{path}: wanted a JSON object, got {type(content).__name__}")
+        raise PretrainedError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -145,7 +145,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
     settings = read_json(path)
     counts = {key: settings.get(key) for key in (*SIZES, "n_head")}
     problems = [
-        f"{key} is {value!r}; wanted a whole number of at least 1"
+        f"{key} is {value!r}; expected a whole number of at least 1"
         for key, value in counts.items()
         if type(value) is not int or value < 1
     ]
@@ -153,7 +153,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
     if not problems:
         fixed |= {"n_inner": (None, 4 * settings["n_embd"]), "n_ctx": (settings["n_positions"],)}
     problems += [
-        f"{key} is {settings[key]!r}; wanted {' or '.join(map(repr, values))}"
+        f"{key} is {settings[key]!r}; expected {' or '.join(map(repr, values))}"
         for key, values in fixed.items()
         if key in settings and settings[key] not in values
     ]
@@ -162,7 +162,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
         dropout = probabilities["resid_pdrop"]
         if not isinstance(dropout, (int, float)) or any(p != dropout for p in probabilities.values()):
             found = ", ".join(f"{key} {value!r}" for key, value in probabilities.items())
-            problems.append(f"{found}; wanted one probability for the three, or one that is chosen with dropout=…")
+            problems.append(f"{found}; expected one probability for the three, or one that is chosen with dropout=…")
     if problems:
         raise PretrainedError(f"{path}: {'; '.join(problems)}")
     sizes = {ours: settings[theirs] for theirs, ours in SIZES.items()}
@@ -247,7 +247,7 @@ def _read_index(path: Path) -> dict[str, str]:
     """Which file has which tensor. All of the files are in the index's own folder."""
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
-        raise PretrainedError(f"{path}: wanted a weight_map, the names of tensors and of their files")
+        raise PretrainedError(f"{path}: expected a weight_map, the names of tensors and of their files")
     outside = sorted({f"{name:.100}" for name in files.values() if not _is_plain(name)})
     if outside:
         raise PretrainedError(f"{path}: names what is no safetensors file of its folder: {', '.join(outside)}")
@@ -306,9 +306,9 @@ def _check_tensors(folder: Path, config: GPTConfig, tensors: Mapping[str, Stored
     found = [(name, tensor, allowed[name]) for name, tensor in tensors.items() if name in allowed]
     problems += [f"missing {name}" for name in wanted if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in allowed]
-    problems += [f"{name} has shape {t.shape}, wanted {shape}" for name, t, shape in found if t.shape != shape]
+    problems += [f"{name} has shape {t.shape}, expected {shape}" for name, t, shape in found if t.shape != shape]
     dtypes = ", ".join(READ_AS)
-    problems += [f"{name} is stored as {t.dtype}, wanted {dtypes}" for name, t, _ in found if t.dtype not in READ_AS]
+    problems += [f"{name} is stored as {t.dtype}, expected {dtypes}" for name, t, _ in found if t.dtype not in READ_AS]
     if problems:
         raise PretrainedError(f"{folder}: {'; '.join(problems)}")
 

@@ -189,7 +189,7 @@ def rows_of(ids: Any, vocab_size: int) -> list[np.ndarray]:
     if wrong or not rows:
         got = wrong[0] if wrong else mg.Tensor(ids).numpy()
         raise ConfigError(
-            f"generate: expected ids, integers (B, T), or a list of rows of them, none empty; got {got.shape} {got.dtype}"
+            f"generate: expected ids, integers (B, T), or a list of rows, none empty; got {got.shape} {got.dtype}"
         )
     for row in rows:
         if row.min() < 0 or row.max() >= vocab_size:

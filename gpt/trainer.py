@@ -86,7 +86,7 @@ class Trainer:
         exact: dict[mg.Tensor, Any] = {p: p.data for p in model.parameters()}  # before they are rounded
         if config.dtype in ("bfloat16", "float16"):
             model.to(dtype=config.dtype)
-        self.scaler = optim.LossScaler() if config.dtype == "float16" else None
+        self.scaler = optim.GradScaler() if config.dtype == "float16" else None
         self.optimizer = model.configure_optimizer(
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -96,7 +96,7 @@ class Trainer:
         )
         self.optimizer.start_masters(exact)
         top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
-        self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.groups]
+        self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.param_groups]
         self.graph: mg.cuda.Captured | None = None  # of a step; with float16 the host decides about every step
         needed = model.wte.weight.dtype, *mg.cuda.GRAPH_KERNELS
         if graph and self.scaler is None and self.device != "cpu" and kernels.in_use(self.device, *needed):
@@ -146,7 +146,7 @@ class Trainer:
 
         On a GPU both stay there. Where the step is a CUDA graph, the next one overwrites them.
         """
-        for group, factor in zip(self.optimizer.groups, self.lr_factors, strict=True):
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = learning_rate * factor
         batches = (self.batch("train", mg.random.generator()) for _ in range(self.config.grad_accum))
         if self.graph is None:

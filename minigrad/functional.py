@@ -298,6 +298,11 @@ def silu(x: Any) -> Tensor:
     return activation.SiLU.apply(_floats(x))
 
 
+def softplus(x: Any) -> Tensor:
+    """ln(1 + e^x), a smooth form of max(x, 0) (Dugas et al., 2001)."""
+    return activation.Softplus.apply(_floats(x))
+
+
 # Reductions
 
 

@@ -24,7 +24,7 @@ class MatMul(mg.Function):
     @staticmethod
     def forward(ctx, a, b):
         if a.ndim == 0 or b.ndim == 0:
-            raise ValueError("wanted at least one axis in a and in b")
+            raise ValueError("expected at least one axis in a and in b")
         rows = a[None, :] if a.ndim == 1 else a  # (…, M, K)
         columns = b[:, None] if b.ndim == 1 else b  # (…, K, N)
         y = rows @ columns  # (…, M, N)

@@ -1,4 +1,4 @@
-"""Exercise 9 of 10: layer normalisation, before every part of the GPT."""
+"""Exercise 9 of 10: layer normalization, before every part of the GPT."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class LanguageModel(nn.Module):
     def generate(self, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Any:
         """Continue each row of ids (B, T) by `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
 
-        The options are the fields of `gpt.sample.Sampling`. Beyond block_size the model sees the last block_size tokens.
+        The options are the fields of `gpt.sample.Sampling`. Beyond block_size the model sees the last of the tokens.
         """
         return generate(self, ids, max_new_tokens, *sampling, **options)
 

@@ -80,7 +80,7 @@ def load_operations(path: Path) -> list[OwnOperation]:
                 raise ConfigError(f"{file}: {operation.name} is also in {found[operation.name].file}")
             found[operation.name] = operation
     if not found:
-        raise ConfigError(f"{path}: found no operations there; wanted Python files with classes such as LayerNorm")
+        raise ConfigError(f"{path}: found no operations there; expected Python files with classes such as LayerNorm")
     return list(found.values())
 
 
@@ -94,7 +94,7 @@ def operations_in(file: Path) -> list[OwnOperation]:
         if isinstance(value, type) and issubclass(value, mg.Function) and value.__module__ == module.__name__
     ]
     if not own:
-        raise ConfigError(f"{file}: has no operation; wanted a class derived from minigrad.Function")
+        raise ConfigError(f"{file}: has no operation; expected a class derived from minigrad.Function")
     for each in own:
         if each.__name__ not in engine:
             near = difflib.get_close_matches(each.__name__, engine, n=1)
@@ -108,7 +108,7 @@ def operations_in(file: Path) -> list[OwnOperation]:
 
 
 def load_module(file: Path) -> ModuleType:
-    """Run a Python file. It may import its neighbours."""
+    """Run a Python file. It may import its neighbors."""
     spec = importlib.util.spec_from_file_location(f"own_ops_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file}: is not a Python file")

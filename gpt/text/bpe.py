@@ -1,4 +1,4 @@
-"""Byte-pair encoding: learning which neighbours to join (Gage, 1994; for words: Sennrich, Haddow and Birch, 2016)."""
+"""Byte-pair encoding: learning which neighbors to join (Gage, 1994; for words: Sennrich, Haddow and Birch, 2016)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOINED = -1  # where the right half of a merged pair stood
 def learn_merges(pieces: Mapping[str, int], n_merges: int) -> list[tuple[int, int]]:
     """The merges that byte-pair encoding learns from pieces of text and how often each occurs.
 
-    The tokens 0 to 255 are the bytes. A step counts how often each two tokens are neighbours within a piece, takes
+    The tokens 0 to 255 are the bytes. A step counts how often each two tokens are neighbors within a piece, takes
     the most frequent pair, and joins it from left to right wherever it occurs. Merge number i, as (left, right), makes
     the token 256 + i. Among equally frequent pairs the one with the lowest left token is taken, of these the one with
     the lowest right token. Passed over are pairs of together more than MAX_TOKEN_BYTES. The list is shorter than
@@ -32,7 +32,7 @@ def learn_merges(pieces: Mapping[str, int], n_merges: int) -> list[tuple[int, in
     ids = np.frombuffer(text, np.uint8).astype(np.int32)  # (N,): the tokens, at the place of their first byte
     lengths = [1, *(len(piece.encode()) + 1 for piece in pieces)]
     weights = np.repeat([0, *pieces.values()], lengths)  # (N,): how often the piece at each place occurs
-    before, after = np.arange(-1, len(ids) - 1), np.arange(1, len(ids) + 1)  # (N,): the places of the neighbours
+    before, after = np.arange(-1, len(ids) - 1), np.arange(1, len(ids) + 1)  # (N,): the places of the neighbors
 
     tokens = [bytes([byte]) for byte in range(256)]
     counts: dict[tuple[int, int], int] = {}

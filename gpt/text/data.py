@@ -61,7 +61,7 @@ def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], o
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, its line ends as they are. Raises `DataError` if there is no text to be had."""
     if not os.fspath(path):
-        raise DataError("the name of the file is empty; wanted that of a text file")
+        raise DataError("the name of the file is empty; expected that of a text file")
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError as error:
@@ -69,7 +69,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     except OSError as error:
-        what = "a folder; wanted a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
+        what = "a folder; expected a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
         raise DataError(f"{path}: {what}") from error
     if not text:
         raise DataError(f"{path}: the file is empty")
@@ -158,7 +158,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
                 raise DataError("not what examples/prepare_data.py writes")
     except OSError as error:
         raise DataError(
-            f"{folder / META}: cannot be read ({reason(error)}); wanted a folder that examples/prepare_data.py made"
+            f"{folder / META}: cannot be read ({reason(error)}); expected a folder that examples/prepare_data.py made"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / META}: {error}") from error
@@ -205,7 +205,7 @@ class Dataset:
     def __init__(self, ids: Any, block_size: int, train_fraction: float = 0.9) -> None:
         ids = _as_ids(ids)
         if not 0 < train_fraction < 1:
-            raise ConfigError(f"train_fraction is {train_fraction}; wanted above 0 and below 1")
+            raise ConfigError(f"train_fraction is {train_fraction}; expected above 0 and below 1")
         self._set_up(*_split(ids, train_fraction), block_size, None)
 
     @classmethod
@@ -217,7 +217,7 @@ class Dataset:
 
     def _set_up(self, train: np.ndarray, val: np.ndarray, block_size: int, vocab_size: int | None) -> None:
         if block_size < 1:
-            raise ConfigError(f"block_size is {block_size}; wanted at least 1")
+            raise ConfigError(f"block_size is {block_size}; expected at least 1")
         self.train, self.val, self.block_size, self.vocab_size = train, val, block_size, vocab_size
         self._copies: dict[tuple[str, str], Array] = {}  # on GPUs, by split and device
         if min(len(train), len(val)) < block_size + 1:
@@ -234,9 +234,9 @@ class Dataset:
         batch then only the starts of its blocks are. Nothing waits for a GPU: CuPy copies through pinned memory.
         """
         if split not in ("train", "val"):
-            raise ConfigError(f'split is {split!r}; wanted "train" or "val"')
+            raise ConfigError(f'split is {split!r}; expected "train" or "val"')
         if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; wanted at least 1")
+            raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
         ids = self.train if split == "train" else self.val
         starts = rng.integers(len(ids) - self.block_size, size=batch_size)
         if device != "cpu" and len(ids) <= MOST_TOKENS_ON_GPU:
@@ -272,7 +272,7 @@ class Dataset:
 def _as_ids(ids: Any) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise DataError(f"wanted token ids, integers (N,); got {ids.shape} {ids.dtype}")
+        raise DataError(f"expected token ids, integers (N,); got {ids.shape} {ids.dtype}")
     return ids
 
 

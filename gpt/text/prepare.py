@@ -100,9 +100,9 @@ def _last_cut(text: str) -> int:
 def check_options(val_fraction: float, workers: int) -> None:
     """Raise `ConfigError` for options that have no meaning."""
     if not 0 < val_fraction < 1:
-        raise ConfigError(f"val_fraction is {val_fraction}; wanted above 0 and below 1")
+        raise ConfigError(f"val_fraction is {val_fraction}; expected above 0 and below 1")
     if workers < 1:
-        raise ConfigError(f"workers is {workers}; wanted at least 1")
+        raise ConfigError(f"workers is {workers}; expected at least 1")
 
 
 def prepare(

@@ -78,11 +78,11 @@ class Tokenizer(ABC):
         try:
             row = mg.Tensor(ids).numpy()
         except (TypeError, ValueError) as error:
-            raise TokenError(f"decode: wanted a row of integers ({error})") from error
+            raise TokenError(f"decode: expected a row of integers ({error})") from error
         if row.ndim == 1 and row.size == 0:
             return row.astype(np.int64)
         if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise TokenError(f"decode: wanted a row of integers (T,); got {row.shape} {row.dtype}")
+            raise TokenError(f"decode: expected a row of integers (T,); got {row.shape} {row.dtype}")
         outside = (row < 0) | (row >= self.vocab_size)
         if outside.any():
             position = int(outside.argmax())
@@ -296,7 +296,7 @@ class BPETokenizer(_BytePairTokenizer):
     merges: pairs of tokens; the pair at place i makes the token 256 + i. See `learn_merges`.
     special_tokens: the names of marks that are no text.
 
-    A text is cut into pieces as for GPT-2. In each, of all neighbours whose bytes together are a token those that make
+    A text is cut into pieces as for GPT-2. In each, of all neighbors whose bytes together are a token those that make
     the lowest token are joined, until there are none; a piece that is a token is just that. Raises `TokenError` for
     merges of tokens that are not there yet, and for merges that make no new token.
     """
@@ -307,10 +307,12 @@ class BPETokenizer(_BytePairTokenizer):
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         for i, (left, right) in enumerate(self.merges):
             if not 0 <= min(left, right) <= max(left, right) < len(self.tokens):
-                raise TokenError(f"merge {i} joins {left} and {right}; wanted tokens from 0 to {len(self.tokens) - 1}")
+                raise TokenError(
+                    f"merge {i} joins {left} and {right}; expected tokens from 0 to {len(self.tokens) - 1}"
+                )
             token = self.tokens[left] + self.tokens[right]
             if len(token) > MAX_TOKEN_BYTES:
-                raise TokenError(f"merge {i} makes a token of {len(token)} bytes; wanted at most {MAX_TOKEN_BYTES}")
+                raise TokenError(f"merge {i} makes a token of {len(token)} bytes; expected at most {MAX_TOKEN_BYTES}")
             if token in ranks:
                 raise TokenError(f"merge {i} makes {token!r}, which is token {ranks[token]} already")
             ranks[token] = len(self.tokens)
@@ -318,7 +320,7 @@ class BPETokenizer(_BytePairTokenizer):
         for name in special_tokens:
             _check_text("special_tokens", name)
         if "" in special_tokens or len(set(special_tokens)) < len(special_tokens):
-            raise TokenError(f"special_tokens: wanted distinct names; got {str(special_tokens):.100}")
+            raise TokenError(f"special_tokens: expected distinct names; got {str(special_tokens):.100}")
         self.special_tokens = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
         self.encoding = tiktoken.Encoding(
             "bpe", pat_str=GPT2_PIECES, mergeable_ranks=ranks, special_tokens=self.special_tokens
@@ -335,7 +337,9 @@ class BPETokenizer(_BytePairTokenizer):
         """
         least = 256 + len(special_tokens)
         if vocab_size < least:
-            raise ConfigError(f"vocab_size is {vocab_size}; wanted at least {least}: the bytes and the special tokens")
+            raise ConfigError(
+                f"vocab_size is {vocab_size}; expected at least {least}: the bytes and the special tokens"
+            )
         pieces: Counter[str] = Counter()
         for part in [text] if isinstance(text, str) else text:
             _check_text("train", part)
@@ -369,7 +373,7 @@ def from_state(state: Any) -> Tokenizer:
                 raise TokenError(f"pieces are cut by {pieces!r:.100}; known is only {GPT2_PIECES!r}")
             for i, merge in enumerate(merges):
                 if not (isinstance(merge, list | tuple) and [type(token) for token in merge] == [int, int]):
-                    raise TokenError(f"merge {i} is {str(merge):.100}; wanted two tokens")
+                    raise TokenError(f"merge {i} is {str(merge):.100}; expected two tokens")
             return BPETokenizer(merges, special_tokens)
     raise TokenError(f"not a tokenizer: {str(state):.100}")
 
@@ -397,7 +401,7 @@ def first_ids(tokenizer: Tokenizer) -> np.ndarray:
 def _check_type(what: str, text: Any) -> None:
     """Raise `TokenError` for what is no text."""
     if not isinstance(text, str):
-        raise TokenError(f"{what}: wanted a text; got {type(text).__name__}")
+        raise TokenError(f"{what}: expected a text; got {type(text).__name__}")
 
 
 def _check_text(what: str, text: Any) -> None:

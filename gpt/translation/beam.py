@@ -24,19 +24,19 @@ class Hypothesis(NamedTuple):
     score: float
 
 
-def normaliser(length: int, length_penalty: float) -> float:
+def normalizer(length: int, length_penalty: float) -> float:
     """((5 + length) / 6)^length_penalty, by which a hypothesis' log-probability is divided (Wu et al., 2016).
 
-    Every token makes a sequence less likely, so log-probabilities alone favour short ones: that is 0. Larger values
-    favour longer ones; GNMT and "Attention Is All You Need" took values from 0.2 to 0.6.
+    Every token makes a sequence less likely, so log-probabilities alone favor short ones: that is 0. Larger values
+    favor longer ones; GNMT and "Attention Is All You Need" took values from 0.2 to 0.6.
     """
     return ((5 + length) / 6) ** length_penalty
 
 
 def check_length_penalty(length_penalty: float) -> None:
-    """Raise `ConfigError` for a length penalty without meaning, and for one whose `normaliser` could overflow."""
+    """Raise `ConfigError` for a length penalty without meaning, and for one whose `normalizer` could overflow."""
     if not 0 <= number_or_nan(length_penalty) <= 10:
-        raise ConfigError(f"length_penalty is {length_penalty!r}; wanted a number from 0 to 10")
+        raise ConfigError(f"length_penalty is {length_penalty!r}; expected a number from 0 to 10")
 
 
 def beam_search(
@@ -52,7 +52,7 @@ def beam_search(
         that was in row rows[i], and after it tokens[i], integers (B K,). A row that holds none has the token PAD.
 
     A hypothesis that ends leaves the beam, which is then narrower by one, and waits with its score: its log-probability
-    over `normaliser` of its length, with END. Search ends when none is left that could still get a better score. A
+    over `normalizer` of its length, with END. Search ends when none is left that could still get a better score. A
     hypothesis of `max_new_tokens` that has not ended counts only where none has.
     """
     B, K = batch_size, beam_size
@@ -70,12 +70,12 @@ def beam_search(
         width = K - np.array([[len(hypotheses)] for hypotheses in ended])  # (B, 1)
         log_p[np.arange(K) >= width] = -np.inf
 
-        score = log_p / normaliser(length, length_penalty)
+        score = log_p / normalizer(length, length_penalty)
         for b, k in np.argwhere((token == END) & np.isfinite(score)):
             ended[b].append(Hypothesis(tokens[b, k], float(score[b, k])))
             best_score[b] = max(best_score[b, 0], score[b, k])
         # Tokens to come make log_p less; all that can raise a score is length. So this is the most it can become:
-        highest = log_p / normaliser(max_new_tokens, length_penalty)
+        highest = log_p / normalizer(max_new_tokens, length_penalty)
         alive = (token != END) & (highest > best_score)
         log_p[~alive] = -np.inf
         if not alive.any():

@@ -30,13 +30,15 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
         parts = line.split("\t")
         if len(parts) != 2:
             what = f"{len(parts) - 1} tabs" if len(parts) > 2 else "no tab"
-            raise DataError(f"{path}, line {number}: wanted a source, a tab and a target; got {what} in {line[:60]!r}")
+            raise DataError(
+                f"{path}, line {number}: expected a source, a tab and a target; got {what} in {line[:60]!r}"
+            )
         for side, text in zip(("source", "target"), parts, strict=True):
             if not text.strip():
                 raise DataError(f"{path}, line {number}: the {side} is empty")
         pairs.append((parts[0], parts[1]))
     if not pairs:
-        raise DataError(f"{path}: found no pairs; wanted a source, a tab and a target on each line")
+        raise DataError(f"{path}: found no pairs; expected a source, a tab and a target on each line")
     return pairs
 
 
@@ -59,8 +61,8 @@ def split_pairs(pairs: Sequence[Pair], val_share: float, seed: int) -> tuple[lis
             n_val += sizes[name]
     if not 0 < n_val < len(pairs):
         raise DataError(
-            f"{len(pairs)} distinct pairs cannot be split: wanted {wanted} for validation that share no source and no "
-            f"target with the others"
+            f"{len(pairs)} distinct pairs cannot be split: expected {wanted} for validation that share no source and "
+            f"no target with the others"
         )
     order = rng.permutation(len(pairs)).tolist()
     train, val = [[pairs[i] for i in order if (group[i] in held_out) == side] for side in (False, True)]

@@ -217,9 +217,9 @@ class Seq2Seq(nn.Module):
             self.source_wte.weight = self.target_wte.weight
         if config.tie_weights in ("output", "all"):
             self.lm_head.weight = self.target_wte.weight
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Weights normal(0, 1 / sqrt(their inputs)), so that every product keeps the variance; biases 0.
 
         With `norm_first` nothing rescales the residual stream, so the projections that end in it are scaled as GPT-2's
@@ -268,7 +268,7 @@ class Seq2Seq(nn.Module):
         ids = self.as_ids("ids", ids)
         sources = len(memory.keys_values[0][0].data)
         if len(ids) != sources:
-            raise ConfigError(f"Seq2Seq: wanted as many targets as sources; got {len(ids)} and {sources}")
+            raise ConfigError(f"Seq2Seq: expected as many targets as sources; got {len(ids)} and {sources}")
         x = self.embed(ids, "target", past=0 if cache is None else cache.length)  # (B, T, C)
         mask = padding_mask(ids) if cache is None else None
         for i, block in enumerate(self.decoder):
@@ -300,7 +300,7 @@ class Seq2Seq(nn.Module):
         """Integers (B, T) as a plain array on the model's device."""
         array = mg.Tensor(ids, device=self.device).data
         if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ConfigError(f"Seq2Seq: wanted {name}, integers (B, T); got {array.shape} {array.dtype}")
+            raise ConfigError(f"Seq2Seq: expected {name}, integers (B, T); got {array.shape} {array.dtype}")
         return array
 
     def translate(
@@ -313,7 +313,7 @@ class Seq2Seq(nn.Module):
         """
         for name, value in (("beam_size", beam_size), ("max_new_tokens", max_new_tokens)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; wanted a whole number of at least 1")
+                raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
         check_length_penalty(length_penalty)
         if self.config.position == "learned" and max_new_tokens > self.config.block_size:
             raise ConfigError(f"max_new_tokens {max_new_tokens} is more than block_size {self.config.block_size}")

@@ -140,10 +140,10 @@ class Translator:
     ) -> list[str]:
         """The translations of texts, `batch_size` of about one length at a time."""
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}; wanted a whole number of at least 1")
+            raise ConfigError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         for text in texts:
             if not text:
-                raise DataError("a text to translate is empty; wanted at least one character")
+                raise DataError("a text to translate is empty; expected at least one character")
         sources = [self.source.encode(text) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(sources[i]))
         found: dict[int, str] = {}

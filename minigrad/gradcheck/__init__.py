@@ -132,7 +132,7 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
             checked.append(Tensor(copied, requires_grad=True))
     if not any(isinstance(x, Tensor) and x.requires_grad for x in checked):
         raise ValueError(
-            f"gradcheck: wanted inputs of which at least one is floating, since only these have gradients; "
+            f"gradcheck: expected inputs of which at least one is floating, since only these have gradients; "
             f"got {', '.join(map(describe, given)) or 'none'}"
         )
     rng = np.random.default_rng(seed)

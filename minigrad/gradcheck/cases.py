@@ -144,3 +144,4 @@ def cases() -> Iterator[Case]:
     yield Case("SquaredReLU", "", F.squared_relu, [away_from(0, 3, 2)])
     yield Case("Rotary", "", F.rotary, [normal(2, 3, 4)])
     yield Case("Rotary", "offset and base", lambda x: F.rotary(x, 5, base=10.0), [normal(3, 6)])
+    yield Case("Softplus", "", F.softplus, [3 * normal(3, 2)])

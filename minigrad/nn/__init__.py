@@ -1,7 +1,7 @@
 """Layers: modules that hold parameters and call `minigrad.functional`."""
 
 from .checkpoint import checkpoint
-from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, SquaredReLU
+from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, Softplus, SquaredReLU
 from .module import Module, ModuleList, Parameter, Sequential
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "Sequential",
+    "Softplus",
     "SquaredReLU",
     "checkpoint",
 ]

@@ -66,7 +66,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: wanted a probability p from 0 to 1, got {p}")
+            raise ValueError(f"Dropout: expected a probability p from 0 to 1, got {p}")
         self.p = p
 
     def forward(self, x: Any) -> Tensor:
@@ -95,3 +95,10 @@ class SquaredReLU(Module):
 
     def forward(self, x: Any) -> Tensor:
         return F.squared_relu(x)
+
+
+class Softplus(Module):
+    """ln(1 + e^x), a smooth form of max(x, 0)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.softplus(x)

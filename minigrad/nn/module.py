@@ -90,7 +90,7 @@ class Module:
         problems = [f"missing {name}" for name in own if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
         problems += [
-            f"{name} has shape {np.shape(state[name])}, wanted {parameter.shape}"
+            f"{name} has shape {np.shape(state[name])}, expected {parameter.shape}"
             for name, parameter in own.items()
             if name in state and np.shape(state[name]) != parameter.shape
         ]
@@ -128,7 +128,7 @@ class Module:
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
         """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
         if dtype is not None and kind_of(as_dtype(dtype)) != "f":
-            raise TypeError(f"{type(self).__name__}.to: wanted a floating dtype, got {as_dtype(dtype)}")
+            raise TypeError(f"{type(self).__name__}.to: expected a floating dtype, got {as_dtype(dtype)}")
         for parameter in self.parameters():
             array = parameter.data if device is None else to_device(parameter.data, device)
             parameter.data = array if dtype is None else array.astype(as_dtype(dtype), copy=False)
@@ -151,7 +151,7 @@ class ModuleList(Module):
     def __init__(self, modules: Any = ()) -> None:
         for i, module in enumerate(modules):
             if not isinstance(module, Module):
-                raise TypeError(f"{type(self).__name__}: wanted modules, got {type(module).__name__} at place {i}")
+                raise TypeError(f"{type(self).__name__}: expected modules, got {type(module).__name__} at place {i}")
             setattr(self, str(i), module)
 
     def __len__(self) -> int:

@@ -102,6 +102,28 @@ class SiLU(Function):
         return g * (s * (1 + x * (1 - s)))
 
 
+@accelerated(cpu=cpu.RowByRow)
+@computed_in_single
+class Softplus(Function):
+    """y = ln(1 + e^x) (Dugas et al., 2001).    dy/dx = e^x / (1 + e^x) = sigmoid(x).
+
+    e^x overflows for large x. Taking the factor e^x out of the logarithm where x > 0,
+        ln(1 + e^x) = x + ln(1 + e^-x),
+    so for either sign y = max(x, 0) + ln(1 + e^-|x|), in which the exponent is never positive.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        xp = get_array_module(x)
+        ctx.save(x)
+        return xp.maximum(x, 0) + xp.log1p(xp.exp(-abs(x)))
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return g * sigmoid(x)
+
+
 @accelerated(cpu=cpu.GELUTanh, cuda=cuda.GELU)
 @computed_in_single
 class GELUTanh(Function):

@@ -39,7 +39,7 @@ class Attention(Function):
     def forward(ctx, q, k, v, causal, mask, dropout_p):
         xp = get_array_module(q)
         if min(q.ndim, k.ndim, v.ndim) < 2 or not q.shape[-1] == k.shape[-1] > 0 or k.shape[-2] != v.shape[-2]:
-            raise ValueError("wanted q (…, T, D), k (…, U, D) and v (…, U, E) with D of at least 1")
+            raise ValueError("expected q (…, T, D), k (…, U, D) and v (…, U, E) with D of at least 1")
         t, u = q.shape[-2], k.shape[-2]
         ctx.scale = 1 / math.sqrt(q.shape[-1])
         s = (q * ctx.scale) @ k.swapaxes(-1, -2)  # (…, T, U)

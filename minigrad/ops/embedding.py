@@ -13,9 +13,9 @@ from .precision import is_half
 def check_ids(what, ids, size):
     """Refuse ids outside 0 … size - 1. Arrays on a GPU are not looked at: that would make the host wait for it."""
     if ids.dtype.kind not in "iu":
-        raise TypeError(f"wanted {what} of an integer dtype, not {ids.dtype}")
+        raise TypeError(f"expected {what} of an integer dtype, not {ids.dtype}")
     if isinstance(ids, np.ndarray) and ids.size and (ids.min() < 0 or ids.max() >= size):
-        raise IndexError(f"wanted {what} from 0 to {size - 1}, but they range from {ids.min()} to {ids.max()}")
+        raise IndexError(f"expected {what} from 0 to {size - 1}, but they range from {ids.min()} to {ids.max()}")
 
 
 def sum_rows(ids, rows, n):
@@ -65,7 +65,7 @@ class Embedding(Function):
     @staticmethod
     def forward(ctx, ids, weight):
         if weight.ndim != 2:
-            raise ValueError("wanted weight (V, C)")
+            raise ValueError("expected weight (V, C)")
         check_ids("ids", ids, weight.shape[0])
         ctx.save(ids)
         ctx.shape = weight.shape

@@ -47,7 +47,7 @@ class MaskedFill(Function):
         ctx.save(mask)
         xp = get_array_module(x)
         if np.broadcast_shapes(x.shape, mask.shape) != x.shape:
-            raise ValueError(f"wanted a mask that broadcasts to the shape of x, {x.shape}")
+            raise ValueError(f"expected a mask that broadcasts to the shape of x, {x.shape}")
         return choose(mask, xp.asarray(value, x.dtype), x)
 
     @staticmethod

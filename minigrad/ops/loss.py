@@ -35,7 +35,7 @@ class CrossEntropy(Function):
     def forward(ctx, x, targets, ignore_index, reduction, label_smoothing=0.0):
         xp = get_array_module(x)
         if x.ndim == 0 or targets.shape != x.shape[:-1]:
-            raise ValueError("wanted logits (…, V) and targets (…)")
+            raise ValueError("expected logits (…, V) and targets (…)")
         flat = targets.reshape(-1)
         counted = flat != ignore_index
         flat = xp.where(counted, flat, 0)

@@ -31,7 +31,9 @@ class MatMul(Function):
     @staticmethod
     def forward(ctx, a, b):
         if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[max(b.ndim - 2, 0)]:
-            raise ValueError("wanted the last axis of a to be as long as the last but one axis of b (or b's only axis)")
+            raise ValueError(
+                "expected the last axis of a to be as long as the last but one axis of b (or b's only axis)"
+            )
         ctx.save(a, b)
         return matmul(a, b)
 
@@ -66,7 +68,7 @@ class Linear(Function):
     def forward(ctx, x, weight, bias):
         outputs, inputs = weight.shape if weight.ndim == 2 else (None, None)
         if x.ndim == 0 or inputs is None or x.shape[-1] != inputs or (bias is not None and bias.shape != (outputs,)):
-            raise ValueError("wanted x (…, I), weight (O, I) and bias (O,) or None")
+            raise ValueError("expected x (…, I), weight (O, I) and bias (O,) or None")
         ctx.save(x, weight)
         n = math.prod(x.shape[:-1])
         y = in_single(x.reshape(n, inputs)) @ in_single(weight).T  # (N, O)

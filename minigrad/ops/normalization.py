@@ -1,4 +1,4 @@
-"""Normalisation over the last axis."""
+"""Normalization over the last axis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shape import sum_to
 
 def check_scale(x, *parameters):
     if x.ndim == 0 or any(p is not None and p.shape != x.shape[-1:] for p in parameters):
-        raise ValueError("wanted x (…, C), and weight and bias (C,) or None")
+        raise ValueError("expected x (…, C), and weight and bias (C,) or None")
 
 
 def row_mean(x):
@@ -21,7 +21,7 @@ def row_mean(x):
 @accelerated(cpu=cpu.LayerNorm, cuda=cuda.LayerNorm)
 @computed_in_single
 class LayerNorm(Function):
-    """Layer normalisation (Ba, Kiros and Hinton, 2016): every row is shifted to mean 0 and scaled to variance 1.
+    """Layer normalization (Ba, Kiros and Hinton, 2016): every row is shifted to mean 0 and scaled to variance 1.
 
         mu = mean(x)    var = mean((x - mu)^2)    r = 1/sqrt(var + eps)    x_hat = (x - mu) r    y = gamma x_hat + beta
 
@@ -67,7 +67,7 @@ class LayerNorm(Function):
 @accelerated(cpu=cpu.RowByRow)
 @computed_in_single
 class RMSNorm(Function):
-    """Root-mean-square normalisation (Zhang and Sennrich, 2019): layer norm without the shift.
+    """Root-mean-square normalization (Zhang and Sennrich, 2019): layer norm without the shift.
 
         r = 1/sqrt(mean(x^2) + eps)    x_hat = x r    y = gamma x_hat
 

@@ -56,7 +56,7 @@ class Var(Function):
     def forward(ctx, x, axis, keepdims, correction):
         ctx.axis, ctx.n = axis, count(x.shape, axis) - correction
         if ctx.n <= 0:
-            raise ValueError(f"wanted more than {correction} elements along axis {axis}, for correction {correction}")
+            raise ValueError(f"expected more than {correction} elements along axis {axis}, for correction {correction}")
         d = x - add_up(x, axis, keepdims=True) / count(x.shape, axis)
         ctx.save(d)
         return add_up(d * d, axis, keepdims) / ctx.n

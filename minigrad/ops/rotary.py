@@ -47,7 +47,7 @@ class Rotary(Function):
 
     Shapes: x and y (…, T, D), D even; the rows are at the positions p = offset … offset + T - 1. Pairing channel i with
     i + D/2 is the half-split convention of GPT-NeoX, and of LLaMA in Hugging Face's format; the original pairs
-    neighbours, which is the same but for the order of the channels.
+    neighbors, which is the same but for the order of the channels.
 
     Turning two rows by the same angle leaves their product as it is. The product of a query and a key therefore
     depends on how far apart they are, and not on where.
@@ -59,7 +59,7 @@ class Rotary(Function):
     @staticmethod
     def forward(ctx, x, offset, base):
         if x.ndim < 2 or x.shape[-1] % 2 or kind_of(x.dtype) != "f" or not base > 0 or offset % 1:
-            raise ValueError("wanted floating x (…, T, D) with an even D, a whole offset and a base above 0")
+            raise ValueError("expected floating x (…, T, D) with an even D, a whole offset and a base above 0")
         xp = get_array_module(x)
         table = (*x.shape[-2:], offset, base, x.dtype)
         cos, sin = turns_on_cpu(*table) if xp is np else turns(xp, *table)

@@ -101,7 +101,7 @@ class Split(Function):
 def stretches(x, sizes, axis):
     """Views of consecutive stretches of x along `axis`."""
     if any(size < 0 for size in sizes):
-        raise ValueError(f"stretches of sizes {list(sizes)}: wanted none below 0")
+        raise ValueError(f"stretches of sizes {list(sizes)}: expected none below 0")
     if sum(sizes) != x.shape[axis]:
         raise ValueError(f"stretches of sizes {list(sizes)} do not add up to axis {axis}, which has {x.shape[axis]}")
     before = (slice(None),) * axis

@@ -1,8 +1,4 @@
-"""What optimizers share, SGD and AdamW, and gradient clipping.
-
-An optimizer changes `parameter.data` in place, using `parameter.grad`; parameters without a gradient stay as they are.
-Settings can be read and changed in `optimizer.groups`, for example `for group in optimizer.groups: group["lr"] = lr`.
-"""
+"""The base class of all optimizers, SGD and AdamW, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -30,13 +26,13 @@ class Optimizer:
     `params` is an iterable of tensors, or of dicts {"params": one or several, setting: value, …} whose settings
     override the defaults for that group. Subclasses name in `slots` the arrays they keep for each parameter.
 
-    A 16-bit parameter has too few digits to learn: a step of a thousandth of it, in float16 of a five-thousandth, would
-    be rounded away. It gets a float32 copy, its "master", which learns, with moments in float32 too, and of which it is
-    the rounded value (Micikevicius et al., 2018).
+    Small updates of a 16-bit parameter would be rounded away: those below a thousandth of its value in bfloat16, and
+    below a five-thousandth in float16. So a float32 copy, the "master", is updated instead, with float32 moments, and
+    rounded back into the parameter (Micikevicius et al., 2018).
     """
 
     slots: tuple[str, ...] = ()
-    elementwise = False  # does each element change by itself, so that a large parameter can be cut into pieces?
+    elementwise = False  # is each element updated independently, so that a large parameter can be cut into pieces?
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
         keep_freed_memory()  # training starts here
@@ -44,7 +40,7 @@ class Optimizer:
         if not given:
             raise ValueError(f"{type(self).__name__}: got no parameters")
         groups = given if isinstance(given[0], Mapping) else [{"params": given}]
-        self.groups: list[dict[str, Any]] = []
+        self.param_groups: list[dict[str, Any]] = []
         for group in groups:
             if "params" not in group:
                 raise ValueError(f"{type(self).__name__}: a group has no params, only {sorted(group)}")
@@ -54,27 +50,27 @@ class Optimizer:
                     f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(settings)}"
                 )
             members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-            self.groups.append({**settings, **group, "params": members})
-        self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
+            self.param_groups.append({**settings, **group, "params": members})
+        self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
         if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
-            raise TypeError(f"{type(self).__name__}: wanted leaf tensors that require gradients")
+            raise TypeError(f"{type(self).__name__}: expected leaf tensors that require gradients")
         if len(set(self.params)) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
-        self.steps = [0] * len(self.params)  # how often each has been changed
+        self.steps = [0] * len(self.params)  # the number of updates of each
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for p in self.params:
             p.zero_grad()
 
     def step(self) -> None:
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         changed = [i for i, p in enumerate(self.params) if p.grad is not None]
         graph.each_step(functools.partial(self.count, changed))
         numbers = iter(range(len(self.params)))
         jobs: list[tuple[Callable[..., Any], list[Array]]] = []  # functions, and the arrays to call them with
-        for group in self.groups:
+        for group in self.param_groups:
             members = []  # (parameter, its number, what is kept for it)
             for p in group["params"]:
                 i = next(numbers)
@@ -93,19 +89,19 @@ class Optimizer:
                 job(*arrays)
 
     def count(self, changed: Iterable[int]) -> None:
-        """Count a step of the parameters with these numbers."""
+        """Count an update of the parameters with these numbers."""
         for i in changed:
             self.steps[i] += 1
 
     def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
-        """Change all parameters of a group at once, if there is a kernel for that: was there one?
+        """Update all parameters of a group at once if there is a kernel for that. Returns whether there was one.
 
-        `members` has (parameter, its number, what is kept for it) for each that has a gradient.
+        `members` has (parameter, its number, its state) for each parameter with a gradient.
         """
         return False
 
     def kept_for(self, p: Tensor, i: int, group: dict[str, Any]) -> dict[str, Array]:
-        """The arrays that are kept for a parameter, made if they are not there yet."""
+        """The state of a parameter: arrays by slot, created on first use."""
         state, xp = self.state[i], get_array_module(p.data)
         slots = self.slots_of(group)
         if any(slot not in state for slot in slots):
@@ -118,7 +114,7 @@ class Optimizer:
         return state
 
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """The names of the arrays that are kept for each parameter of this group; they start as zeros."""
+        """The names of the arrays in the state of each parameter of this group; they start as zeros."""
         return self.slots
 
     def update_piece(self, slots: tuple[str, ...], group: dict[str, Any], t: int, *arrays: Array) -> None:
@@ -132,33 +128,33 @@ class Optimizer:
             w[...] = master
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict[str, Any], t: int) -> None:
-        """Change the array w in place for the t-th time, given its gradient g, which must not be changed.
+        """Update the array w in place for the t-th time, given its gradient g, which must not be changed.
 
-        `state` has an array like w for each slot, to be changed in place too. If the class says `elementwise`, all of
-        them may be the same piece of a parameter and of its arrays.
+        `state` has an array like w for each slot, to be updated in place too. If the class says `elementwise`, w, g and
+        the state may be one piece of a parameter.
         """
         raise TypeError(f"{type(self).__name__} must define update(…)")
 
     def start_masters(self, exact: Mapping[Tensor, Array]) -> None:
-        """Let 16-bit parameters begin with these masters: float32 arrays that they are the rounded values of.
+        """Start the masters of 16-bit parameters from these exact float32 values.
 
-        Without it the masters are made in the first step, from the rounded values.
+        Without this call the first step creates the masters from the rounded values.
         """
         for p, state in zip(self.params, self.state, strict=True):
             if p in exact and p.dtype.itemsize == 2:
                 state[MASTER] = exact[p].astype("float32")
 
     def masters(self) -> dict[Tensor, Array]:
-        """The float32 arrays that 16-bit parameters are the rounded values of, by parameter, where there are any."""
+        """The float32 masters of 16-bit parameters, by parameter."""
         return {p: state[MASTER] for p, state in zip(self.params, self.state, strict=True) if MASTER in state}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The number of steps of each parameter and the arrays kept for it, to be saved; settings are not included."""
+        """The number of updates of each parameter and its state, to be saved; settings are not included."""
         arrays = {f"{i}.{slot}": Tensor(a) for i, state in enumerate(self.state) for slot, a in state.items()}
         return {"steps": Tensor(self.steps), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned; ValueError if it is of other parameters or another optimizer."""
+        """Continue from what `state_dict` returned. ValueError if it belongs to another optimizer."""
         loaded: list[dict[str, Array]] = [{} for _ in self.params]
         for name, value in state.items():
             if name == "steps":
@@ -177,10 +173,10 @@ class Optimizer:
         steps = Tensor(state.get("steps", ())).numpy()
         if steps.shape != (len(self.params),) or (steps < 0).any():
             raise ValueError(
-                f"{type(self).__name__}.load_state_dict: steps {steps.tolist()}, wanted a number of steps for each of "
-                f"{len(self.params)} parameters"
+                f"{type(self).__name__}.load_state_dict: expected a number of steps for each of {len(self.params)} "
+                f"parameters, got {steps.tolist()}"
             )
-        groups = [group for group in self.groups for _ in group["params"]]
+        groups = [group for group in self.param_groups for _ in group["params"]]
         for i, (t, kept, group) in enumerate(zip(steps, loaded, groups, strict=True)):
             missing = [slot for slot in self.slots_of(group) if slot not in kept]
             if t and missing:
@@ -227,7 +223,7 @@ class AdamW(Optimizer):
         w = w - lr weight_decay w                 decay is applied to the weight, not mixed into the gradient
         w = w - lr (m / c1) / (sqrt(v / c2) + eps)
 
-    with c1 = 1 - beta1^t and c2 = 1 - beta2^t at the parameter's step t, which make up for m and v starting at 0.
+    with c1 = 1 - beta1^t and c2 = 1 - beta2^t at the parameter's step t, which correct for m and v starting at 0.
     """
 
     slots = ("m", "v")
@@ -276,12 +272,12 @@ class AdamW(Optimizer):
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float = 1.0) -> Any:
-    """Scale all gradients by one factor so that their global norm is at most `max_norm`. The norm before that.
+    """Scale all gradients by one factor so that their global norm is at most `max_norm`. Returns the norm before that.
 
     The global norm is the square root of the sum of the squares of all gradients of all parameters: a Python float on
-    the CPU, and on a GPU an array that stays there, so that nothing waits for it.
+    the CPU, and on a GPU an array that stays there, so that the host does not wait for it.
 
-    loss_scale: what the loss was multiplied by, see `LossScaler`. The gradients are divided by it first; 16-bit ones
+    loss_scale: what the loss was multiplied by, see `GradScaler`. The gradients are divided by it first; 16-bit ones
     become float32, since they may be too small for 16 bits without it.
     """
     params = [params] if isinstance(params, Tensor) else params
@@ -312,7 +308,7 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float 
 
 
 def widen_gradients(params: Iterable[Tensor]) -> None:
-    """Turn 16-bit gradients into float32, in which more can be added to them without rounding every sum to 16 bits."""
+    """Convert 16-bit gradients to float32, so that adding more to them does not round every sum to 16 bits."""
     for p in params:
         if p.grad is not None and p.grad.dtype.itemsize == 2:
             p.grad = p.grad.astype("float32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-class LossScaler:
+class GradScaler:
     """A factor for the loss, as large as float16 allows (Micikevicius et al., 2018).
 
         (loss * scaler.scale).backward()
@@ -13,10 +13,10 @@ class LossScaler:
         if scaler.update(float(norm)):
             optimizer.step()
 
-    Many gradients are smaller than float16's smallest number, 6e-8, and few come near its largest, 65504. The gradients
-    of a loss that is multiplied by a factor are larger by that factor. If one overflows, the step is left out and the
-    factor halved; after `patience` good steps in a row it is doubled. All factors are powers of 2, so that multiplying
-    and dividing by them rounds nothing.
+    Many gradients are smaller than float16's smallest number, 6e-8, and few come near its largest, 65504. Multiplying
+    the loss by a factor multiplies its gradients by the same factor. If one overflows, the step is skipped and the
+    factor halved; after `patience` good steps in a row it is doubled. All factors are powers of 2, so multiplying and
+    dividing by them rounds nothing.
     """
 
     def __init__(self, scale: float = 2.0**16, patience: int = 2000) -> None:
@@ -24,7 +24,7 @@ class LossScaler:
         self.good_steps = 0  # in a row, with this scale
 
     def update(self, norm: float) -> bool:
-        """Are gradients of this global norm fit for a step, that is, finite? The scale changes accordingly."""
+        """Returns whether the norm is finite, so that the step may be taken, and adjusts the scale."""
         if not math.isfinite(norm):
             self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
             return False

@@ -45,8 +45,6 @@ def warmup_inverse_square_root(step: int, n_embd: int, warmup_iters: int) -> flo
     square root of the step. Wider models get lower rates.
     """
     if n_embd < 1 or warmup_iters < 1:
-        raise ValueError(
-            f"warmup_inverse_square_root: wanted n_embd and warmup_iters of at least 1, got {n_embd} and {warmup_iters}"
-        )
+        raise ValueError(f"warmup_inverse_square_root: expected values of at least 1, got {n_embd} and {warmup_iters}")
     t = step + 1
     return n_embd**-0.5 * min(t**-0.5, t * warmup_iters**-1.5)

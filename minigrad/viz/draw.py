@@ -68,7 +68,7 @@ class Drawing:
         elif suffix in FORMATS:
             write_atomically(path, self.render(suffix[1:]))
         else:
-            raise ValueError(f"{path}: wanted a file that ends in .dot, .gv, {', '.join(FORMATS)}")
+            raise ValueError(f"{path}: expected a file that ends in .dot, .gv, {', '.join(FORMATS)}")
 
     def _repr_svg_(self) -> str | None:
         return self.render().decode() if shutil.which("dot") else None
@@ -96,23 +96,23 @@ def draw(
         viz.draw(loss, names={"x": x, "w": w})
 
     Leaves show the norm of their `grad`, operations that of the gradient they received if `viz.trace` ran the backward.
-    limit: a tape of more operations and leaves than this is summarised, with one box for each call of a module, as
+    limit: a tape of more operations and leaves than this is summarized, with one box for each call of a module, as
         deep as a quarter of `limit` boxes allow, and for each run of operations outside of these.
-    depth: summarise, with a box for each call this deep: 0 for the outermost modules.
+    depth: summarize, with a box for each call this deep: 0 for the outermost modules.
     model: names modules and parameters by their places in it; else in the outermost modules that were called.
     names: names of further tensors, leaves and others.
 
     Raises AutogradError for a tensor without a tape, GraphvizError where Graphviz is wanted and not there.
     """
     if limit < 4:
-        raise ValueError(f"viz.draw: wanted a limit of at least 4, got {limit}")
+        raise ValueError(f"viz.draw: expected a limit of at least 4, got {limit}")
     if depth is not None and depth < 0:
-        raise ValueError(f"viz.draw: wanted a depth of at least 0, got {depth}")
+        raise ValueError(f"viz.draw: expected a depth of at least 0, got {depth}")
     if names is not None and not isinstance(names, Mapping):
-        raise TypeError(f'viz.draw: wanted names as a mapping, {{"x": x}}; got {type(names).__name__}')
+        raise TypeError(f'viz.draw: expected names as a mapping, {{"x": x}}; got {type(names).__name__}')
     for name, named in (names or {}).items():
         if not isinstance(name, str) or not isinstance(named, Variable):
-            raise TypeError(f"viz.draw: wanted names, texts with a tensor each; got {name!r}: {type(named).__name__}")
+            raise TypeError(f"viz.draw: expected names, texts with a tensor each; got {name!r}: {type(named).__name__}")
     tape = Tape("viz.draw", tensor, model)
     picture = _Picture(tape, names or {})
     if not tape.nodes or (depth is None and len(tape.nodes) + len(tape.uses) <= limit):
@@ -175,10 +175,10 @@ class _Picture:
             ink = RUST if line.startswith("grad") else GREY
             rows.append(f'<font point-size="9" color="{ink}">{escape(line)}</font>')
         table = "".join(f"<tr><td>{row}</td></tr>" for row in rows)
-        fill, colour, style = STYLES[kind]
+        fill, color, style = STYLES[kind]
         attributes = (
             f'label=<<table border="0" cellspacing="0" cellpadding="1">{table}</table>>, '
-            f'style="{style}", fillcolor="{fill}", color="{colour}"'
+            f'style="{style}", fillcolor="{fill}", color="{color}"'
         )
         outer: Scope | None = None
         for call in self.tape.calls(scope):
@@ -337,7 +337,7 @@ def _groups(tape: Tape, most: int) -> list[_Group]:
 
 
 def _merged(tape: Tape, groups: list[_Group], most: int) -> list[_Group]:
-    """At most `most` groups, by putting neighbours together."""
+    """At most `most` groups, by putting neighbors together."""
     size = -(-len(groups) // most)
     merged = []
     for i in range(0, len(groups), size):

@@ -27,7 +27,7 @@ class Tape:
 
     def __init__(self, asked: str, root: Variable, model: Module | None = None) -> None:
         if not isinstance(root, Variable):
-            raise TypeError(f"{asked}: wanted a tensor, got {type(root).__name__}")
+            raise TypeError(f"{asked}: expected a tensor, got {type(root).__name__}")
         if not root.requires_grad:
             raise AutogradError(
                 f"{asked}: this tensor has no tape: it was computed inside no_grad, detached, or from tensors of which "

@@ -255,7 +255,7 @@ def _row(tape: Tape, node: Context, kept: Kept, seconds: float, grad_norm: float
 
 
 def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
-    """As in "(8,64) 2×(64,)": without blanks inside, equal neighbours together."""
+    """As in "(8,64) 2×(64,)": without blanks inside, equal neighbors together."""
     counted: list[list[Any]] = []
     for shape in shapes:
         if counted and counted[-1][0] == shape:

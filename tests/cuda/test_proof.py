@@ -411,7 +411,7 @@ def test_bfloat16_is_the_default_where_all_of_its_kernels_have_passed(answered, 
     assert precision.choose("auto", "cuda:0") == "bfloat16"
     answered("FlashAttention float16")
     assert precision.choose("auto", "cuda:0") == "bfloat16"
-    with pytest.raises(precision.ConfigError, match="not all of them run on cuda:0: .*proof shows; take 'float32'"):
+    with pytest.raises(precision.ConfigError, match="not all of them run on cuda:0: .*proof shows; use 'float32'"):
         precision.choose("float16", "cuda:0")
     answered("LayerNorm bfloat16")
     assert precision.choose("auto", "cuda:0") == "float32"

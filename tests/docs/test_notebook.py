@@ -1,49 +1,24 @@
-"""The notebook on self-attention, run again from top to bottom: nothing fails, and it says what it said when stored."""
+"""The notebook on self-attention: stored without outputs, it runs from top to bottom and prints what it says."""
 
 import base64
 import json
-import os
 import re
 import sys
 import warnings
-from pathlib import Path
 
+import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PATH = ROOT / "examples" / "self_attention.ipynb"
+from docs import guides
+from docs.build import NOTEBOOK, ROOT
+
+PATH = ROOT / NOTEBOOK
 VERSIONS = ["1. Loops", "2. A triangular product", "3. Softmax of masked zeros", "4. Self-attention"]
 
 
 @pytest.fixture(scope="module")
 def stored():
     return json.loads(PATH.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The notebook run afresh by this very interpreter, whatever kernels are registered and whatever home there is."""
-    for package in ("ipykernel", "matplotlib"):
-        pytest.importorskip(package, reason=f"{package} is not installed (the extra `test`)")
-    folder = tmp_path_factory.mktemp("jupyter")
-    kernel = folder / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.joinpath("kernel.json").write_text(json.dumps({"argv": start, "display_name": "", "language": "python"}))
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Jupyter's warnings are about Jupyter
-        for variable in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
-            patch.setenv(variable, str(folder / variable.lower()))
-        patch.setenv("JUPYTER_PATH", str(folder))  # where kernels are looked for first
-        patch.delenv("JUPYTER_PREFER_ENV_PATH", raising=False)
-        patch.setenv("JUPYTER_NO_CONFIG", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-        nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (the extra `test`)")
-        nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (the extra `test`)")
-        notebook = nbformat.read(PATH, as_version=4)
-        notebook.cells.append(nbformat.v4.new_code_cell("import sys\nprint(sys.prefix, mg.__file__)"))
-        nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120).execute()  # raises what a cell raises
-    return notebook
 
 
 def code_cells(notebook):
@@ -61,56 +36,70 @@ def pictures(cell):
     return [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
 
 
-def expected(cell):
-    """What a cell prints; of a cell tagged "measured", which reports times, the words without the numbers."""
-    text = printed(cell)
-    return re.sub(r"[\d.]+", "#", re.sub(" +", " ", text)) if "measured" in cell["metadata"].get("tags", []) else text
+# Lines that it prints, with the figures that its text refers to
+PRINTED = """\
+7 tokens of 8 channels: the cat sat because it was tired
+ [0.33 0.33 0.33 0.   0.   0.   0.  ]
+ because sends gradient to: the cat sat because
+loss 0.79 at first, 0.00 after 300 steps; plain averaging has 0.67
+every token looks at the one before it, with more than 0.9 of its weight
+q k                4        4.0           0.346     2.26     0.273
+q k             1024     1031.8           0.957     0.11     0.054
+q k / sqrt(D)      4        1.0           0.161     3.03     0.227
+q k / sqrt(D)   1024        1.0           0.161     3.02     0.225
+score difference  0: gradient 0.250000
+score difference 12: gradient 0.000006
+"""
 
 
-def test_it_runs_with_this_python_and_this_minigrad(executed):
-    assert printed(executed["cells"][-1]) == f"{sys.prefix} {ROOT / 'minigrad' / '__init__.py'}\n"
+def test_it_runs_with_this_python_and_this_minigrad(tmp_path):
+    cell = nbformat.v4.new_code_cell("import sys, minigrad\nprint(sys.prefix, minigrad.__file__)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "where.ipynb")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (cell,) = guides.executed(tmp_path / "where.ipynb").cells
+    assert printed(cell) == f"{sys.prefix} {ROOT / 'minigrad' / '__init__.py'}\n"
 
 
-def test_it_prints_what_is_stored(stored, executed):
-    for before, now in zip(code_cells(stored), code_cells(executed), strict=False):
-        assert expected(now) == expected(before), "".join(before["source"])
-    assert sum(bool(printed(cell)) for cell in code_cells(stored)) >= 12
+def test_it_prints_what_its_text_says(notebook):
+    lines = "".join(printed(cell) for cell in code_cells(notebook)).splitlines()
+    assert [line for line in PRINTED.splitlines() if line not in lines] == []
+    (counts,) = (
+        dict(re.findall(r"^(additive|dot product) +([\d.]+)", printed(cell), re.M))
+        for cell in code_cells(notebook)
+        if "measured" in cell["metadata"].get("tags", [])
+    )
+    assert float(counts["additive"]) / float(counts["dot product"]) == pytest.approx(3.5, abs=0.01)
+    assert sum(bool(printed(cell)) for cell in code_cells(notebook)) >= 12
 
 
-def test_it_draws_as_many_pictures_as_are_stored(stored, executed):
-    numbers = [[len(pictures(cell)) for cell in code_cells(each)] for each in (stored, executed)]
-    assert numbers[0] == numbers[1][:-1]
-    assert sum(numbers[0]) == 6
-    for cell in code_cells(stored):
-        assert all(picture.startswith(b"\x89PNG") for picture in pictures(cell))
+def test_it_draws_six_pictures_and_warns_of_nothing(notebook):
+    found = [picture for cell in code_cells(notebook) for picture in pictures(cell)]
+    assert len(found) == 6
+    assert all(picture.startswith(b"\x89PNG") for picture in found)
+    assert not any(output.get("name") == "stderr" for cell in code_cells(notebook) for output in cell["outputs"])
 
 
-def test_all_four_versions_are_there_and_equal_where_they_should_be(stored):
-    text = "\n".join("".join(cell["source"]) for cell in stored["cells"] if cell["cell_type"] == "markdown")
-    titles = re.findall(r"^## (\d\. .*)$", text, re.M)
-    assert titles == VERSIONS
-    said = "".join(printed(cell) for cell in code_cells(stored))
+def test_all_four_versions_are_there_and_equal_where_they_should_be(notebook):
+    text = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    assert re.findall(r"^## (\d\. .*)$", text, re.M) == VERSIONS
+    said = "".join(printed(cell) for cell in code_cells(notebook))
     for claim in (
         "loops and product",
         "dL/dx of loops and product",
         "softmax of masked zeros and W",
         "product and softmax",
         "composed and fused",
-        "attention without questions and the average: values",
+        "attention with zero queries and the average: values",
         "dx from the tape and by hand",
     ):
         assert f"{claim}: largest difference 0.000000000000\n" in said
     assert len(re.findall(r"^gradcheck.*: +True$", said, re.M)) == 5
 
 
-def test_it_is_stored_as_it_ran_from_top_to_bottom_and_small(stored):
-    assert [cell["execution_count"] for cell in code_cells(stored)] == list(range(1, len(code_cells(stored)) + 1))
-    assert {output["output_type"] for cell in code_cells(stored) for output in cell["outputs"]} <= {
-        "stream",
-        "display_data",
-    }
-    assert not any(output.get("name") == "stderr" for cell in code_cells(stored) for output in cell["outputs"])
-    assert PATH.stat().st_size < 400_000
+def test_it_is_stored_without_outputs(stored):
+    assert [cell["execution_count"] for cell in code_cells(stored)] == [None] * len(code_cells(stored))
+    assert not any(cell["outputs"] for cell in code_cells(stored))
 
 
 def test_nothing_of_the_machine_that_ran_it_is_stored(stored):

@@ -46,6 +46,7 @@ CALLS = {
     "gelu": Call(F.gelu, [x]),
     "gelu none": Call(lambda x: F.gelu(x, approximate="none"), [x]),
     "silu": Call(F.silu, [x]),
+    "softplus": Call(F.softplus, [x]),
     "sum": Call(F.sum, [x]),
     "sum axis": Call(lambda x: F.sum(x, 0), [x]),
     "mean": Call(F.mean, [x]),

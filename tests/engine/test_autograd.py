@@ -778,7 +778,7 @@ def test_none_means_no_gradient():
         (np.ones(3), r"Returning.backward returned a gradient \(3,\) float64 for argument 0, which is \(2,\) float64"),
         (np.ones(2, np.float32), r"gradient \(2,\) float32 for argument 0, which is \(2,\) float64"),
         (np.ones((1, 2)), r"gradient \(1, 2\) float64"),
-        ((np.ones(2), np.ones(2)), "returned 2 gradients; wanted one for each of its 1 tensors"),
+        ((np.ones(2), np.ones(2)), "returned 2 gradients; expected one for each of its 1 tensors"),
         ((), "returned 0 gradients"),
     ],
     ids=["shape", "dtype", "one axis more", "too many", "too few"],
@@ -895,7 +895,7 @@ def test_backward_from_several_elements_needs_a_gradient():
 
 
 def test_backward_with_a_gradient_of_another_shape():
-    with pytest.raises(ValueError, match=r"grad has shape \(3,\); wanted \(2,\)"):
+    with pytest.raises(ValueError, match=r"grad has shape \(3,\); expected \(2,\)"):
         (leaf([1.0, 2.0]) * 2).backward(np.ones(3))
 
 

@@ -245,7 +245,7 @@ def test_memory_that_runs_out_in_another_process_has_run_out_here():
 def test_an_error_here_ends_the_others_and_the_next_batch_starts_them_again():
     model = net()
     with DataParallel(model, model.loss, 2) as parallel:
-        with pytest.raises(IndexError, match="^CrossEntropy: wanted targets from 0 to 4"):
+        with pytest.raises(IndexError, match="^CrossEntropy: expected targets from 0 to 4"):
             parallel(batch(4)[0], np.full(4, 99))
         assert parallel.workers == []
         parallel(*batch(4)).backward()
@@ -329,5 +329,5 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"one number of rows, got \[4, 5\]"):
         DataParallel(model, model.loss, 2)(batch(4)[0], batch(5)[1])
     for processes in (1, 2):
-        with pytest.raises(ValueError, match=r"DataParallel: wanted arrays with rows, .* got \[0\]"):
+        with pytest.raises(ValueError, match=r"DataParallel: expected arrays with rows, .* got \[0\]"):
             DataParallel(model, model.loss, processes)(*batch(0))

@@ -242,7 +242,7 @@ def test_another_seed_is_another_direction():
 def test_there_must_be_something_to_check(inputs):
     """Whole numbers have no gradient: True would say that a backward is right which never ran."""
     for check in (mg.gradcheck, gradcheck_directional):
-        with pytest.raises(ValueError, match="wanted inputs of which at least one is floating"):
+        with pytest.raises(ValueError, match="expected inputs of which at least one is floating"):
             check(lambda *xs: xs[0], inputs)
 
 

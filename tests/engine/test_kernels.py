@@ -260,6 +260,7 @@ def test_queries_keys_and_values_of_one_array_get_its_gradient_without_a_copy():
 ROW_BY_ROW = {
     "gelu, exact": lambda x: F.gelu(x, approximate="none"),
     "silu": F.silu,
+    "softplus": F.softplus,
     "tanh": F.tanh,
     "sigmoid": F.sigmoid,
     "squared_relu": F.squared_relu,
@@ -561,7 +562,7 @@ def test_parts_that_use_the_pool_themselves_and_users_threads_at_the_same_time()
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, None])
 def test_set_num_threads_refuses_what_is_no_number_of_threads(n):
-    with pytest.raises(ValueError, match="set_num_threads: wanted a whole number of at least 1"):
+    with pytest.raises(ValueError, match="set_num_threads: expected a whole number of at least 1"):
         mg.set_num_threads(n)
 
 

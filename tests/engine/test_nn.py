@@ -103,7 +103,7 @@ def test_loading_lists_all_that_is_wrong_and_changes_nothing():
     state = {"weight": np.zeros((3, 3)), "extra": np.zeros(1)}
     with pytest.raises(ValueError, match="Linear.load_state_dict") as error:
         layer.load_state_dict(state)
-    for problem in ("missing bias", "unexpected extra", "weight has shape (3, 3), wanted (3, 2)"):
+    for problem in ("missing bias", "unexpected extra", "weight has shape (3, 3), expected (3, 2)"):
         assert problem in str(error.value)
     np.testing.assert_array_equal(layer.weight.data, before)
 
@@ -154,7 +154,7 @@ def test_to_converts_every_parameter_and_forgets_gradients():
 @pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
 def test_parameters_are_floats(dtype):
     layer = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match=f"Linear.to: wanted a floating dtype, got {dtype}"):
+    with pytest.raises(TypeError, match=f"Linear.to: expected a floating dtype, got {dtype}"):
         layer.to(dtype=dtype)
     assert layer.weight.dtype == np.float32
 
@@ -170,7 +170,7 @@ def test_sequential_applies_its_modules_in_order():
 
 @pytest.mark.parametrize("inside", [F.gelu, [nn.ReLU()], None], ids=["a function", "a list", "None"])
 def test_sequential_takes_nothing_but_modules(inside):
-    with pytest.raises(TypeError, match=f"Sequential: wanted modules, got {type(inside).__name__} at place 1"):
+    with pytest.raises(TypeError, match=f"Sequential: expected modules, got {type(inside).__name__} at place 1"):
         nn.Sequential(nn.Linear(1, 1), inside)
 
 
@@ -226,7 +226,7 @@ def test_embedding_starts_normal():
     np.testing.assert_array_equal(layer([[7, 0]]).data, layer.weight.data[[[7, 0]]])
 
 
-def test_norms_start_as_pure_normalisation():
+def test_norms_start_as_pure_normalization():
     x = mg.Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
     np.testing.assert_allclose(nn.LayerNorm(3)(x).data, F.layer_norm(x).data)
     np.testing.assert_allclose(nn.LayerNorm(3, bias=False, eps=0.5)(x).data, F.layer_norm(x, eps=0.5).data)

@@ -235,7 +235,7 @@ def test_where_of_two_numbers_is_float32_if_either_is_a_float(x, y):
 @pytest.mark.parametrize(
     "function",
     [
-        *(F.sigmoid, F.silu, F.gelu, functools.partial(F.gelu, approximate="none")),
+        *(F.sigmoid, F.silu, F.softplus, F.gelu, functools.partial(F.gelu, approximate="none")),
         *(F.softmax, F.log_softmax, F.logsumexp, F.rms_norm),
     ],
     ids=lambda value: getattr(value, "__name__", "exact gelu"),

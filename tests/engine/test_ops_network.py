@@ -58,6 +58,7 @@ ACTIVATIONS = {
     "sigmoid": (F.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
     "relu": (F.relu, lambda x: np.where(x > 0, x, 0)),
     "silu": (F.silu, lambda x: x / (1 + np.exp(-x))),
+    "softplus": (F.softplus, lambda x: np.logaddexp(0, x)),
     "gelu": (F.gelu, lambda x: x / (1 + np.exp(-math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)))),
     "gelu none": (
         lambda x: F.gelu(x, approximate="none"),
@@ -94,6 +95,14 @@ def test_the_gradient_of_relu_at_zero_is_zero():
     x = mg.Tensor([-1.0, 0.0, 2.0], requires_grad=True)
     F.relu(x).sum().backward()
     np.testing.assert_array_equal(x.grad, [0, 0, 1])
+
+
+def test_softplus_at_the_ends_of_the_range():
+    """x itself far to the right, e^x far to the left: neither overflows, and the small values keep their digits."""
+    x = np.array([-np.inf, -700, -40, 0, 40, 1e300, np.inf])
+    _, (dx,) = forward_and_backward(lambda t: F.softplus(t).sum(), [x])
+    np.testing.assert_allclose(F.softplus(x).data, [0, np.exp(-700), np.exp(-40), np.log(2), 40, 1e300, np.inf], 1e-15)
+    np.testing.assert_allclose(dx / dx[-1], [0, np.exp(-700), np.exp(-40), 0.5, 1, 1, 1], 1e-15)
 
 
 def test_gelu_equals_its_composition():
@@ -175,7 +184,7 @@ def test_log_softmax_of_a_row_of_minus_infinity_has_a_finite_gradient():
     assert np.isfinite(dx).all()
 
 
-# Normalisation
+# Normalization
 
 
 @given(leading=shapes(max_dims=2), c=st.integers(2, 4), layout=layouts, seed=seeds)
@@ -314,7 +323,7 @@ def test_label_smoothing_is_least_where_the_probabilities_are_the_smoothed_targe
 
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.1, math.nan])
 def test_label_smoothing_is_a_share(label_smoothing):
-    with pytest.raises(ValueError, match=f"cross_entropy: wanted label_smoothing from 0 to 1, got {label_smoothing}"):
+    with pytest.raises(ValueError, match=f"cross_entropy: expected label_smoothing from 0 to 1, got {label_smoothing}"):
         F.cross_entropy(normal((1, 2)), [0], label_smoothing=label_smoothing)
 
 

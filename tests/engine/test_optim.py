@@ -85,7 +85,7 @@ def test_settings_may_change_between_steps():
     optimizer = optim.SGD([p], lr=1.0)
     p.data[...] = 0
     for lr, momentum in ((1.0, 0.0), (0.5, 0.0), (0.5, 0.9), (0.5, 0.9)):
-        optimizer.groups[0].update(lr=lr, momentum=momentum)
+        optimizer.param_groups[0].update(lr=lr, momentum=momentum)
         p.grad = np.ones(1)
         optimizer.step()
     np.testing.assert_allclose(p.data, [-1 - 0.5 - 0.5 - 0.5 * 1.9])
@@ -160,10 +160,10 @@ def test_loaded_state_is_a_copy():
         ({"steps": [3], "0.m": np.zeros(3)}, r"0.m \(3,\) fits no parameter"),
         ({"steps": [3], "7.m": np.zeros(2)}, "7.m .* fits no parameter"),
         ({"steps": [3], "0.momentum": np.zeros(2)}, "0.momentum .* fits no parameter"),
-        ({"0.m": np.zeros(2)}, r"steps \[\], wanted a number of steps for each of 1 parameters"),
+        ({"0.m": np.zeros(2)}, r"expected a number of steps for each of 1 parameters, got \[\]"),
         ({"steps": [3]}, "parameter 0 has no m and no v after 3 steps"),
         ({"steps": [3], "0.m": np.zeros(2)}, "parameter 0 has no v after 3 steps"),
-        ({"steps": [-3]}, r"steps \[-3\], wanted a number of steps"),
+        ({"steps": [-3]}, r"expected a number of steps for each of 1 parameters, got \[-3\]"),
     ],
     ids=["shape", "number", "another optimizer", "steps", "no moments", "one moment", "negative"],
 )
@@ -181,10 +181,10 @@ def test_state_of_something_else_is_refused_and_changes_nothing(state, message):
     ("params", "error", "message"),
     [
         ([], ValueError, "SGD: got no parameters"),
-        ([mg.Tensor([1.0])], TypeError, "wanted leaf tensors that require gradients"),
-        ([nn.Parameter([1.0]) * 2], TypeError, "wanted leaf tensors"),
-        ([np.ones(2)], TypeError, "wanted leaf tensors"),
-        (nn.Parameter([1.0]), TypeError, "wanted leaf tensors"),
+        ([mg.Tensor([1.0])], TypeError, "expected leaf tensors that require gradients"),
+        ([nn.Parameter([1.0]) * 2], TypeError, "expected leaf tensors"),
+        ([np.ones(2)], TypeError, "expected leaf tensors"),
+        (nn.Parameter([1.0]), TypeError, "expected leaf tensors"),
         ([{"params": parameters((1,)), "learning_rate": 1}], ValueError, r"unknown settings \['learning_rate'\]"),
         ([{"lr": 1}], ValueError, r"a group has no params, only \['lr'\]"),
         (parameters((1,)) * 2, ValueError, "appears twice"),
@@ -284,7 +284,7 @@ def test_warmup_inverse_square_root_is_highest_at_the_end_of_the_warm_up():
 
 
 def test_warmup_inverse_square_root_without_warmup_is_refused():
-    with pytest.raises(ValueError, match="warmup_inverse_square_root: wanted .* at least 1, got 64 and 0"):
+    with pytest.raises(ValueError, match="warmup_inverse_square_root: expected .* at least 1, got 64 and 0"):
         optim.warmup_inverse_square_root(0, 64, 0)
 
 

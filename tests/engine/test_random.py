@@ -80,7 +80,7 @@ def test_dropout_masks_of_any_shape(shape):
     assert random.dropout_mask(shape, 0.5)[0].shape == shape
 
 
-def test_neighbours_in_a_dropout_mask_are_independent():
+def test_neighbors_in_a_dropout_mask_are_independent():
     """Four of them come from one 64-bit draw."""
     mask = random.dropout_mask((400_000,), 0.5)[0].astype(float) - 0.5
     for distance in (1, 2, 3, 4):

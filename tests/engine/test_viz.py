@@ -219,14 +219,14 @@ def test_tensors_can_be_given_names():
 )
 def test_names_that_are_none(names, got):
     y = mg.Tensor(2.0, requires_grad=True) * 3
-    with pytest.raises(TypeError, match=re.escape(f"viz.draw: wanted names, texts with a tensor each; got {got}")):
+    with pytest.raises(TypeError, match=re.escape(f"viz.draw: expected names, texts with a tensor each; got {got}")):
         viz.draw(y, names=names)
 
 
 @pytest.mark.parametrize("names", [["x"], [], ("x", "y"), "x"], ids=repr)
 def test_names_without_tensors(names):
     y = mg.Tensor(2.0, requires_grad=True) * 3
-    wanted = f'viz.draw: wanted names as a mapping, {{"x": x}}; got {type(names).__name__}'
+    wanted = f'viz.draw: expected names as a mapping, {{"x": x}}; got {type(names).__name__}'
     with pytest.raises(TypeError, match=re.escape(wanted)):
         viz.draw(y, names=names)
 
@@ -276,7 +276,7 @@ def test_a_tensor_without_a_tape_is_refused(show):
     for tensor in (mg.Tensor(1.0), leaf(1.0).detach(), silent):
         with pytest.raises(mg.AutogradError, match=f"viz.{show.__name__}: this tensor has no tape"):
             show(tensor)
-    with pytest.raises(TypeError, match=f"viz.{show.__name__}: wanted a tensor, got float"):
+    with pytest.raises(TypeError, match=f"viz.{show.__name__}: expected a tensor, got float"):
         show(1.0)
 
 
@@ -337,7 +337,7 @@ def test_pictures(tmp_path):
     assert ">MatMul</text>" in svg
     assert drawing._repr_svg_() == svg
     assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="graph.txt: wanted a file that ends in .dot"):
+    with pytest.raises(ValueError, match="graph.txt: expected a file that ends in .dot"):
         drawing.save(tmp_path / "graph.txt")
     with pytest.raises(viz.GraphvizError, match="dot -Tnothing"):
         drawing.render("nothing")
@@ -376,7 +376,7 @@ def test_the_depth_can_be_chosen():
     titles = [lines[0] for lines in boxes(viz.draw(loss, depth=2)).values()]
     assert titles[:4] == ["Linear", "h.0.norm (LayerNorm)", "h.0.linear (Linear)", "Add"]
     for wrong in ({"depth": -1}, {"limit": 3}):
-        with pytest.raises(ValueError, match="viz.draw: wanted a"):
+        with pytest.raises(ValueError, match="viz.draw: expected a"):
             viz.draw(loss, **wrong)
 
 
@@ -549,7 +549,7 @@ def test_what_backward_refuses_trace_refuses():
     y = leaf([1.0, 2.0]) * 2
     with pytest.raises(mg.AutogradError, match="only a scalar can do without grad; this is \\(2,\\)"):
         viz.trace(y)
-    with pytest.raises(ValueError, match="grad has shape \\(3,\\); wanted \\(2,\\)"):
+    with pytest.raises(ValueError, match="grad has shape \\(3,\\); expected \\(2,\\)"):
         viz.trace(y, grad=np.ones(3))
 
 

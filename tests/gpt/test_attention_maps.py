@@ -193,7 +193,7 @@ def test_a_picture_names_its_heads_and_tokens(folder, tmp_path):
             assert drawn.count(f"<!-- layer {layer}, head {head} -->") == 1
     for label, times in {"b": 5, "e": 5, "\\n": 5, "␣": 5, "$": 5, "{": 5}.items():  # left of 2 rows, below 3 columns
         assert drawn.count(f"<!-- {label} -->") == times, label
-    assert drawn.count("<image ") == 6 + 1, "the heads, and the colour scale"
+    assert drawn.count("<image ") == 6 + 1, "the heads, and the color scale"
 
 
 @pictures
@@ -280,15 +280,21 @@ def test_adapters_change_the_picture(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", ""], "--prompt is empty; wanted at least one character"),
+        (["--prompt", ""], "--prompt is empty; expected at least one character"),
         (["--prompt", "t" * 65], "--prompt has 65 tokens; the model's context has room for 64"),
         (["--prompt", "TO BE"], "the character 'T' at position 0 is not in the vocabulary"),
         (["--prompt", "to be", "--layer", "2"], "--layer 2: the model has layers 0 to 1"),
         (["--prompt", "to be", "--layer", "-1"], "--layer -1: the model has layers 0 to 1"),
-        (["--prompt", "to be", "--out", "heads.jpg"], "--out heads.jpg: wanted a name that ends in .png, .svg or .pdf"),
-        (["--prompt", "to be", "--out", "heads"], "--out heads: wanted a name that ends in .png, .svg or .pdf"),
+        (
+            ["--prompt", "to be", "--out", "heads.jpg"],
+            "--out heads.jpg: expected a name that ends in .png, .svg or .pdf",
+        ),
+        (["--prompt", "to be", "--out", "heads"], "--out heads: expected a name that ends in .png, .svg or .pdf"),
         (["--prompt", "to be", "--device", "tpu"], 'unknown device "tpu"'),
-        (["--prompt", "to be", "--model", "nowhere"], "nowhere: found no checkpoint there"),
+        (
+            ["--prompt", "to be", "--model", "nowhere"],
+            "nowhere: found no checkpoint",
+        ),
     ],
 )
 def test_mistakes_get_one_clear_line(folder, tmp_path, monkeypatch, options, message):

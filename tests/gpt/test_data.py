@@ -96,7 +96,7 @@ def test_a_download_is_kept_whole(server, tmp_path):
 @pytest.mark.parametrize(
     ("path", "sha256", "message"),
     [
-        ("/ok", "0" * 64, f"its SHA-256 is {SHA256}; wanted 0000"),
+        ("/ok", "0" * 64, f"its SHA-256 is {SHA256}; expected 0000"),
         ("/cut", SHA256, f"the connection was cut after {len(CONTENT) // 2} bytes, {len(CONTENT) // 2} short"),
         ("/missing", SHA256, "the server answered 404 Not Found"),
         ("/silent", SHA256, "timed out"),
@@ -239,7 +239,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path, content, message):
 
 
 def test_a_folder_is_no_text(tmp_path):
-    with pytest.raises(DataError, match=rf"^{tmp_path}: a folder; wanted a text file$"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}: a folder; expected a text file$"):
         data.read_text(tmp_path)
 
 
@@ -399,7 +399,7 @@ def test_one_token_file_may_stand_alone(tokens):
 
 
 def test_a_name_that_is_empty_or_mistyped_is_what_the_error_is_about(tokens):
-    with pytest.raises(DataError, match="^the name of the file is empty; wanted that of a text file$"):
+    with pytest.raises(DataError, match="^the name of the file is empty; expected that of a text file$"):
         data.load_data("")
     for path in (tokens / "tokens.bin", tokens / "nowhere" / "train.bin"):
         with pytest.raises(DataError, match=f"^{path}: there is no such file$"):

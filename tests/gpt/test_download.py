@@ -44,8 +44,8 @@ def test_a_large_file_is_checked_by_the_sha256_that_comes_before_the_redirect(hu
 @pytest.mark.parametrize(
     ("path", "stated", "message"),
     [
-        ("/small", f'"{"1" * 40}"', "its SHA-1 is ce013625030ba8dba906f756967f9e9ca394464a; wanted 1111"),
-        ("/large", f'"{"1" * 64}"', f"its SHA-256 is {SHA256}; wanted 1111"),
+        ("/small", f'"{"1" * 40}"', "its SHA-1 is ce013625030ba8dba906f756967f9e9ca394464a; expected 1111"),
+        ("/large", f'"{"1" * 64}"', f"its SHA-256 is {SHA256}; expected 1111"),
         ("/small", None, "the server states no checksum"),
         ("/small", '"an etag of another kind"', "the server states no checksum"),
     ],

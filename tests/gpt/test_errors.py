@@ -72,7 +72,7 @@ BAD = {
     "attention": (
         lambda: attention(f32(4, 3), f32(5, 2), f32(5, 3)),
         ValueError,
-        ["Attention", "(4, 3)", "(5, 2)", "(5, 3)", "wanted q"],
+        ["Attention", "(4, 3)", "(5, 2)", "(5, 3)", "expected q"],
     ),
     "attention keys": (
         lambda: attention(f32(4, 3), f32(5, 3), f32(6, 3)),
@@ -232,19 +232,19 @@ def test_without_cupy_there_is_no_gpu_and_the_cpu_works():
 @pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:one", "cuda:-1", "", "CUDA", np.dtype("float64")])
 def test_an_unknown_device_is_refused_with_the_known_ones(device):
     for ask in (check_device, lambda device: mg.Tensor([1.0]).to(device)):
-        with pytest.raises(mg.DeviceError, match=f'unknown device "{device}"; wanted "cpu", "cuda" or "cuda:N"'):
+        with pytest.raises(mg.DeviceError, match=f'unknown device "{device}"; expected "cpu", "cuda" or "cuda:N"'):
             ask(device)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "wanted"),
+    ("name", "value", "expected"),
     [
         ("MINIGRAD_KERNELS", "referrence", "reference, cuda, or nothing"),
         ("MINIGRAD_BLAS", "MKL", "mkl or numpy"),
         ("MINIGRAD_NUM_THREADS", "0", "a whole number of at least 1"),
     ],
 )
-def test_environment_variables_without_meaning_are_not_ignored(name, value, wanted):
+def test_environment_variables_without_meaning_are_not_ignored(name, value, expected):
     environment = {**os.environ, name: value}
     done = subprocess.run([sys.executable, "-c", "import minigrad"], env=environment, capture_output=True, text=True)
-    assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; wanted {wanted}")
+    assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; expected {expected}")

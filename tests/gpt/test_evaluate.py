@@ -104,7 +104,7 @@ def test_the_model_goes_back_to_training_and_remembers_nothing(model):
 
 
 def test_the_model_goes_back_to_training_after_an_error(model):
-    with pytest.raises(IndexError, match="wanted ids from 0 to 10"):
+    with pytest.raises(IndexError, match="expected ids from 0 to 10"):
         evaluate(model, [1, 99, 1], 3)
     assert model.training
 
@@ -112,10 +112,10 @@ def test_the_model_goes_back_to_training_after_an_error(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "stride is 0; wanted 1 to the block size, 8"),
-        ({"stride": 9}, "stride is 9; wanted 1 to the block size, 8"),
-        ({"batch_size": 0}, "batch_size is 0; wanted at least 1"),
-        ({"n_bytes": 0}, "n_bytes is 0; wanted at least 1"),
+        ({"stride": 0}, "stride is 0; expected 1 to the block size, 8"),
+        ({"stride": 9}, "stride is 9; expected 1 to the block size, 8"),
+        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"n_bytes": 0}, "n_bytes is 0; expected at least 1"),
     ],
 )
 def test_options_without_meaning(model, options, message):
@@ -124,7 +124,7 @@ def test_options_without_meaning(model, options, message):
 
 
 def test_a_text_of_one_token_has_no_loss(model):
-    with pytest.raises(DataError, match="the text has 1 tokens; wanted at least 2"):
+    with pytest.raises(DataError, match="the text has 1 tokens; expected at least 2"):
         evaluate(model, random_ids(1), 1)
 
 
@@ -199,10 +199,10 @@ def test_the_program_takes_adapters(folder, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stride", 17], "stride is 17; wanted 1 to the block size, 16"),
-        (["--batch-size", 0], "batch_size is 0; wanted at least 1"),
+        (["--stride", 17], "stride is 17; expected 1 to the block size, 16"),
+        (["--batch-size", 0], "batch_size is 0; expected at least 1"),
         (["--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
-        (["--model", "nowhere"], "nowhere: found no checkpoint there"),
+        (["--model", "nowhere"], "nowhere: found no checkpoint"),
         (["--adapters", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
         (["--device", "tpu"], 'unknown device "tpu"'),
     ],

@@ -133,11 +133,15 @@ def test_sample_continues_the_prompt(trained):
         ("train_shakespeare.py", ["--device", "tpu"], 'unknown device "tpu"'),
         ("train_shakespeare.py", ["--resume", "--out", "nowhere"], "there is no such file"),
         ("train_shakespeare.py", ["--batch-size", "0"], "batch_size is 0"),
-        ("sample.py", ["--checkpoint", "nowhere"], "nowhere: found no checkpoint there"),
+        (
+            "sample.py",
+            ["--checkpoint", "nowhere"],
+            "nowhere: found no checkpoint",
+        ),
         ("sample.py", ["--prompt", "THE CAT"], "'T'"),
         ("sample.py", ["--prompt", ""], "--prompt is empty"),
-        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; wanted at least 0"),
-        ("sample.py", ["--top-k", "0"], "top_k is 0; wanted at least 1"),
+        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; expected at least 0"),
+        ("sample.py", ["--top-k", "0"], "top_k is 0; expected at least 1"),
     ],
 )
 def test_mistakes_get_one_clear_line(program, options, message, trained, text, tmp_path):
@@ -225,5 +229,5 @@ def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_
 def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
     (tmp_path / "config.json").touch()
     message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
-    assert message.startswith(f"error: {tmp_path / 'config.json'} is there, so what loads a model from {tmp_path}")
+    assert message.startswith(f"error: {tmp_path / 'config.json'} exists, so loading a model from {tmp_path}")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -101,11 +101,11 @@ MISTAKES = {
         (None, "return -g, g", "dL/da is the right one with its sign flipped"),
         (None, "return 2 * g, g", "dL/da is 2 times the right one"),
         (None, "return 0 * g, g", "dL/da is zero throughout"),
-        (None, "return None, g", "backward returns None for a; wanted dL/da"),
-        (None, "return g", "backward returns 1 gradient; wanted 2, one for each of a, b"),
+        (None, "return None, g", "backward returns None for a; expected dL/da"),
+        (None, "return g", "backward returns 1 gradient; expected 2, one for each of a, b"),
         (None, "sum_to(g, a_shape), sum_to(g, b_shape)", "backward returns None; is its `return` missing?"),
-        (None, "return mg.Tensor(g), mg.Tensor(g)", "backward returns a Tensor as a gradient; wanted a NumPy array"),
-        (None, "return [g.tolist(), g.tolist()]", "backward returns a list as a gradient; wanted a NumPy array"),
+        (None, "return mg.Tensor(g), mg.Tensor(g)", "backward returns a Tensor as a gradient; expected a NumPy array"),
+        (None, "return [g.tolist(), g.tolist()]", "backward returns a list as a gradient; expected a NumPy array"),
         (
             None,
             "return g.sum(axis=-1) if g.shape != a_shape else g, g.sum(axis=-1) if g.shape != b_shape else g",
@@ -116,7 +116,7 @@ MISTAKES = {
         (
             None,
             "return sum_to(g, a_shape), sum_to(g, b_shape) * (max(np.prod(b_shape, dtype=int), 1).item() / g.size)",
-            "dL/db is the mean over the 3 places that b was copied to; wanted the sum",
+            "dL/db is the mean over the 3 places that b was copied to; expected the sum",
         ),
         (
             None,
@@ -185,10 +185,10 @@ MISTAKES = {
         ),
     ],
     "ex05_linear.py": [
-        ("g_rows.T @ rows", "g_rows.T @ rows / len(rows)", "dL/dweight is the mean over the 3 rows; wanted the sum"),
+        ("g_rows.T @ rows", "g_rows.T @ rows / len(rows)", "dL/dweight is the mean over the 3 rows; expected the sum"),
         ("g_rows.T @ rows", "rows.T @ g_rows", "dL/dweight has the shape (4, 5), but weight is (5, 4): a tr"),
         ("g_rows.sum(axis=0)", "g_rows", "dL/dbias has the shape of the result"),
-        ("sum", "mean", "dL/dbias is the mean over the 3 rows; wanted the sum"),
+        ("sum", "mean", "dL/dbias is the mean over the 3 rows; expected the sum"),
         (
             "g_rows.sum(axis=0)",
             "g_rows.sum(axis=1)",
@@ -211,9 +211,9 @@ MISTAKES = {
         (
             "return None, dW",
             "n = np.bincount(ids, minlength=len(dW))[:, None].clip(1); return None, dW / n.astype(g.dtype)",
-            "rows whose id occurs several times have the mean of their rows of g; wanted the sum",
+            "rows whose id occurs several times have the mean of their rows of g; expected the sum",
         ),
-        (None, "return None, g", "dL/dweight has the shape of the result, (3, 3): wanted (5, 3)"),
+        (None, "return None, g", "dL/dweight has the shape of the result, (3, 3): expected (5, 3)"),
         ("ctx.shape, g.dtype)", "ctx.shape)", "dL/dweight is float64 although all"),
     ],
     "ex07_softmax.py": [
@@ -221,7 +221,7 @@ MISTAKES = {
         (None, "return g * y * (1 - y), None", "the other y_j, which x_i changes too, are missing"),
         ("g -", "g +", "the term - y sum(g y) has the wrong sign"),
         ("(g * y).sum", "g.sum", "the sum is of g y, not of g"),
-        (".sum", ".mean", "the mean of g y is subtracted; wanted the sum"),
+        (".sum", ".mean", "the mean of g y is subtracted; expected the sum"),
         ("sum(axis=ctx.axis, keepdims=True)", "sum()", "the sum runs over the whole array"),
         ("axis=ctx.axis", "axis=-1", "dL/dx: the sum runs along another axis"),
         ("return y * (", "return (", "dL/dx: the factor y is missing"),
@@ -257,9 +257,9 @@ MISTAKES = {
         ),
         ("- x_hat", "+ x_hat", "- r x_hat mean(g_hat x_hat) has the wrong sign"),
         ("- x_hat * row", "- row", "in the term - r x_hat mean(g_hat x_hat) the x_hat"),
-        ("g_hat = g * gamma", "g_hat = g", "dL/dx uses g where g_hat = g gamma is wanted"),
+        ("g_hat = g * gamma", "g_hat = g", "dL/dx uses g where g_hat = g gamma is expected"),
         ("r * (g_hat -", "(g_hat -", "dL/dx: the factor r is missing"),
-        ("r * (", "1 / r * (", "dL/dx is divided by r; wanted multiplied"),
+        ("r * (", "1 / r * (", "dL/dx is divided by r; expected multiplied"),
         ("r * (", "r * r * (", "dL/dx: the factor r is there twice"),
         ("- row_mean(g_hat) -", "- row_mean(g_hat) / r -", "in the term - r mean(g_hat) the factor r is missing"),
         ("- x_hat * row", "- x_hat / r * row", "in the term - r x_hat mean(g_hat x_hat) the factor r is missing"),
@@ -269,7 +269,7 @@ MISTAKES = {
             "gamma * (g - row_mean(g) - x_hat * row_mean(g * x_hat))",
             "gamma belongs inside of the means",
         ),
-        ("sum_to(g * x_hat, gamma", "sum_to(g_hat * x_hat, gamma", "dL/dgamma uses g_hat where g is wanted"),
+        ("sum_to(g * x_hat, gamma", "sum_to(g_hat * x_hat, gamma", "dL/dgamma uses g_hat where g is expected"),
         ("row_mean(", "x_hat.shape[-1] * row_mean(", "the sums of g_hat"),
         (
             "row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
@@ -286,7 +286,7 @@ MISTAKES = {
         (
             ", None",
             "",
-            "without beta: backward returns 3 gradients; wanted 4, one for each of x, gamma, beta, eps, with None",
+            "without beta: backward returns 3 gradients; expected 4, one for each of x, gamma, beta, eps, with None",
         ),
     ],
     "ex10_attention.py": [
@@ -303,8 +303,8 @@ MISTAKES = {
             "dp",
             "the softmax's backward is missing: dP is used as dS",
         ),
-        ("axis=-1", "axis=-2", "runs over the queries; wanted over the keys"),
-        ("ds @ k", "ds @ q", "dL/dq: dS is multiplied by q; wanted by k"),
+        ("axis=-1", "axis=-2", "runs over the queries; expected over the keys"),
+        ("ds @ k", "ds @ q", "dL/dq: dS is multiplied by q; expected by k"),
         ("ds.swapaxes(-1, -2) @ q", "ds.swapaxes(-1, -2) @ k", "dL/dk: dS is multiplied by k"),
         ("ds.swapaxes(-1, -2) @ q", "ds @ q", "dL/dk: dS is not transposed"),
         ("drop(p, ctx.dropout).swapaxes(-1, -2) @ g", "drop(p, ctx.dropout) @ g", "dL/dv: A is not transposed"),
@@ -568,9 +568,9 @@ def test_any_operation_of_the_engine_can_be_a_users_own(tmp_path):
     assert check(own) == "right"
 
 
-def test_a_file_may_import_its_neighbour(tmp_path):
-    text = CUBE.replace("return 3 * g * x * x", "return slope(g, x)") + "\nfrom _neighbour import slope\n"
-    (own,) = load_operations(written(tmp_path, mine=text, _neighbour="def slope(g, x):\n    return 3 * g * x * x\n"))
+def test_a_file_may_import_its_neighbor(tmp_path):
+    text = CUBE.replace("return 3 * g * x * x", "return slope(g, x)") + "\nfrom _neighbor import slope\n"
+    (own,) = load_operations(written(tmp_path, mine=text, _neighbor="def slope(g, x):\n    return 3 * g * x * x\n"))
     assert check(own) == "right"
 
 
@@ -611,7 +611,7 @@ def test_own_operations_are_checked_by_finite_differences(tmp_path):
         (
             "class Tanh(mg.Function)",
             "class Tanh",
-            "mine.py: has no operation; wanted a class derived from minigrad.Function",
+            "mine.py: has no operation; expected a class derived from minigrad.Function",
         ),
         ("Tanh", "Tanhh", "mine.py: Tanhh is not an operation of the engine; did you mean Tanh?"),
         ("Tanh", "Zzz", "mine.py: Zzz is not an operation of the engine; see minigrad/ops for their names"),
@@ -659,7 +659,7 @@ def test_a_folder_without_operations_and_one_with_two_of_a_name(tmp_path):
     with pytest.raises(ConfigError, match="nowhere: there is no such file or folder"):
         load_operations(tmp_path / "nowhere")
     with pytest.raises(
-        ConfigError, match="found no operations there; wanted Python files with classes such as LayerNorm"
+        ConfigError, match="found no operations there; expected Python files with classes such as LayerNorm"
     ):
         load_operations(tmp_path)
     with pytest.raises(ConfigError, match=r"two\.py: Tanh is also in .*one\.py"):

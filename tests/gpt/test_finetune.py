@@ -12,6 +12,7 @@ from gpt import GPT, CharTokenizer, GPTConfig, checkpoint, lora
 from gpt.errors import PretrainedError
 from gpt.evaluate import evaluate
 from gpt.loading import TOKENIZER, load_model, save_pretrained
+from gpt.run import ADAPTERS
 from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer
 from tests.cuda.on_card import a_card
 from tests.fakes.emulator import needs_compiler
@@ -24,7 +25,7 @@ OTHER = "\n".join(line[::-1] for line in TEXT.splitlines()) + "\n"  # the same c
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a small model in Hugging Face's layout that has learnt a text a little, and its tokenizer."""
+    """A folder with a small model in Hugging Face's layout that has learned a text a little, and its tokenizer."""
     mg.manual_seed(0)
     tokenizer = CharTokenizer.from_text(TEXT)
     shape = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1}
@@ -105,8 +106,8 @@ class TestAdapters:
         assert finetune("run", *LEARN, *LORA, "--save-pretrained", tmp_path / "hf") == 0
         assert {path.name: path.read_bytes() for path in base.iterdir()} == before
         run = tmp_path / "run"
-        assert f"--model {base} --adapters {run / lora.ADAPTERS}" in capsys.readouterr().out
-        adapted, tokenizer = load_model(base, adapters=run / lora.ADAPTERS)
+        assert f"--model {base} --adapters {run / ADAPTERS}" in capsys.readouterr().out
+        adapted, tokenizer = load_model(base, adapters=run / ADAPTERS)
         names = {name for name, _ in adapted.named_parameters()}
         assert names == {f"h.0.{layer}.lora_{x}" for layer in ("attn.c_attn", "mlp.c_fc") for x in "AB"}
         assert set(checkpoint.load(run / checkpoint.LAST).part("model")) == names
@@ -120,14 +121,14 @@ class TestAdapters:
         finetune("run", *LORA, "--max-iters", 0)
         message = run_program("sample", "--model", tmp_path / "run")
         assert "holds adapters, not a model; load" in message
-        assert str(tmp_path / "run" / lora.ADAPTERS) in message
+        assert str(tmp_path / "run" / ADAPTERS) in message
 
     def test_a_later_run_leaves_none_behind(self, finetune, tmp_path, capsys):
         finetune("run", *LORA, "--max-iters", 0)
         finetune("run", "--max-iters", 0)
         assert "its files are now in" in capsys.readouterr().out
-        assert not (tmp_path / "run" / lora.ADAPTERS).exists()
-        assert (tmp_path / "run" / "previous-1" / lora.ADAPTERS).exists()
+        assert not (tmp_path / "run" / ADAPTERS).exists()
+        assert (tmp_path / "run" / "previous-1" / ADAPTERS).exists()
 
 
 @pytest.mark.parametrize("options", [[], LORA], ids=["whole", "adapters"])
@@ -206,11 +207,11 @@ def test_adapters_trained_in_bfloat16_are_merged_with_all_digits(finetune, base,
         assert finetune("parts", *ON_CARD, "--resume") == 0
     best = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
     assert best.run["iteration"] > 0
-    adapters = numbers(mg.load(tmp_path / "run" / lora.ADAPTERS))
+    adapters = numbers(mg.load(tmp_path / "run" / ADAPTERS))
     assert_equal(adapters, numbers(best.part("model")))
     assert all(map(has_more_digits_than_bfloat16, adapters.values()))
 
-    merged = lora.merge(load_model(base, tmp_path / "run" / lora.ADAPTERS)[0])
+    merged = lora.merge(load_model(base, tmp_path / "run" / ADAPTERS)[0])
     saved, _ = load_model(tmp_path / "hf")
     assert_equal(numbers(saved.state_dict()), numbers(merged.state_dict()))
     np.testing.assert_array_equal(saved.wte.weight.numpy(), load_model(base)[0].wte.weight.numpy())
@@ -249,14 +250,14 @@ def test_adapters_do_not_go_where_the_model_lies(finetune, tmp_path):
     finetune("first", "--max-iters", 1, "--sample-tokens", 0)
     for model in (tmp_path / "first", tmp_path / "first" / checkpoint.BEST):
         message = finetune("first", *LORA, model=model)
-        assert re.search("--out .*first is where --model .*first.* lies, .*; wanted another folder$", message)
+        assert re.search("--out .*first is where --model .*first.* lies, .*; expected another folder$", message)
     assert (tmp_path / "first" / checkpoint.BEST).exists()
 
 
 def test_adapters_are_not_merged_into_the_only_copy_of_their_model(finetune, base, tmp_path):
     """Neither by a new run nor by a resumed one; and no folder takes the name of a model that is downloaded."""
     before = {path.name: path.read_bytes() for path in base.iterdir()}
-    message = f"error: --save-pretrained {base} is where --model {base} lies, which the adapters need; wanted another"
+    message = f"error: --save-pretrained {base} is where --model {base} lies, which the adapters need; expected another"
     assert str(finetune("run", *LORA, "--save-pretrained", base)).startswith(message)
     assert not (tmp_path / "run").exists()
     assert finetune("run", *LORA, "--max-iters", 0) == 0
@@ -270,7 +271,7 @@ def test_a_run_does_not_go_where_a_model_for_other_tools_is(finetune, base, tmp_
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     assert str(finetune(base)).endswith("name another folder with --out")
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
-    message = f"error: --save-pretrained {tmp_path / 'x' / '..' / 'run'} is the run's --out; wanted another folder"
+    message = f"error: --save-pretrained {tmp_path / 'x' / '..' / 'run'} is the run's --out; expected another folder"
     assert finetune("run", "--save-pretrained", tmp_path / "x" / ".." / "run") == message
     assert not (tmp_path / "run").exists()
 
@@ -295,7 +296,7 @@ def test_what_cannot_be_done_is_said_before_the_work(finetune, base, text, tmp_p
 
 def test_the_command_for_more_can_be_pasted(finetune, base, tmp_path, capsys):
     out = tmp_path / "my run"
-    for options, where in (([], f"--model '{out}'"), (LORA, f"--model {base} --adapters '{out / lora.ADAPTERS}'")):
+    for options, where in (([], f"--model '{out}'"), (LORA, f"--model {base} --adapters '{out / ADAPTERS}'")):
         assert finetune("my run", "--max-iters", 0, *options) == 0
         assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py {where}\n")
 
@@ -331,7 +332,7 @@ def test_a_vocabulary_without_its_tokenizer_is_refused(base, finetune, tmp_path)
         if path.name != TOKENIZER:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     message = finetune("run", model=tmp_path)
-    assert re.search(rf"the model has \d+ tokens, its tokenizer 50257; .* belongs into {TOKENIZER}$", message)
+    assert re.search(rf"the model has \d+ tokens, its tokenizer 50257; .* there as {TOKENIZER}$", message)
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
@@ -370,19 +371,19 @@ def test_gpt2s_own_vocabulary_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--block-size", 17], "block_size is 17; wanted at most the model's 16"),
-        (["--block-size", -1], "block_size is -1; wanted a whole number of at least 0"),
-        (["--lora-rank", 17], "the rank of the adapters is 17; wanted 1 to 16"),
-        (["--lora-rank", -1], "lora_rank is -1; wanted a whole number of at least 0"),
-        (["--lora-rank", 2, "--lora-alpha", 0], "the alpha of the adapters is 0.0; wanted a number above 0"),
+        (["--block-size", 17], "block_size is 17; expected at most the model's 16"),
+        (["--block-size", -1], "block_size is -1; expected a whole number of at least 0"),
+        (["--lora-rank", 17], "the rank of the adapters is 17; expected 1 to 16"),
+        (["--lora-rank", -1], "lora_rank is -1; expected a whole number of at least 0"),
+        (["--lora-rank", 2, "--lora-alpha", 0], "the alpha of the adapters is 0.0; expected a number above 0"),
         (["--lora-rank", 2, "--lora-layers", "c_attn,query"], "no linear layer of the blocks is called 'query'"),
         (["--lora-rank", 2, "--optimizer", "muon"], "optimizer 'muon' is for whole matrices"),
-        (["--sample-tokens", -1], "sample_tokens is -1; wanted a whole number of at least 0"),
+        (["--sample-tokens", -1], "sample_tokens is -1; expected a whole number of at least 0"),
         (["--prompt", "THE"], "the character 'T' at position 0 is not in the vocabulary"),
-        (["--dropout", 1.5], "dropout is 1.5; wanted a probability"),
-        (["--batch-size", 0], "batch_size is 0; wanted a whole number of at least 1"),
+        (["--dropout", 1.5], "dropout is 1.5; expected a probability"),
+        (["--batch-size", 0], "batch_size is 0; expected a whole number of at least 1"),
         (["--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
-        (["--model", "nowhere"], "nowhere: found no checkpoint there"),
+        (["--model", "nowhere"], "nowhere: found no checkpoint"),
         (["--model", ""], "--model is missing"),
         (["--resume", "--out", "nowhere"], "nowhere/last.safetensors: there is no such file"),
     ],

@@ -208,11 +208,11 @@ def test_bad_input():
     model = WithLayerNorm(GPTConfig(vocab_size=V, **SMALL))
     with pytest.raises(ConfigError, match="a sequence of 9 tokens is longer than block_size 8"):
         model(random_ids(1, 9))
-    with pytest.raises(IndexError, match="Embedding: wanted ids from 0 to 10, but they range from 3 to 11"):
+    with pytest.raises(IndexError, match="Embedding: expected ids from 0 to 10, but they range from 3 to 11"):
         model(np.array([[3, 11]]))
-    with pytest.raises(ConfigError, match=r"WithLayerNorm.generate: wanted prompts of one length"):
+    with pytest.raises(ConfigError, match=r"WithLayerNorm.generate: expected prompts of one length"):
         model.generate([[1, 2], [3]], 2)
-    with pytest.raises(ConfigError, match="temperature is -1; wanted at least 0"):
+    with pytest.raises(ConfigError, match="temperature is -1; expected at least 0"):
         model.generate(random_ids(1, 2), 2, temperature=-1)
 
 
@@ -351,8 +351,8 @@ def test_without_matplotlib_it_says_so(text, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--all", "--steps", -1], "steps is -1; wanted at least 0"),
-        (["--all", "--seed", -1], "seed is -1; wanted at least 0"),
+        (["--all", "--steps", -1], "steps is -1; expected at least 0"),
+        (["--all", "--seed", -1], "seed is -1; expected at least 0"),
         (["--all", "--device", "tpu"], 'unknown device "tpu"'),
         (["--all", "--data", "missing.txt"], "missing.txt: there is no such file"),
     ],

@@ -18,11 +18,11 @@ def new_model(seed=0):
     mg.manual_seed(seed)
     model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8))
     for parameter in model.parameters():
-        parameter.data *= 10  # as far from zero as weights that have learnt something
+        parameter.data *= 10  # as far from zero as weights that have learned something
     return model
 
 
-def learnt(model):
+def learned(model):
     """The model with adapters that have been moved away from zero."""
     rng = np.random.default_rng(1)
     for parameter in model.parameters():
@@ -80,7 +80,7 @@ def test_gradient_of_a_layer(bias):
 
 
 def test_gradient_of_all_adapters_of_a_model():
-    model = learnt(lora.add_adapters(new_model().to(dtype="float64"), rank=2, layers=ALL))
+    model = learned(lora.add_adapters(new_model().to(dtype="float64"), rank=2, layers=ALL))
     assert {parameter.dtype for parameter in model.parameters()} == {np.dtype("float64")}
     assert gradcheck_directional(lambda *_: loss(model), list(model.parameters()))
 
@@ -112,7 +112,7 @@ def test_gradients_flow_to_the_adapters_only():
     base = list(model.parameters())
     lora.add_adapters(model, rank=2, layers=ALL)
     frozen = [value for module in model.modules() for value in vars(module).values() if type(value) is lora.Frozen]
-    loss(learnt(model)).backward()
+    loss(learned(model)).backward()
     assert all(np.abs(p.grad).max() > 0 for p in model.parameters())
     assert len(set(frozen)) == len(base)
     assert not any(value.requires_grad or value.grad is not None for value in [*frozen])
@@ -144,7 +144,7 @@ def test_merging_gives_a_plain_model_that_computes_the_same(layers):
     plain = new_model().to(dtype="float64")
     arrays = {name: value.data for name, value in plain.state_dict().items()}
     untouched = weights(plain)
-    model = learnt(lora.add_adapters(plain, rank=2, layers=layers))
+    model = learned(lora.add_adapters(plain, rank=2, layers=layers))
     wanted = logits(model)
     merged = lora.merge(model)
     np.testing.assert_allclose(logits(merged), wanted, rtol=1e-9, atol=1e-9)
@@ -173,7 +173,7 @@ def test_a_model_without_adapters_merges_to_itself():
 @pytest.fixture
 def saved(tmp_path):
     """A model with adapters, and the file of them."""
-    model = learnt(lora.add_adapters(new_model(), rank=2, alpha=7.0, layers=ALL))
+    model = learned(lora.add_adapters(new_model(), rank=2, alpha=7.0, layers=ALL))
     lora.save_adapters(model, tmp_path / "adapters.safetensors")
     return model, tmp_path / "adapters.safetensors"
 
@@ -224,12 +224,12 @@ def test_a_model_whose_adapters_were_refused_is_trained_on(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "adapters of version 1, wanted 2, .*; train them again"),
+        ({"version": 1}, "adapters of version 1, expected 2, .*; train them again"),
         ({"alpha": 10**400}, "not one of this project's adapters"),
         ({"layers": ["attn.query"]}, "no linear layer of the blocks is called 'attn.query'"),
         ({"rank": "two"}, "the rank of the adapters is 'two'"),
-        ({"rank": 3}, r"h.0.attn.c_attn.lora_A has shape \(2, 8\), wanted \(3, 8\)"),
-        ({"alpha": -1}, "the alpha of the adapters is -1.0; wanted a number above 0"),
+        ({"rank": 3}, r"h.0.attn.c_attn.lora_A has shape \(2, 8\), expected \(3, 8\)"),
+        ({"alpha": -1}, "the alpha of the adapters is -1.0; expected a number above 0"),
         ({"alpha": None}, "not one of this project's adapters"),
         ({"layers": 4}, "not one of this project's adapters"),
     ],
@@ -298,7 +298,7 @@ def test_adapters_learn_in_16_bits_and_are_saved_with_the_digits_that_their_mast
 
 def test_adapters_and_what_is_frozen_are_floats():
     model = lora.add_adapters(new_model(), rank=2)
-    with pytest.raises(TypeError, match="GPT.to: wanted a floating dtype, got int8"):
+    with pytest.raises(TypeError, match="GPT.to: expected a floating dtype, got int8"):
         lora.convert(model, "int8")
     assert model.wte.weight.dtype == np.float32
 
@@ -313,13 +313,13 @@ def is_tensor(value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "the rank of the adapters is 0; wanted 1 to 8"),
-        ({"rank": 9}, "the rank of the adapters is 9; wanted 1 to 8"),
+        ({"rank": 0}, "the rank of the adapters is 0; expected 1 to 8"),
+        ({"rank": 9}, "the rank of the adapters is 9; expected 1 to 8"),
         ({"rank": 2.0}, "the rank of the adapters is 2.0"),
-        ({"rank": True}, "the rank of the adapters is True; wanted 1 to 8"),
-        ({"alpha": 0.0}, "the alpha of the adapters is 0.0; wanted a number above 0"),
+        ({"rank": True}, "the rank of the adapters is True; expected 1 to 8"),
+        ({"alpha": 0.0}, "the alpha of the adapters is 0.0; expected a number above 0"),
         ({"alpha": float("nan")}, "the alpha of the adapters is nan"),
-        ({"alpha": "a"}, "the alpha of the adapters is 'a'; wanted a number above 0"),
+        ({"alpha": "a"}, "the alpha of the adapters is 'a'; expected a number above 0"),
         ({"layers": ["lm_head"]}, "called 'lm_head'; they are attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj$"),
         ({"layers": ["attn.c_attn", "attn"]}, "no linear layer of the blocks is called 'attn'"),
         ({"layers": []}, "no linear layer of the blocks is called ''"),

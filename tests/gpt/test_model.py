@@ -1,4 +1,4 @@
-"""The GPT: its names, its initialisation, its gradients, and that it can learn."""
+"""The GPT: its names, its initialization, its gradients, and that it can learn."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ def test_the_head_is_tied_to_the_token_embeddings():
     assert np.abs(grad[unseen]).min() > 0, "tokens that were not read get a gradient as tokens that were not predicted"
 
 
-def test_initialisation_is_gpt2s():
+def test_initialization_is_gpt2s():
     config = GPTConfig(block_size=64, vocab_size=65, n_layer=8, n_head=4, n_embd=128)
     for name, parameter in GPT(config).named_parameters():
         if parameter.ndim == 2:
@@ -60,7 +60,7 @@ def test_initialisation_is_gpt2s():
 
 
 @pytest.mark.parametrize("vocab_size", [65, 1000])
-def test_loss_at_initialisation_is_that_of_guessing(vocab_size):
+def test_loss_at_initialization_is_that_of_guessing(vocab_size):
     config = GPTConfig(block_size=64, vocab_size=vocab_size, n_layer=4, n_head=4, n_embd=128)
     ids, targets = random_ids(8, 64, vocab_size=vocab_size), random_ids(8, 64, vocab_size=vocab_size, seed=1)
     assert abs(GPT(config)(ids, targets)[1].item() - math.log(vocab_size)) < 0.05
@@ -98,7 +98,7 @@ def test_gradient_of_the_whole_model(bias, dropout):
     model = GPT(GPTConfig(block_size=6, vocab_size=7, n_layer=2, n_head=2, n_embd=8, dropout=dropout, bias=bias))
     model.to(dtype="float64")
     for parameter in model.parameters():
-        parameter.data *= 10  # at GPT-2's initialisation most gradients are too small to tell apart from none
+        parameter.data *= 10  # at GPT-2's initialization most gradients are too small to tell apart from none
     ids, targets = random_ids(2, 6, vocab_size=7), random_ids(2, 6, vocab_size=7, seed=1)
     targets[0, :3] = -100
 
@@ -167,7 +167,7 @@ def test_overfits_one_batch():
 
 def test_optimizer_decays_matrices_only():
     model = GPT(TINY)
-    decayed, kept = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9)).groups
+    decayed, kept = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9)).param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0
     assert all(p.ndim == 2 for p in decayed["params"])
@@ -180,15 +180,15 @@ def test_optimizer_decays_matrices_only():
     ("options", "message"),
     [
         ({"n_embd": 10, "n_head": 3}, "n_embd 10 is not divisible by n_head 3"),
-        ({"n_layer": 0}, "n_layer is 0; wanted a whole number of at least 1"),
-        ({"block_size": 2.5}, "block_size is 2.5; wanted a whole number"),
-        ({"n_layer": True}, "n_layer is True; wanted a whole number"),
-        ({"dropout": 1.0}, "dropout is 1.0; wanted a probability"),
-        ({"dropout": "a"}, "dropout is 'a'; wanted a probability"),
-        ({"logit_softcap": math.inf}, "logit_softcap is inf; wanted a number of at least 0, not infinity"),
-        ({"logit_softcap": None}, "logit_softcap is None; wanted a number"),
-        ({"bias": "no"}, "bias is 'no'; wanted True or False"),
-        ({"tie_weights": 1}, "tie_weights is 1; wanted True or False"),
+        ({"n_layer": 0}, "n_layer is 0; expected a whole number of at least 1"),
+        ({"block_size": 2.5}, "block_size is 2.5; expected a whole number"),
+        ({"n_layer": True}, "n_layer is True; expected a whole number"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a probability"),
+        ({"dropout": "a"}, "dropout is 'a'; expected a probability"),
+        ({"logit_softcap": math.inf}, "logit_softcap is inf; expected a number of at least 0, not infinity"),
+        ({"logit_softcap": None}, "logit_softcap is None; expected a number"),
+        ({"bias": "no"}, "bias is 'no'; expected True or False"),
+        ({"tie_weights": 1}, "tie_weights is 1; expected True or False"),
     ],
 )
 def test_contradicting_options(options, message):
@@ -201,11 +201,11 @@ def test_bad_input():
     with pytest.raises(ConfigError, match="a sequence of 9 tokens is longer than block_size 8"):
         model(random_ids(1, 9))
     for ids in (random_ids(4), [1, 2, 3, 4], random_ids(1, 1, 4)):
-        with pytest.raises(ConfigError, match=r"GPT: wanted ids, integers \(B, T\); got \(.*4.*\) int64"):
+        with pytest.raises(ConfigError, match=r"GPT: expected ids, integers \(B, T\); got \(.*4.*\) int64"):
             model(ids)
-    with pytest.raises(IndexError, match="Embedding: wanted ids from 0 to 10, but they range from 3 to 11"):
+    with pytest.raises(IndexError, match="Embedding: expected ids from 0 to 10, but they range from 3 to 11"):
         model(np.array([[3, 11]]))
-    with pytest.raises(TypeError, match="Embedding: wanted ids of an integer dtype, not float64"):
+    with pytest.raises(TypeError, match="Embedding: expected ids of an integer dtype, not float64"):
         model(np.zeros((1, 2)))
-    with pytest.raises(ValueError, match=r"CrossEntropy: wanted logits .* targets .*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"CrossEntropy: expected logits .* targets .*\(2, 3\)"):
         model(random_ids(2, 4), random_ids(2, 3))

@@ -275,26 +275,26 @@ def test_settings_that_change_nothing(tmp_path, weights, settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation_function": "relu"}, "activation_function is 'relu'; wanted 'gelu_new' or 'gelu_pytorch_tanh'"),
-        ({"activation_function": "gelu"}, "activation_function is 'gelu'; wanted"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; wanted 1e-05"),
-        ({"n_inner": 16}, "n_inner is 16; wanted None or 32"),
-        ({"n_ctx": 5}, "n_ctx is 5; wanted 6"),
-        ({"scale_attn_weights": False}, "scale_attn_weights is False; wanted True"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; wanted False"),
-        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn is True; wanted False"),
-        ({"add_cross_attention": True}, "add_cross_attention is True; wanted False"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False; wanted True"),
-        ({"model_type": "gpt_neo"}, "model_type is 'gpt_neo'; wanted 'gpt2'"),
-        ({"n_embd": None}, "n_embd is None; wanted a whole number of at least 1"),
-        ({"n_layer": 2.0}, "n_layer is 2.0; wanted a whole number"),
-        ({"n_layer": True}, "n_layer is True; wanted a whole number"),
-        ({"n_head": "2"}, "n_head is '2'; wanted a whole number"),
-        ({"n_positions": 0}, "n_positions is 0; wanted a whole number"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'; expected 'gelu_new' or 'gelu_pytorch_tanh'"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'; expected"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; expected 1e-05"),
+        ({"n_inner": 16}, "n_inner is 16; expected None or 32"),
+        ({"n_ctx": 5}, "n_ctx is 5; expected 6"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False; expected True"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; expected False"),
+        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn is True; expected False"),
+        ({"add_cross_attention": True}, "add_cross_attention is True; expected False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False; expected True"),
+        ({"model_type": "gpt_neo"}, "model_type is 'gpt_neo'; expected 'gpt2'"),
+        ({"n_embd": None}, "n_embd is None; expected a whole number of at least 1"),
+        ({"n_layer": 2.0}, "n_layer is 2.0; expected a whole number"),
+        ({"n_layer": True}, "n_layer is True; expected a whole number"),
+        ({"n_head": "2"}, "n_head is '2'; expected a whole number"),
+        ({"n_positions": 0}, "n_positions is 0; expected a whole number"),
         ({"n_head": 3}, "n_embd 8 is not divisible by n_head 3"),
-        ({"attn_pdrop": 0.2}, "attn_pdrop 0.2, embd_pdrop 0.1, resid_pdrop 0.1; wanted one probability"),
+        ({"attn_pdrop": 0.2}, "attn_pdrop 0.2, embd_pdrop 0.1, resid_pdrop 0.1; expected one probability"),
         (dict.fromkeys(pretrained.DROPOUTS, "much"), "attn_pdrop 'much'"),
-        (dict.fromkeys(pretrained.DROPOUTS, 1.5), "dropout is 1.5; wanted a probability"),
+        (dict.fromkeys(pretrained.DROPOUTS, 1.5), "dropout is 1.5; expected a probability"),
         ({"n_head": 0, "n_embd": 0, "activation_function": "relu"}, "n_embd is 0;.*; n_head is 0;.*; activation_func"),
     ],
     ids=str,
@@ -308,7 +308,7 @@ def test_settings_that_are_not_gpt2(tmp_path, weights, settings, message):
 @pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"])
 def test_a_size_that_is_missing(folder, key):
     (folder / "config.json").write_text(json.dumps({name: value for name, value in CONFIG.items() if name != key}))
-    assert f"{key} is None; wanted a whole number" in refusal(folder)
+    assert f"{key} is None; expected a whole number" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -326,8 +326,8 @@ def test_dropout_is_the_configurations_or_the_one_that_is_chosen(tmp_path, weigh
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff{}", "not JSON"),
-        (b"[]", "wanted a JSON object, got list"),
-        (b"null", "wanted a JSON object, got NoneType"),
+        (b"[]", "expected a JSON object, got list"),
+        (b"null", "expected a JSON object, got NoneType"),
         (b"[" * 100_000, "not JSON"),
         (b'{"n_embd": 1' + b"0" * 5000 + b"}", "not JSON"),
         (pickle.dumps({"n_embd": 8}), "not JSON"),
@@ -372,8 +372,8 @@ def test_everything_that_is_wrong_is_named_in_one_message(tmp_path, weights):
         "missing h.0.ln_1.bias",
         "unexpected score.weight",
         "unexpected h.1.attn.rotary.inv_freq",
-        "h.1.attn.c_attn.weight has shape (24, 8), wanted (8, 24)",
-        "lm_head.weight has shape (8, 13), wanted (13, 8)",
+        "h.1.attn.c_attn.weight has shape (24, 8), expected (8, 24)",
+        "lm_head.weight has shape (8, 13), expected (13, 8)",
     ]
 
 
@@ -400,7 +400,7 @@ def test_no_tensor_can_be_missing_renamed_or_of_another_shape(tmp_path_factory, 
 
 def test_tensors_of_another_dtype(tmp_path, weights):
     folder = write_folder(tmp_path / "model", weights, "I32")
-    assert "wte.weight is stored as I32, wanted F32, F16, BF16, F64; " in refusal(folder)
+    assert "wte.weight is stored as I32, expected F32, F16, BF16, F64; " in refusal(folder)
 
 
 def test_an_output_layer_of_its_own(tmp_path, weights):
@@ -485,7 +485,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_file_in_place_of_its_folder(folder):
-    assert refusal(folder / "config.json") == f"{folder / 'config.json'}: a file; wanted the folder it is in"
+    assert refusal(folder / "config.json") == f"{folder / 'config.json'}: a file; expected the folder it is in"
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_an_index_that_contradicts_its_files(sharded, change):
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"wte": 1}}'])
 def test_an_index_that_is_none(sharded, content):
     (sharded / "model.safetensors.index.json").write_text(content)
-    assert "model.safetensors.index.json: wanted a weight_map" in refusal(sharded)
+    assert "model.safetensors.index.json: expected a weight_map" in refusal(sharded)
 
 
 def test_one_file_goes_before_shards_as_in_transformers(sharded):
@@ -706,7 +706,7 @@ def test_a_model_that_is_not_gpt2_is_not_written(tmp_path, options, change, mess
 
 
 @pytest.mark.parametrize("option", ["zero_init_residual", "checkpoint"])
-def test_how_a_model_learnt_is_no_part_of_it(tmp_path, option):
+def test_how_a_model_learned_is_no_part_of_it(tmp_path, option):
     random_model(**{option: True}).save_pretrained(tmp_path)
     assert GPT.from_pretrained(tmp_path).num_parameters() == random_model().num_parameters()
 
@@ -794,7 +794,7 @@ def test_a_download_that_failed_goes_on_with_the_file_that_is_missing(hub, shard
 def test_a_download_that_is_not_what_the_hub_promised_is_not_kept(hub, folder, tmp_path):
     upload(hub, folder, "someone/small")
     hub.etags["/someone/small/resolve/main/model.safetensors"] = f'"{"1" * 64}"'
-    assert "not the file that was wanted" in refusal("someone/small")
+    assert "not the file that was expected" in refusal("someone/small")
     assert [path.name for path in (tmp_path / "cache" / "models" / "someone" / "small").iterdir()] == ["config.json"]
 
 

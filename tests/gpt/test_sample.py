@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gpt.sample
 import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig, GPTError
 from gpt.loading import save_pretrained
-from gpt.sample import choose, generate, stream
+from gpt.sample import Sampling, generate, stream
 from gpt.text.tokenizer import END_OF_TEXT, BPETokenizer
 from tests.programs import run_program
 from tests.shapes import seeds
@@ -40,7 +39,8 @@ RAGGED = [PROMPTS[0, :3].tolist(), PROMPTS[1, :20], PROMPTS[2, :7], PROMPTS[0, :
 def seen_logits(monkeypatch):
     """The logits (B, V) of every step, as they come to be chosen from."""
     seen = []
-    monkeypatch.setattr(gpt.sample, "choose", lambda logits, *options: seen.append(logits) or choose(logits, *options))
+    choose = Sampling.choose
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits, rng: seen.append(logits) or choose(self, logits, rng))
     return seen
 
 
@@ -281,8 +281,7 @@ def test_a_stream_may_be_longer_than_any_memory(model):
 
 
 def frequencies(logits, n=20_000, **options):
-    options = {"temperature": 1.0, "top_k": None, "top_p": None, **options}
-    chosen = choose(np.tile(logits, (n, 1)), rng=np.random.default_rng(0), **options)
+    chosen = Sampling(**options).choose(np.tile(logits, (n, 1)), np.random.default_rng(0))
     return np.bincount(chosen, minlength=len(logits)) / n
 
 
@@ -336,37 +335,37 @@ def test_ids_that_no_tokenizer_knows_are_not_sampled(model, options):
 )
 def test_logits_that_give_nothing_to_choose_from(row, largest, temperature):
     logits = np.array([[1, 2, -np.inf], row], np.float32)
-    rng = np.random.default_rng(0)
-    assert choose(logits[:1], temperature, None, None, rng) < 2
-    with pytest.raises(GPTError, match=f"the largest logit of the model is {largest}; wanted a finite one"):
-        choose(logits, temperature, None, None, rng)
+    sampling, rng = Sampling(temperature), np.random.default_rng(0)
+    assert sampling.choose(logits[:1], rng) < 2
+    with pytest.raises(GPTError, match=f"the largest logit is {largest}; expected a finite one"):
+        sampling.choose(logits, rng)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": -1}, "max_new_tokens is -1; wanted at least 0"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; wanted a whole number"),
-        ({"temperature": -0.5}, "temperature is -0.5; wanted at least 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1; expected at least 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; expected a whole number"),
+        ({"temperature": -0.5}, "temperature is -0.5; expected at least 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": "a"}, "temperature is 'a'; wanted at least 0"),
-        ({"top_k": 0}, "top_k is 0; wanted at least 1"),
-        ({"top_k": True}, "top_k is True; wanted a whole number"),
-        ({"top_p": 0.0}, "top_p is 0.0; wanted above 0 and at most 1"),
-        ({"top_p": "x"}, "top_p is 'x'; wanted above 0 and at most 1"),
-        ({"seed": -1}, "seed is -1; wanted at least 0"),
-        ({"vocab_size": 0}, "vocab_size is 0; wanted at least 1"),
-        ({"stop_tokens": 17}, "stop_tokens is 17; wanted ids from 0 to 16"),
-        ({"stop_tokens": [3, -1]}, r"stop_tokens is \[3, -1\]; wanted ids from 0 to 16"),
-        ({"stop_tokens": "\n"}, r"stop_tokens is '\\n'; wanted ids"),
-        ({"ids": np.zeros((1, 0), int)}, r"wanted ids, integers \(B, T\).* got \(0,\) int64"),
-        ({"ids": np.zeros((0, 3), int)}, r"wanted ids, integers \(B, T\).* got \(0, 3\) int64"),
-        ({"ids": np.zeros(3, int)}, r"wanted ids, integers \(B, T\).* got \(3,\) int64"),
+        ({"temperature": "a"}, "temperature is 'a'; expected at least 0"),
+        ({"top_k": 0}, "top_k is 0; expected at least 1"),
+        ({"top_k": True}, "top_k is True; expected a whole number"),
+        ({"top_p": 0.0}, "top_p is 0.0; expected above 0 and at most 1"),
+        ({"top_p": "x"}, "top_p is 'x'; expected above 0 and at most 1"),
+        ({"seed": -1}, "seed is -1; expected at least 0"),
+        ({"vocab_size": 0}, "vocab_size is 0; expected at least 1"),
+        ({"stop_tokens": 17}, "stop_tokens is 17; expected ids from 0 to 16"),
+        ({"stop_tokens": [3, -1]}, r"stop_tokens is \[3, -1\]; expected ids from 0 to 16"),
+        ({"stop_tokens": "\n"}, r"stop_tokens is '\\n'; expected ids"),
+        ({"ids": np.zeros((1, 0), int)}, r"expected ids, integers \(B, T\).* got \(0,\) int64"),
+        ({"ids": np.zeros((0, 3), int)}, r"expected ids, integers \(B, T\).* got \(0, 3\) int64"),
+        ({"ids": np.zeros(3, int)}, r"expected ids, integers \(B, T\).* got \(3,\) int64"),
         ({"ids": np.zeros((1, 3))}, "got .* float64"),
-        ({"ids": []}, r"wanted ids, .* got \(0,\)"),
-        ({"ids": [[1, 2], []]}, r"a list of rows of them, none empty; got \(0,\)"),
-        ({"ids": [1, 2]}, r"a list of rows of them, none empty; got \(\) int64"),
-        ({"ids": [[1, 17]]}, "wanted ids from 0 to 16; got 1 to 17"),
+        ({"ids": []}, r"expected ids, .* got \(0,\)"),
+        ({"ids": [[1, 2], []]}, r"a list of rows, none empty; got \(0,\)"),
+        ({"ids": [1, 2]}, r"a list of rows, none empty; got \(\) int64"),
+        ({"ids": [[1, 17]]}, "expected ids from 0 to 16; got 1 to 17"),
     ],
 )
 def test_bad_options(model, options, message):
@@ -420,7 +419,7 @@ def test_the_program_stops_where_it_is_told_to(folder, capsys):
         assert capsys.readouterr().out == wanted + "\n"
     assert (
         run_program("sample", *greedily(folder, "五", 9, "--stop", "🍎"))
-        == "error: --stop '🍎' is 4 tokens; wanted one"
+        == "error: --stop '🍎' is 4 tokens; expected one"
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from gpt import ConfigError
-from gpt.translation.beam import beam_search, normaliser
+from gpt.translation.beam import beam_search, normalizer
 from gpt.translation.seq2seq import END, PAD, START, Seq2Seq, Seq2SeqConfig, sinusoidal_positions
 from minigrad import optim
 from minigrad.gradcheck import gradcheck_directional
@@ -73,7 +73,7 @@ def test_sinusoidal_positions_are_the_papers():
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_at_initialisation_logits_are_of_order_one_whatever_the_width_and_depth(norm_first):
+def test_at_initialization_logits_are_of_order_one_whatever_the_width_and_depth(norm_first):
     for n_layer, n_embd in ((1, 32), (6, 32), (2, 128)):
         model = new_model(n_layer=n_layer, n_embd=n_embd, norm_first=norm_first, target_vocab_size=50)
         logits = model(random_ids(4, 9), random_ids(4, 9, 50))[0].numpy()
@@ -85,10 +85,10 @@ def test_at_initialisation_logits_are_of_order_one_whatever_the_width_and_depth(
     [
         ({"n_head": 3}, "n_embd 8 is not divisible by n_head 3"),
         ({"n_embd": 9, "n_head": 1}, "position 'sinusoidal' wants an even n_embd, not 9"),
-        ({"source_vocab_size": 3}, "source_vocab_size is 3; wanted a whole number of at least 4"),
-        ({"position": "rotary"}, "position is 'rotary'; wanted 'sinusoidal' or 'learned'"),
-        ({"bias": "no"}, "bias is 'no'; wanted True or False"),
-        ({"norm_first": 3}, "norm_first is 3; wanted True or False"),
+        ({"source_vocab_size": 3}, "source_vocab_size is 3; expected a whole number of at least 4"),
+        ({"position": "rotary"}, "position is 'rotary'; expected 'sinusoidal' or 'learned'"),
+        ({"bias": "no"}, "bias is 'no'; expected True or False"),
+        ({"norm_first": 3}, "norm_first is 3; expected True or False"),
         ({"tie_weights": "all"}, "tie_weights 'all' wants one vocabulary, not 9 and 7"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"n_layer": 0}, "n_layer is 0"),
@@ -101,9 +101,9 @@ def test_configurations_that_cannot_be(options, message):
 
 def test_arguments_that_cannot_be():
     model, ids = new_model(position="learned", block_size=6), random_ids(2, 5)
-    with pytest.raises(ConfigError, match=r"wanted source, integers \(B, T\); got \(5,\)"):
+    with pytest.raises(ConfigError, match=r"expected source, integers \(B, T\); got \(5,\)"):
         model(ids[0], ids)
-    with pytest.raises(ConfigError, match=r"wanted ids, integers .* float32"):
+    with pytest.raises(ConfigError, match=r"expected ids, integers .* float32"):
         model(ids, [[0.5]])
     with pytest.raises(ConfigError, match="as many targets as sources; got 1 and 2"):
         model(ids, ids[:1])
@@ -112,13 +112,13 @@ def test_arguments_that_cannot_be():
     with pytest.raises(IndexError, match="0 to 8"):
         model(ids + 10, ids)
     for options, message in (
-        ({"beam_size": 0}, "beam_size is 0; wanted a whole number of at least 1"),
+        ({"beam_size": 0}, "beam_size is 0; expected a whole number of at least 1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"max_new_tokens": 7}, "max_new_tokens 7 is more than block_size 6"),
-        ({"beam_size": True}, "beam_size is True; wanted a whole number of at least 1"),
+        ({"beam_size": True}, "beam_size is True; expected a whole number of at least 1"),
         ({"length_penalty": -1}, "length_penalty is -1"),
         ({"length_penalty": "a"}, "length_penalty is 'a'"),
-        ({"length_penalty": 1000}, "length_penalty is 1000; wanted a number from 0 to 10"),
+        ({"length_penalty": 1000}, "length_penalty is 1000; expected a number from 0 to 10"),
         ({"length_penalty": math.inf}, "length_penalty is inf"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -255,7 +255,7 @@ def test_it_learns_a_handful_of_pairs_by_heart(norm_first):
 
 
 def peaked_model(seed, sharpness=3, **options):
-    """A model whose choices are as sure, and depend as much on source and place, as those of one that has learnt."""
+    """A model whose choices are as sure, and depend as much on source and place, as those of one that has learned."""
     mg.manual_seed(seed)
     model = new_model(tie_weights="none", **options)
     model.lm_head.weight.data *= sharpness
@@ -337,7 +337,7 @@ def test_beam_search_of_a_chain_against_brute_force(seed, length_penalty, max_ne
     found = table_search(table, 100, max_new_tokens, length_penalty)
     scores = {
         tuple(tokens): sum(table[pair] for pair in itertools.pairwise([START, *tokens]))
-        / normaliser(len(tokens), length_penalty)
+        / normalizer(len(tokens), length_penalty)
         for tokens in all_sequences(5, max_new_tokens)
     }
     assert math.isclose(found.score, max(scores.values()))

@@ -18,7 +18,7 @@ from gpt.trainer import Trainer
 from minigrad import functional as F
 from minigrad import nn, optim
 from minigrad.gradcheck import gradcheck_directional
-from minigrad.optim import CombinedOptimizer, Muon, orthogonalise, warmup_linear
+from minigrad.optim import CombinedOptimizer, Muon, orthogonalize, warmup_linear
 from tests.checks import assert_equal_functions, operations_of
 from tests.shapes import layouts, nonzero, normal, seeds, shapes
 
@@ -97,7 +97,7 @@ def test_positions_far_out_lose_no_precision_in_float32():
 )
 def test_what_rotary_refuses(x, options):
     with pytest.raises(
-        ValueError, match=r"Rotary: wanted floating x \(…, T, D\) with an even D, .* a base above 0; got"
+        ValueError, match=r"Rotary: expected floating x \(…, T, D\) with an even D, .* a base above 0; got"
     ):
         F.rotary(x, **options)
 
@@ -277,12 +277,12 @@ def test_an_untied_head_starts_like_the_embeddings_and_learns_by_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "alibi"}, "position is 'alibi'; wanted 'learned' or 'rotary'"),
-        ({"norm": "batch"}, "norm is 'batch'; wanted 'layer' or 'rms'"),
-        ({"activation": "relu"}, "activation is 'relu'; wanted 'gelu' or 'relu2'"),
-        ({"position": "rotary", "n_embd": 6}, "position 'rotary' wants heads of an even size, not of 3"),
-        ({"logit_softcap": -1.0}, "logit_softcap is -1.0; wanted a number of at least 0"),
-        ({"logit_softcap": math.nan}, "logit_softcap is nan; wanted a number of at least 0"),
+        ({"position": "alibi"}, "position is 'alibi'; expected 'learned' or 'rotary'"),
+        ({"norm": "batch"}, "norm is 'batch'; expected 'layer' or 'rms'"),
+        ({"activation": "relu"}, "activation is 'relu'; expected 'gelu' or 'relu2'"),
+        ({"position": "rotary", "n_embd": 6}, "position 'rotary' needs an even head size, got 3"),
+        ({"logit_softcap": -1.0}, "logit_softcap is -1.0; expected a number of at least 0"),
+        ({"logit_softcap": math.nan}, "logit_softcap is nan; expected a number of at least 0"),
     ],
 )
 def test_options_without_meaning(options, message):
@@ -299,7 +299,7 @@ def quintic(s, steps=5):
     return s
 
 
-def orthogonalised_by_svd(x, steps=5):
+def orthogonalized_by_svd(x, steps=5):
     """The singular vectors of x, and the singular values that the polynomial makes of those of x / |x|."""
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     return u @ np.diag(quintic(s / np.linalg.norm(x), steps)) @ vt
@@ -308,7 +308,7 @@ def orthogonalised_by_svd(x, steps=5):
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), steps=st.integers(0, 6), seed=seeds)
 def test_newton_schulz_acts_on_singular_values_alone(rows, columns, steps, seed):
     x = normal((rows, columns), seed)
-    np.testing.assert_allclose(orthogonalise(x, steps), orthogonalised_by_svd(x, steps), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(orthogonalize(x, steps), orthogonalized_by_svd(x, steps), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -317,7 +317,7 @@ def test_all_singular_values_end_near_one(shape, dtype):
     """In the band that five steps leave, if they did not begin below 0.002 of the norm."""
     u, _, vt = np.linalg.svd(normal(shape), full_matrices=False)
     s = np.geomspace(0.003, 1, min(shape))
-    y = orthogonalise((u * s @ vt).astype(dtype))
+    y = orthogonalize((u * s @ vt).astype(dtype))
     assert y.dtype == dtype
     assert y.shape == shape
     left = np.linalg.svd(y.astype(np.float64), compute_uv=False)
@@ -328,17 +328,17 @@ def test_all_singular_values_end_near_one(shape, dtype):
         assert cosine > 0.98
 
 
-def test_many_matrices_are_orthogonalised_one_by_one():
+def test_many_matrices_are_orthogonalized_one_by_one():
     x = normal((2, 3, 5, 4))
     for i, j in np.ndindex(2, 3):
-        np.testing.assert_allclose(orthogonalise(x)[i, j], orthogonalise(x[i, j]), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(orthogonalize(x)[i, j], orthogonalize(x[i, j]), rtol=1e-10, atol=1e-12)
 
 
 def test_the_length_of_a_gradient_makes_no_difference():
     x = normal((5, 4)).astype(np.float32)
     for length in (1e-6, 1e6):
-        np.testing.assert_allclose(orthogonalise(np.float32(length) * x), orthogonalise(x), rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(orthogonalise(0 * x), 0)
+        np.testing.assert_allclose(orthogonalize(np.float32(length) * x), orthogonalize(x), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(orthogonalize(0 * x), 0)
 
 
 def parameters(*shapes, dtype=np.float64):
@@ -366,16 +366,16 @@ def test_muon_follows_its_formula(shape, nesterov, weight_decay):
         v = 0.9 * v + g
         w = w - 0.05 * weight_decay * w
         factor = 2 if shape == (8, 2) else 1
-        w = w - 0.05 * factor * orthogonalised_by_svd(g + 0.9 * v if nesterov else v)
+        w = w - 0.05 * factor * orthogonalized_by_svd(g + 0.9 * v if nesterov else v)
     np.testing.assert_allclose(p.data, w, rtol=1e-7, atol=1e-9)
 
 
-def test_a_large_matrix_is_orthogonalised_whole():
+def test_a_large_matrix_is_orthogonalized_whole():
     """One that is large enough to be changed in pieces, as AdamW would."""
     (p,) = parameters((300, 250))
     w, g = p.data.copy(), np.random.default_rng(0).standard_normal(p.shape)
     train(Muon([p], lr=0.05, nesterov=False), steps=1)
-    np.testing.assert_allclose(p.data, w - 0.05 * np.sqrt(300 / 250) * orthogonalised_by_svd(g), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(p.data, w - 0.05 * np.sqrt(300 / 250) * orthogonalized_by_svd(g), rtol=1e-7, atol=1e-9)
 
 
 def test_split_treats_a_parameter_as_several():
@@ -401,7 +401,7 @@ def test_muon_finds_the_minimum():
     w = nn.Parameter(np.zeros((6, 4)))
     optimizer = Muon([w], lr=0.1)
     for step in range(300):
-        optimizer.groups[0]["lr"] = 0.1 * (1 - step / 300)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 300)
         optimizer.zero_grad()
         ((w - target) ** 2).sum().backward()
         optimizer.step()
@@ -410,7 +410,7 @@ def test_muon_finds_the_minimum():
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 3), (4, 3)], ids=str)
 def test_muon_is_for_matrices(shape):
-    with pytest.raises(ValueError, match=r"Muon: wanted matrices, their rows divisible by split 3; got shape"):
+    with pytest.raises(ValueError, match=r"Muon: expected matrices, their rows divisible by split 3; got shape"):
         Muon(parameters(shape), lr=0.1, split=3)
 
 
@@ -425,8 +425,8 @@ def test_combined_optimizers_do_what_each_does_alone():
     together, alone = parameters((3, 4), (4,)), parameters((3, 4), (4,))
     combined = muon_and_adamw(*together)
     assert combined.params == together
-    assert [group["lr"] for group in combined.groups] == [0.1, 0.01]
-    for group in combined.groups:
+    assert [group["lr"] for group in combined.param_groups] == [0.1, 0.01]
+    for group in combined.param_groups:
         group["lr"] *= 0.5
     each = [Muon(alone[:1], lr=0.05, weight_decay=0.1), optim.AdamW(alone[1:], lr=0.005)]
     for step in range(3):
@@ -460,7 +460,7 @@ def test_training_continues_bit_for_bit_from_saved_state(make, dtype, tmp_path):
         (lambda state: state | {"2.steps": [3]}, "CombinedOptimizer.load_state_dict: 2.steps is of none of its 2"),
         (lambda state: state | {"steps": [3]}, "steps is of none of its 2 optimizers"),
         (lambda state: state | {"1.0.m": np.zeros(5)}, r"AdamW.load_state_dict: 0.m \(5,\) fits no parameter"),
-        (lambda state: {name: state[name] for name in state if name != "1.steps"}, r"AdamW.*steps \[\], wanted"),
+        (lambda state: {name: state[name] for name in state if name != "1.steps"}, r"AdamW.*steps \[\], expected"),
         (lambda state: {f"{1 - int(name[0])}{name[1:]}": state[name] for name in state}, "Muon.load_state_dict: 0.m"),
     ],
     ids=["a third", "of one alone", "shape", "missing", "exchanged"],
@@ -489,7 +489,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(options):
     optimizer = model.configure_optimizer(lr=1e-3, weight_decay=0.1, optimizer="muon", muon_lr=0.05)
     named = dict(model.named_parameters())
     found = {}
-    for group in optimizer.groups:
+    for group in optimizer.param_groups:
         found |= dict.fromkeys(group["params"], (group["lr"], group.get("split"), group["weight_decay"]))
     assert len(found) == len(optimizer.params) == len(named)
     for name, parameter in named.items():
@@ -498,7 +498,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(options):
             assert found[parameter] == (0.05, 3 if "c_attn" in name else 1, decay), name
         else:
             assert found[parameter] == (1e-3, None, decay), name
-    with pytest.raises(ConfigError, match="optimizer is 'sgd'; wanted 'adamw' or 'muon'"):
+    with pytest.raises(ConfigError, match="optimizer is 'sgd'; expected 'adamw' or 'muon'"):
         model.configure_optimizer(lr=1e-3, optimizer="sgd")
 
 
@@ -553,7 +553,7 @@ def test_every_group_follows_the_schedule_in_proportion(tmp_path):
     seen = []
     for _ in range(13):
         trainer.step(trainer.learning_rate())
-        seen.append(sorted({group["lr"] for group in trainer.optimizer.groups}))
+        seen.append(sorted({group["lr"] for group in trainer.optimizer.param_groups}))
     np.testing.assert_allclose([muon / adamw for adamw, muon in seen], 40)
     np.testing.assert_allclose([seen[0][0], seen[3][0], seen[12][0]], [0.25e-3, 1e-3, 1e-4])
 
@@ -606,12 +606,12 @@ def test_a_model_with_everything_learns(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; wanted 'adamw' or 'muon'"),
-        ({"schedule": "step"}, "schedule is 'step'; wanted 'cosine' or 'linear'"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected 'adamw' or 'muon'"),
+        ({"schedule": "step"}, "schedule is 'step'; expected 'cosine' or 'linear'"),
         ({"lr_hold_iters": 5}, "lr_hold_iters 5 is for the schedule 'linear', not 'cosine'"),
-        ({"lr_hold_iters": -1}, "lr_hold_iters is -1; wanted a whole number of at least 0"),
-        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; wanted a number of at least 0"),
-        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; wanted more, as Muon's"),
+        ({"lr_hold_iters": -1}, "lr_hold_iters is -1; expected a whole number of at least 0"),
+        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0; expected a number of at least 0"),
+        ({"optimizer": "muon", "learning_rate": 0.0}, "learning_rate is 0; expected more, as Muon's"),
     ],
 )
 def test_training_options_without_meaning(options, message):

@@ -108,7 +108,7 @@ def test_a_lone_surrogate_is_a_clear_error():
 
 
 def test_bytes_are_no_text():
-    with pytest.raises(TokenError, match="encode: wanted a text; got bytes"):
+    with pytest.raises(TokenError, match="encode: expected a text; got bytes"):
         CharTokenizer("ab").encode(b"a")
 
 
@@ -133,7 +133,7 @@ def test_an_id_outside_the_vocabulary_is_named(bad):
 
 @pytest.mark.parametrize("bad", [[0.0, 1.0], [True], [[0, 1]], 1, ["a"], [2**70], [[0], [0, 1]]])
 def test_only_a_row_of_integers_is_decoded(bad):
-    with pytest.raises(TokenError, match="wanted a row of integers"):
+    with pytest.raises(TokenError, match="expected a row of integers"):
         CharTokenizer("abc").decode(bad)
 
 
@@ -241,7 +241,7 @@ def test_characters_have_no_special_tokens():
 def test_byte_pairs_refuse_what_is_no_text(make):
     with pytest.raises(TokenError, match=r"^'\\ud83d' at position 4 is a lone surrogate, not a character of any text$"):
         make().encode("the \ud83d\ude00")
-    with pytest.raises(TokenError, match="encode: wanted a text; got bytes"):
+    with pytest.raises(TokenError, match="encode: expected a text; got bytes"):
         make().encode(b"the cat")
 
 
@@ -250,7 +250,7 @@ def test_byte_pairs_refuse_what_is_no_text(make):
 def test_byte_pairs_refuse_ids_outside_the_vocabulary(make, bad):
     with pytest.raises(TokenError, match=rf"the id {bad} at position 1 is not in the vocabulary.* ids 0 to \d+$"):
         make().decode([104, bad])
-    with pytest.raises(TokenError, match="wanted a row of integers"):
+    with pytest.raises(TokenError, match="expected a row of integers"):
         make().decode([[1, 2]])
 
 
@@ -361,7 +361,7 @@ def test_learned_byte_pairs_have_the_size_that_was_asked_for():
     assert tokenizer.special_tokens == {"<|pad|>": 288, END_OF_TEXT: 289}
     assert len(tokenizer.encode(RHYME)) < len(RHYME.encode()) / 1.5
     assert BPETokenizer([], ()).vocab_size == 256
-    with pytest.raises(ConfigError, match="vocab_size is 256; wanted at least 257: the bytes and the special tokens"):
+    with pytest.raises(ConfigError, match="vocab_size is 256; expected at least 257: the bytes and the special tokens"):
         BPETokenizer.train(RHYME, 256)
     with pytest.raises(TokenError, match="is a lone surrogate"):
         BPETokenizer.train("the \ud83d", 300)
@@ -419,16 +419,16 @@ def about(**changes):
         ({"kind": "char", "characters": "a\udc80"}, r"'\\udc80' at position 1 is a lone surrogate"),
         (about(pieces="(a+)+$"), r"pieces are cut by '\(a\+\)\+\$'; known is only"),
         (about(merges={}), "not a tokenizer"),
-        (about(merges=[[97, 98], [256, 257]]), "merge 1 joins 256 and 257; wanted tokens from 0 to 256"),
-        (about(merges=[[-1, 98]]), "merge 0 joins -1 and 98; wanted tokens from 0 to 255"),
-        (about(merges=[[97, 98, 99]]), r"merge 0 is \[97, 98, 99\]; wanted two tokens"),
-        (about(merges=[[97, True]]), "wanted two tokens"),
-        (about(merges=["ab"]), "wanted two tokens"),
+        (about(merges=[[97, 98], [256, 257]]), "merge 1 joins 256 and 257; expected tokens from 0 to 256"),
+        (about(merges=[[-1, 98]]), "merge 0 joins -1 and 98; expected tokens from 0 to 255"),
+        (about(merges=[[97, 98, 99]]), r"merge 0 is \[97, 98, 99\]; expected two tokens"),
+        (about(merges=[[97, True]]), "expected two tokens"),
+        (about(merges=["ab"]), "expected two tokens"),
         (about(merges=[[97, 98], [98, 99], [256, 99], [97, 257]]), "merge 3 makes b'abc', which is token 258 already"),
         (about(merges=[[97, 97], *([256 + i] * 2 for i in range(60))]), "merge 8 makes a token of 512 bytes"),
-        (about(special_tokens=["<|a|>", "<|a|>"]), "special_tokens: wanted distinct names"),
-        (about(special_tokens=[""]), "special_tokens: wanted distinct names"),
-        (about(special_tokens=[7]), "special_tokens: wanted a text; got int"),
+        (about(special_tokens=["<|a|>", "<|a|>"]), "special_tokens: expected distinct names"),
+        (about(special_tokens=[""]), "special_tokens: expected distinct names"),
+        (about(special_tokens=[7]), "special_tokens: expected a text; got int"),
         (about(special_tokens=["\ud800"]), "lone surrogate"),
     ],
 )
@@ -500,7 +500,7 @@ def test_without_gpt2s_files_it_says_what_to_put_where(nowhere, tmp_path, monkey
     assert tokenizer.vocab_size == 50257
     places = [tmp_path / tokenizers.cache_name(url) for url in nowhere]
     if damaged:
-        places[0].write_text("not the file that was wanted")
+        places[0].write_text("not the file that was expected")
     with pytest.raises(DataError) as caught:
         tokenizer.encode("the cat")
     assert "GPT-2's byte-pair encoding could not be loaded" in str(caught.value)
@@ -508,7 +508,7 @@ def test_without_gpt2s_files_it_says_what_to_put_where(nowhere, tmp_path, monkey
     assert "TIKTOKEN_CACHE_DIR" in str(caught.value)
     for url, place in zip(nowhere, places, strict=True):
         assert f"{url}\n  as {place}" in str(caught.value)
-    assert not damaged or places[0].read_text() == "not the file that was wanted"
+    assert not damaged or places[0].read_text() == "not the file that was expected"
 
 
 @pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])

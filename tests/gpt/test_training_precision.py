@@ -47,7 +47,7 @@ def test_the_cpu_computes_in_float32(tmp_path):
     for dtype in ("tf32", "bfloat16", "float16"):
         with pytest.raises(ConfigError, match=f"dtype is '{dtype}', but the CPU computes in 'float32': NumPy has no"):
             new_trainer(tmp_path, "cpu", dtype=dtype)
-    with pytest.raises(ConfigError, match="dtype is 'float8'; wanted 'auto' or 'float32' or 'tf32' or"):
+    with pytest.raises(ConfigError, match="dtype is 'float8'; expected 'auto' or 'float32' or 'tf32' or"):
         new_trainer(tmp_path, "cpu", dtype="float8")
 
 
@@ -60,11 +60,11 @@ def test_a_gpu_computes_in_what_it_has(card, monkeypatch):
     assert precision.choose("auto", "cuda:0") == "float32"
     assert precision.choose("float16", "cuda:0") == "float16"
     for dtype in ("tf32", "bfloat16"):
-        with pytest.raises(ConfigError, match=r"compute capability 8.0 or newer; cuda:0 has 7.5: take 'float16' or"):
+        with pytest.raises(ConfigError, match=r"compute capability 8.0 or newer; cuda:0 has 7.5: use 'float16' or"):
             precision.choose(dtype, "cuda:0")
     with kernels.reference():
         assert precision.choose("auto", "cuda:0") == "float32"
-        with pytest.raises(ConfigError, match="takes the CUDA kernels, and not all of them run on cuda:0"):
+        with pytest.raises(ConfigError, match="needs the CUDA kernels, and not all of them run on cuda:0"):
             precision.choose("float16", "cuda:0")
 
 
@@ -95,11 +95,11 @@ def test_tf32_is_for_products_inside_a_run(card, tmp_path):
 
 
 def test_the_scale_falls_with_an_overflow_and_rises_after_good_steps():
-    scaler = optim.LossScaler(patience=3)
+    scaler = optim.GradScaler(patience=3)
     assert scaler.scale == 65536
     assert [scaler.update(norm) for norm in (1.0, math.inf, math.nan, 1.0, 1.0)] == [True, False, False, True, True]
     assert scaler.scale == 16384
-    again = optim.LossScaler(patience=3)
+    again = optim.GradScaler(patience=3)
     again.load_state_dict(scaler.state_dict())
     for each in (scaler, again):
         each.update(1.0)
@@ -144,10 +144,10 @@ def test_a_step_that_overflows_is_left_out(card, tmp_path):
 @needs_compiler
 def test_float16_waits_once_a_step(card, tmp_path):
     trainer = new_trainer(tmp_path, dtype="float16")
-    before = fake_cupy.synchronisations
+    before = fake_cupy.synchronizations
     for _ in range(3):
         trainer.step(1e-3)
-    assert fake_cupy.synchronisations - before == 3
+    assert fake_cupy.synchronizations - before == 3
 
 
 # Gradients of several batches
@@ -263,9 +263,9 @@ def test_a_gpu_gets_the_cpus_batches_without_waiting(monkeypatch, most):
     for split in ("train", "val"):
         ours, theirs = np.random.default_rng(0), np.random.default_rng(0)
         for _ in range(3):
-            before = fake_cupy.synchronisations
+            before = fake_cupy.synchronizations
             got = dataset.batch(split, 5, ours, "cuda")
-            assert fake_cupy.synchronisations == before
+            assert fake_cupy.synchronizations == before
             for part, wanted in zip(got, dataset.batch(split, 5, theirs), strict=True):
                 assert part.dtype == np.int32
                 np.testing.assert_array_equal(part.get(), wanted)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from gpt import CheckpointError, ConfigError, DataError, TokenError
 from gpt.checkpoint import LAST
-from gpt.trainer import DivergedError
+from gpt.run import TRANSLATOR, DivergedError
 from gpt.translation.pairs import (
     FIRST_DAY,
     LAST_DAY,
@@ -27,7 +27,7 @@ from gpt.translation.pairs import (
     ways_to_write_number,
 )
 from gpt.translation.seq2seq import END, PAD, START
-from gpt.translation.translator import MODEL, Translator, Vocabulary, as_batch, batches
+from gpt.translation.translator import Translator, Vocabulary, as_batch, batches
 from minigrad.serialization import load_with_metadata
 from tests.programs import load_program, run_program
 
@@ -110,8 +110,8 @@ def test_pairs_are_read_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\tb\nno pair\n", "line 2: wanted a source, a tab and a target; got no tab in 'no pair'"),
-        (b"a\tb\tc\n", "line 1: wanted a source, a tab and a target; got 2 tabs"),
+        (b"a\tb\nno pair\n", "line 2: expected a source, a tab and a target; got no tab in 'no pair'"),
+        (b"a\tb\tc\n", "line 1: expected a source, a tab and a target; got 2 tabs"),
         (b"a\tb\n\n\tb\n", "line 3: the source is empty"),
         (b"a\t \n", "line 1: the target is empty"),
         (b"\n\n", "found no pairs"),
@@ -159,7 +159,7 @@ def test_what_hangs_together_stays_together():
     for seed in range(10):
         train, val = split_pairs([*linked, ("c", "3"), ("d", "4"), ("e", "5")], 0.5, seed)
         assert len(set(linked) & set(train)) in (0, 3)
-    with pytest.raises(DataError, match="3 distinct pairs cannot be split: wanted 1 for validation"):
+    with pytest.raises(DataError, match="3 distinct pairs cannot be split: expected 1 for validation"):
         split_pairs(linked * 2, 0.4, 0)
 
 
@@ -224,7 +224,7 @@ def test_translations_come_in_the_order_of_the_texts_whatever_the_batches():
     with pytest.raises(DataError, match="a text to translate is empty"):
         translator.translate([""])
     for batch_size in (0, -1, 2.5, True):
-        with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; wanted a whole number of at least 1"):
+        with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; expected a whole number of at least 1"):
             translator.translate(sources, batch_size=batch_size)
 
 
@@ -246,8 +246,8 @@ def test_what_is_saved_comes_back(tmp_path, shape):
     pairs = number_pairs(30, 0)
     translator = Translator.for_pairs(pairs, **SMALL, **shape)
     translator.settings = {"steps": 3}
-    translator.save(tmp_path / MODEL)
-    for path in (tmp_path, tmp_path / MODEL):
+    translator.save(tmp_path / TRANSLATOR)
+    for path in (tmp_path, tmp_path / TRANSLATOR):
         again = Translator.load(path)
         assert again.model.config == translator.model.config
         assert (again.source.characters, again.max_new_tokens, again.settings) == (
@@ -265,28 +265,28 @@ def test_files_that_hold_no_translator(tmp_path):
             Translator.load(path)
         return str(error.value)
 
-    assert message(tmp_path) == f"{tmp_path / MODEL}: there is no such file"
+    assert message(tmp_path) == f"{tmp_path / TRANSLATOR}: there is no such file"
     (tmp_path / "text").write_text("text")
     assert "text: not a whole safetensors file" in message(tmp_path / "text")
     mg.save({"x": np.zeros(2)}, tmp_path / "other")
     assert "other: a safetensors file, but not a model of examples/translate.py" in message(tmp_path / "other")
 
     translator = Translator.for_pairs(number_pairs(30, 0), **SMALL)
-    translator.save(tmp_path / MODEL)
-    tensors, metadata = load_with_metadata(tmp_path / MODEL)
+    translator.save(tmp_path / TRANSLATOR)
+    tensors, metadata = load_with_metadata(tmp_path / TRANSLATOR)
     del tensors["lm_head.weight" if "lm_head.weight" in tensors else "target_wte.weight"]
-    mg.save(tensors, tmp_path / MODEL, metadata)
-    assert re.search(f"{MODEL}: .*missing target_wte.weight", message(tmp_path))
+    mg.save(tensors, tmp_path / TRANSLATOR, metadata)
+    assert re.search(f"{TRANSLATOR}: .*missing target_wte.weight", message(tmp_path))
     about = json.loads(metadata["minigrad.seq2seq"])
-    mg.save(tensors, tmp_path / MODEL, {"minigrad.seq2seq": json.dumps({**about, "config": {"heads": 3}})})
-    assert re.search(f"{MODEL}: .*heads", message(tmp_path))
-    translator.save(tmp_path / MODEL)
-    tensors, _ = load_with_metadata(tmp_path / MODEL)
+    mg.save(tensors, tmp_path / TRANSLATOR, {"minigrad.seq2seq": json.dumps({**about, "config": {"heads": 3}})})
+    assert re.search(f"{TRANSLATOR}: .*heads", message(tmp_path))
+    translator.save(tmp_path / TRANSLATOR)
+    tensors, _ = load_with_metadata(tmp_path / TRANSLATOR)
     del about["max_new_tokens"]
-    mg.save(tensors, tmp_path / MODEL, {"minigrad.seq2seq": json.dumps(about)})
-    assert re.search(f"{MODEL}: .*max_new_tokens", message(tmp_path))
-    mg.save(tensors, tmp_path / MODEL, {"minigrad.seq2seq": "[" * 100_000})
-    assert re.search(f"{MODEL}: maximum recursion depth", message(tmp_path))
+    mg.save(tensors, tmp_path / TRANSLATOR, {"minigrad.seq2seq": json.dumps(about)})
+    assert re.search(f"{TRANSLATOR}: .*max_new_tokens", message(tmp_path))
+    mg.save(tensors, tmp_path / TRANSLATOR, {"minigrad.seq2seq": "[" * 100_000})
+    assert re.search(f"{TRANSLATOR}: maximum recursion depth", message(tmp_path))
 
 
 # The program
@@ -322,7 +322,7 @@ def test_a_run_tells_what_it_does_and_leaves_everything_in_its_folder(trained):
     translator = Translator.load(out)
     assert translator.settings["steps"] == 20
     assert translator.settings["task"] == "numbers"
-    assert {path.name for path in out.iterdir()} >= {MODEL}
+    assert {path.name for path in out.iterdir()} >= {TRANSLATOR}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
@@ -336,7 +336,7 @@ def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
     assert re.search(r"^pictures +none: matplotlib is not installed", capsys.readouterr().out, re.M)
-    assert {path.name for path in tmp_path.iterdir()} == {MODEL, LAST, ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {TRANSLATOR, LAST, ".lock"}
 
 
 def test_a_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path, capsys):
@@ -394,7 +394,7 @@ def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch)
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(after=1)
-    assert not (tmp_path / MODEL).exists()
+    assert not (tmp_path / TRANSLATOR).exists()
     interrupted(after=3)
     assert "interrupted after the estimate at step 2; what follows is of the best so far" in capsys.readouterr().out
     assert len(Translator.load(tmp_path).translate(["3 May 1998"])) == 1
@@ -450,7 +450,7 @@ def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
     mg.manual_seed(999)
     assert run_program("translate", "--resume", "--out", tmp_path / "parts") == 0
     assert f"parts, from step {stop}\n" in capsys.readouterr().out
-    for name in (MODEL, LAST):
+    for name in (TRANSLATOR, LAST):
         assert tensors_of(tmp_path / "parts" / name) == tensors_of(tmp_path / "whole" / name)
 
 
@@ -509,7 +509,7 @@ def test_no_limit_on_the_gradient_is_written_as_0(tmp_path):
     """As for the other programs: it trains as with a limit that is never reached."""
     for clip in (0, 1e9):
         assert run_program("translate", *TINY, "--steps", 2, "--grad-clip", clip, "--out", tmp_path / str(clip)) == 0
-    none, high = (tensors_of(tmp_path / str(clip) / MODEL)[0] for clip in (0, 1e9))
+    none, high = (tensors_of(tmp_path / str(clip) / TRANSLATOR)[0] for clip in (0, 1e9))
     assert none == high
 
 
@@ -555,7 +555,7 @@ def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
 def test_the_same_seed_gives_the_same_model(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_program("translate", *TINY, "--steps", 3, "--dropout", 0.1, "--seed", seed, "--out", tmp_path / name)
-    a, b, c = ((tmp_path / name / MODEL).read_bytes() for name in "abc")
+    a, b, c = ((tmp_path / name / TRANSLATOR).read_bytes() for name in "abc")
     assert a == b != c
 
 
@@ -564,10 +564,10 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
     [
         (["--data", "missing.tsv"], "missing.tsv: there is no such file"),
         (["--n-embd", 10, "--n-head", 3], "n_embd 10 is not divisible by n_head 3"),
-        (["--steps", 0], "steps is 0; wanted a whole number of at least 1"),
-        (["--label-smoothing", 1], "label_smoothing is 1.0; wanted a share from 0 to below 1"),
-        (["--length-penalty", 1000], "length_penalty is 1000.0; wanted a number from 0 to 10"),
-        (["--length-penalty", "nan"], "length_penalty is nan; wanted a number from 0 to 10"),
+        (["--steps", 0], "steps is 0; expected a whole number of at least 1"),
+        (["--label-smoothing", 1], "label_smoothing is 1.0; expected a share from 0 to below 1"),
+        (["--length-penalty", 1000], "length_penalty is 1000.0; expected a number from 0 to 10"),
+        (["--length-penalty", "nan"], "length_penalty is nan; expected a number from 0 to 10"),
         (["--val-share", 0.999], "cannot be split"),
         (["--beam-size", 0, "--translate", "x"], "beam_size is 0"),
         (["--checkpoint", "there"], "--checkpoint is for --translate, which is missing"),
@@ -593,7 +593,7 @@ def test_a_character_that_the_model_does_not_know(trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["dates", "numbers"])
-def test_the_tasks_are_learnt(task, tmp_path, capsys):
+def test_the_tasks_are_learned(task, tmp_path, capsys):
     """At least 99% of the held-out pairs, with the program's own settings."""
     assert run_program("translate", "--task", task, "--out", tmp_path) == 0
     program, translator = load_program("translate"), Translator.load(tmp_path)

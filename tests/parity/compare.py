@@ -18,7 +18,7 @@ def assert_close(ours, theirs, what, scale=None):
     1e-13 of `scale`, which is the largest element unless it is given.
     """
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
-    assert isinstance(ours, np.ndarray), f"{what}: wanted a plain array, got {type(ours)}"
+    assert isinstance(ours, np.ndarray), f"{what}: expected a plain array, got {type(ours)}"
     assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, PyTorch's is {theirs.shape}"
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, PyTorch's is {theirs.dtype}"
     scale = largest(theirs) if scale is None else scale
@@ -67,7 +67,7 @@ def assert_same_layer(ours, theirs, *inputs):
     """
     ours.to(dtype="float64")
     theirs.double()
-    randomise(ours)
+    randomize(ours)
     copy_weights(ours, theirs)
     assert_parity(ours, theirs, inputs)
     assert_same_gradients(ours, theirs)
@@ -92,7 +92,7 @@ def parameter_pairs(ours, theirs):
     return [(name, parameter, torch_parameters[name]) for name, parameter in our_parameters.items()]
 
 
-def randomise(module):
+def randomize(module):
     """Draw all parameters anew: with layer norms of 1 and biases of 0, mistakes in their use would not show."""
     rng = np.random.default_rng(2)
     for parameter in module.parameters():

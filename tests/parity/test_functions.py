@@ -101,6 +101,8 @@ case("squared_relu", "with zeros", lambda x: torch.relu(x).square(), whole(5, 6)
 case("squared_relu", "far out", lambda x: torch.relu(x).square(), np.linspace(-800, 800, 81))
 case("silu", "far out", TF.silu, np.linspace(-800, 800, 81))
 case("silu", "where it nearly vanishes", TF.silu, np.linspace(-40, -20, 21))
+case("softplus", "", TF.softplus, 5 * normal(5, 6))
+case("softplus", "far out", lambda x: TF.softplus(x, threshold=1e3), np.linspace(-700, 700, 71))
 case("gelu", "tanh is the default", lambda x: TF.gelu(x, approximate="tanh"), np.linspace(-12, 12, 121))
 for form in ("tanh", "none"):
     case("gelu", form, lambda x, form: TF.gelu(x, approximate=form), 2 * normal(5, 6), form)

@@ -6,7 +6,7 @@ import pytest
 from gpt import GPT, GPTConfig
 from minigrad import optim
 
-from .compare import assert_close, assert_same_gradients, copy_weights, randomise, torch
+from .compare import assert_close, assert_same_gradients, copy_weights, randomize, torch
 
 # isort: split
 from benchmarks.torch_gpt import TorchGPT  # after compare.py, which skips this file where PyTorch is missing
@@ -26,7 +26,7 @@ def gpts(dtype, **shape):
 @pytest.mark.parametrize("length", [12, 7, 1], ids="{} tokens".format)
 def test_logits_loss_and_all_gradients(bias, length):
     ours, theirs = gpts("float64", block_size=12, vocab_size=29, n_layer=3, n_head=4, n_embd=32, bias=bias)
-    randomise(ours)
+    randomize(ours)
     copy_weights(ours, theirs)
     rng = np.random.default_rng(0)
     ids, targets = rng.integers(0, 29, (2, 3, length))

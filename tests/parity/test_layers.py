@@ -22,6 +22,7 @@ LAYERS = {
     "GELU": (nn.GELU(), torch.nn.GELU(approximate="tanh")),
     "GELU, exact": (nn.GELU("none"), torch.nn.GELU()),
     "ReLU": (nn.ReLU(), torch.nn.ReLU()),
+    "Softplus": (nn.Softplus(), torch.nn.Softplus()),
     "Dropout in evaluation": (nn.Dropout(0.5).eval(), torch.nn.Dropout(0.5).eval()),
 }
 

@@ -97,7 +97,7 @@ def run(make_ours, make_theirs, lr=None):
     optimizer, torch_optimizer = make_ours(ours.parameters()), make_theirs(theirs.parameters())
     for step, (x, targets) in enumerate(batches()):
         if lr is not None:
-            for group in itertools.chain(optimizer.groups, torch_optimizer.param_groups):
+            for group in itertools.chain(optimizer.param_groups, torch_optimizer.param_groups):
                 group["lr"] = lr(step)
         compute_gradients(ours, theirs, x, targets)
         optimizer.step()

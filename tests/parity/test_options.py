@@ -9,7 +9,7 @@ import pytest
 from gpt import GPT, GPTConfig
 from minigrad import functional as F
 from minigrad import nn
-from minigrad.optim import Muon, orthogonalise
+from minigrad.optim import Muon, orthogonalize
 
 from .compare import (
     assert_close,
@@ -17,7 +17,7 @@ from .compare import (
     assert_same_weights,
     copy_weights,
     parameter_pairs,
-    randomise,
+    randomize,
     torch,
 )
 
@@ -114,7 +114,7 @@ OPTIONS["all"] = {name: value for option in OPTIONS.values() for name, value in 
 def test_logits_loss_and_all_gradients(options, bias):
     config = GPTConfig(block_size=12, vocab_size=29, n_layer=2, n_head=4, n_embd=32, bias=bias, **options)
     ours, theirs = GPT(config).to(dtype="float64"), TorchGPT(config).double()
-    randomise(ours)
+    randomize(ours)
     copy_weights(ours, theirs)
     ids, targets = np.random.default_rng(0).integers(0, 29, (2, 3, 12))
 
@@ -209,4 +209,4 @@ def test_pytorchs_own_iteration_comes_as_close_as_bfloat16_lets_it(shape):
     module = importlib.import_module("torch.optim._muon")
     x = np.random.default_rng(0).standard_normal(shape)
     theirs = module._zeropower_via_newtonschulz(torch.tensor(x), (3.4445, -4.7750, 2.0315), 5, 1e-7)
-    np.testing.assert_allclose(orthogonalise(x), theirs.double().numpy(), rtol=0, atol=0.05)
+    np.testing.assert_allclose(orthogonalize(x), theirs.double().numpy(), rtol=0, atol=0.05)

@@ -24,7 +24,7 @@ def _quietly(monkeypatch):
 
 
 def random_gpt2(shape, spread=0.1):
-    """transformers' model as it is initialised, plus noise: no bias is 0 and no layer norm 1."""
+    """transformers' model as it is initialized, plus noise: no bias is 0 and no layer norm 1."""
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
     with torch.no_grad():

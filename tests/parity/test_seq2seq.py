@@ -7,7 +7,7 @@ import pytest
 
 from gpt.translation.seq2seq import PAD, Seq2Seq, Seq2SeqConfig, sinusoidal_positions
 
-from .compare import assert_close, largest, randomise, torch
+from .compare import assert_close, largest, randomize, torch
 
 pytestmark = pytest.mark.parity
 
@@ -107,7 +107,7 @@ VARIANTS = [
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # what PyTorch says of its inference in blocks
 def test_logits_loss_and_all_gradients(variant, label_smoothing):
     ours = Seq2Seq(Seq2SeqConfig(**{**SHAPE, **variant})).to(dtype="float64")
-    randomise(ours)
+    randomize(ours)
     for name, parameter in ours.named_parameters():
         if parameter.ndim == 2:
             parameter.data /= math.sqrt(parameter.shape[1])  # so that no softmax is saturated

@@ -43,7 +43,7 @@ def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, 
         return f"{what} does not depend on g: multiply by the gradient that arrives (the chain rule)"
     copies = np.size(g) // x.size if x.size else 1
     if copies > 1 and same(given * copies, exact):
-        return f"{what} is the mean over the {copies} places that {name} was copied to; wanted the sum"
+        return f"{what} is the mean over the {copies} places that {name} was copied to; expected the sum"
     multiples = fit(given, list(terms.values()))
     if multiples is not None:
         return explain_multiples(what, dict(zip(terms, multiples, strict=True)))

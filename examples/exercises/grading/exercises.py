@@ -186,7 +186,7 @@ def linear_mistakes(g, x, weight, bias):
     if n == 1:
         return {}
     return {
-        name: {f"dL/d{name} is the mean over the {n} rows; wanted the sum": sum(terms.values()) / n}
+        name: {f"dL/d{name} is the mean over the {n} rows; expected the sum": sum(terms.values()) / n}
         for name, terms in linear_terms(g, x, weight, bias).items()
         if name != "x"
     }
@@ -216,9 +216,9 @@ def embedding_mistakes(g, ids, weight):
         "weight": {
             "dL/dweight: ids that occur several times keep only the last of their rows of g; add them all "
             "(dW[ids] += g does not either)": assigned,
-            "dL/dweight: rows whose id occurs several times have the mean of their rows of g; wanted the sum": total
+            "dL/dweight: rows whose id occurs several times have the mean of their rows of g; expected the sum": total
             / np.maximum(counts, 1),
-            f"dL/dweight has the shape of the result, {g.shape}: wanted {weight.shape}, one row for every row of W": g,
+            f"dL/dweight has the shape of the result, {g.shape}: expected {weight.shape}, a row for every row of W": g,
         }
     }
 
@@ -242,8 +242,8 @@ def softmax_mistakes(g, x, axis):
             "dL/dx: the term - y sum(g y) is missing: x_i also changes every other y_j": y * g,
             "dL/dx is g y (1 - y): the other y_j, which x_i changes too, are missing": g * y * (1 - y),
             "dL/dx: the sum is of g y, not of g": y * (g - g.sum(axis=axis, keepdims=True)),
-            "dL/dx: the mean of g y is subtracted; wanted the sum": y * (g - (g * y).mean(axis=axis, keepdims=True)),
-            "dL/dx: the sum runs over the whole array; wanted along the axis": y * (g - (g * y).sum()),
+            "dL/dx: the mean of g y is subtracted; expected the sum": y * (g - (g * y).mean(axis=axis, keepdims=True)),
+            "dL/dx: the sum runs over the whole array; expected along the axis": y * (g - (g * y).sum()),
             "dL/dx: the sum runs along another axis": y * (g - (g * y).sum(axis=axis - 1, keepdims=True)),
             "dL/dx: the factor y is missing": g - (g * y).sum(axis=axis, keepdims=True),
             "dL/dx: in the term - y sum(g y) the y before the sum is missing": y * g
@@ -285,7 +285,7 @@ def cross_entropy_mistakes(g, **arguments):
     right, rows, V = (p - q) * g_row * counted, counted.size, p.shape[-1]
     found = {
         "dL/dx: the 1 at the target (q) is not subtracted": p * g_row * counted,
-        "dL/dx: rows whose target is ignore_index have a gradient; wanted zeros": (p - q) * g_row,
+        "dL/dx: rows whose target is ignore_index have a gradient; expected zeros": (p - q) * g_row,
     }
     if arguments["reduction"] == "mean":
         n = max(counted.sum(), 1)
@@ -343,7 +343,7 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
     projected = g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)
     return {
         "x": {
-            "dL/dx uses g where g_hat = g gamma is wanted": r * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
+            "dL/dx uses g where g_hat = g gamma is expected": r * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
             "dL/dx: gamma belongs inside of the means: they are of g_hat = g gamma and of g_hat x_hat": r
             * (1 if gamma is None else gamma)
             * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
@@ -355,17 +355,17 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
             "dL/dx: the term - r x_hat mean(g_hat x_hat) has r^3 in place of r: each x - mu in it is x_hat / r": r
             * (g_hat - row_mean(g_hat) - r * r * x_hat * row_mean(g_hat * x_hat)),
             "dL/dx: the factor r is there twice": r * r * projected,
-            "dL/dx is divided by r; wanted multiplied": projected / r,
-            "dL/dx: the sums of g_hat and of g_hat x_hat are subtracted; wanted the means": r
+            "dL/dx is divided by r; expected multiplied": projected / r,
+            "dL/dx: the sums of g_hat and of g_hat x_hat are subtracted; expected the means": r
             * (g_hat - sum_g - x_hat * sum_gx),
-            "dL/dx: the means run over the whole array; wanted over every row": r
+            "dL/dx: the means run over the whole array; expected over every row": r
             * (g_hat - g_hat.mean() - x_hat * (g_hat * x_hat).mean()),
             "dL/dx: in the term - r x_hat mean(g_hat x_hat) the x_hat before the mean is missing": r
             * (g_hat - row_mean(g_hat) - row_mean(g_hat * x_hat)),
         },
         "gamma": {
             "dL/dgamma is the sum of g; the factor x_hat is missing": sum_to(g, x.shape[-1:]),
-            "dL/dgamma uses g_hat where g is wanted": sum_to(g_hat * x_hat, x.shape[-1:]),
+            "dL/dgamma uses g_hat where g is expected": sum_to(g_hat * x_hat, x.shape[-1:]),
         },
         "beta": {},
     }
@@ -431,7 +431,7 @@ def attention_mistakes(g, q, k, v, causal, mask, dropout_p):
     both("multiplied by sqrt(D) instead of 1/sqrt(D)", look_gradients(ds, root, q, k))
     both("the softmax's backward is missing: dP is used as dS", look_gradients(dp, scale, q, k))
     both(
-        "the sum of softmax's backward runs over the queries; wanted over the keys",
+        "the sum of softmax's backward runs over the queries; expected over the keys",
         look_gradients(through_softmax(p, dp, axis=-2), scale, q, k),
     )
     unmasked = softmax(s, axis=-1)
@@ -448,8 +448,8 @@ def attention_mistakes(g, q, k, v, causal, mask, dropout_p):
         both("the dropout is missing in dP = drop(dA)", undropped)
         found["v"]["dL/dv: the dropout is missing: y = A v, and A is drop(P)"] = sum_to(transposed(p) @ g, v.shape)
     if q.shape == k.shape:
-        found["q"]["dL/dq: dS is multiplied by q; wanted by k"] = sum_to(scale * ds @ q, q.shape)
-        found["k"]["dL/dk: dS is multiplied by k; wanted by q"] = sum_to(scale * transposed(ds) @ k, k.shape)
+        found["q"]["dL/dq: dS is multiplied by q; expected by k"] = sum_to(scale * ds @ q, q.shape)
+        found["k"]["dL/dk: dS is multiplied by k; expected by q"] = sum_to(scale * transposed(ds) @ k, k.shape)
         found["k"]["dL/dk: dS is not transposed"] = sum_to(scale * ds @ q, k.shape)
         found["v"]["dL/dv: A is not transposed"] = sum_to((p * m) @ g, v.shape)
     return found

@@ -69,7 +69,7 @@ def check(exercise: Exercise, case: Case, own: type[mg.Function]) -> None:
     for i in wanted:
         right = numeric_gradient(own, values, i, g)
         if gradients[i] is None:
-            raise Mistake(f"backward returns None for {names[i]}; wanted dL/d{names[i]}")
+            raise Mistake(f"backward returns None for {names[i]}; expected dL/d{names[i]}")
         given = np.asarray(gradients[i])
         if given.shape != right.shape or not np.allclose(given, right, rtol=1e-5, atol=1e-7):
             raise Mistake(diagnose(exercise, case, names[i], given, right, g))
@@ -118,14 +118,14 @@ def backward(own: type[mg.Function], ctx: Context, g: Any, names: list[str], val
         raise Mistake("backward returns None; is its `return` missing?")
     for each in result:
         if each is not None and not isinstance(each, (np.ndarray, np.number)):
-            raise Mistake(f"backward returns a {type(each).__name__} as a gradient; wanted a NumPy array")
+            raise Mistake(f"backward returns a {type(each).__name__} as a gradient; expected a NumPy array")
     wanted = [i for i, value in enumerate(values) if is_floating(value)]
     if len(result) == len(values):
         return result
     if len(result) == len(wanted):  # one for each array that can have a gradient, as the engine allows
         return [result[wanted.index(i)] if i in wanted else None for i in range(len(values))]
     raise Mistake(
-        f"backward returns {len(result)} gradient{'s' * (len(result) != 1)}; wanted {len(values)}, one for each of "
+        f"backward returns {len(result)} gradient{'s' * (len(result) != 1)}; expected {len(values)}, one for each of "
         f"{', '.join(names)}, with None for those that take none"
     )
 

@@ -44,7 +44,7 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
     """MKL's product for float32 and float64, or nothing if NumPy's is wanted, or faster, or MKL is not installed."""
     wanted = os.environ.get("MINIGRAD_BLAS")
     if wanted and wanted not in ("mkl", "numpy"):
-        raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; wanted mkl or numpy")
+        raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; expected mkl or numpy")
     if wanted == "numpy" or (not wanted and _has_amd_processor()):
         return {}
     try:

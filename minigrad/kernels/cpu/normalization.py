@@ -1,4 +1,4 @@
-"""Layer normalisation in few passes. See ops/normalization.py for the formulas and where they come from."""
+"""Layer normalization in few passes. See ops/normalization.py for the formulas and where they come from."""
 
 from __future__ import annotations
 

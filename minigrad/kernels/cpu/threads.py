@@ -105,7 +105,7 @@ def _default_threads() -> int:
     if given.isdecimal() and given.isascii() and int(given):
         return int(given)
     if ours:
-        raise ValueError(f"MINIGRAD_NUM_THREADS is {ours!r}; wanted a whole number of at least 1")
+        raise ValueError(f"MINIGRAD_NUM_THREADS is {ours!r}; expected a whole number of at least 1")
     return _cores()
 
 
@@ -134,7 +134,7 @@ def set_num_threads(n: int) -> None:
     """
     global _pool
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"set_num_threads: wanted a whole number of at least 1, got {n!r}")
+        raise ValueError(f"set_num_threads: expected a whole number of at least 1, got {n!r}")
     _pool = Pool(n)  # the old one ends when the last who uses it is done
 
 

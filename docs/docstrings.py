@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import NamedTuple
 
-from .formulas import NotAFormula, formula, runs, sentence
+from docs.formulas import NotAFormula, formula, runs, sentence
 
 INDENT = 4
 ARGUMENT = re.compile(r'[A-Za-z_]+(?:, [A-Za-z_]+)*(?: "\w+")?: \S')  # "causal: query i sees …"
-ENDS = re.compile(r"[.:;)]$")  # a line after which an argument may be described; others go on in the next line
+ENDS = re.compile(r"[.:;)]$")  # an argument may be described after such a line; other lines continue in the next one
 RUN_IN = re.compile(r"^(Backward|Shapes|Letters)([.,:])")
 CODE = re.compile(r"^(?:class |def |from |import |@|with |for )", re.M)
 SENTENCE = re.compile(r"(?:et al\. |\([^)]*\)|[^.:]|[.:](?! |$))+")  # up to a full stop or colon outside of brackets
 RESULT = re.compile(r"(?:y|loss)(?:_\w+)? = ")
 DIAGRAM = re.compile("[─│►◄┌└]")
-LOOKS_LIKE_MATHS = re.compile(r"\w[_^]\w|[=/^]")
+LOOKS_LIKE_MATH = re.compile(r"\w[_^]\w|[=/^]")
 
 
 class Block(NamedTuple):
@@ -38,55 +38,51 @@ def blocks(docstring: str | None) -> list[Block]:
     interrupted = True  # does the next line start a new block?
     for line in inspect.cleandoc(docstring or "").splitlines():
         if not line.strip():
-            if found and found[-1].kind in ("indented", "code"):
+            if found and found[-1].kind == "indented":
                 found[-1].lines.append("")
             interrupted = True
             continue
         indent = len(line) - len(line.lstrip())
-        open_block = found[-1] if found else Block("", [])
+        last = found[-1] if found else Block("", [])
         if line.lstrip().startswith("- ") and 0 < indent < INDENT:
             found.append(Block("item", [line.strip()[2:]]))
-        elif indent and not interrupted and continues(open_block, line, indent):
-            open_block.lines.append(line)
+        elif indent and not interrupted and continues(last, line, indent):
+            last.lines.append(line)
         elif indent >= INDENT:
-            if open_block.kind != "indented":
+            if last.kind != "indented":
                 found.append(Block("indented", []))
             found[-1].lines.append(line)
-        elif interrupted or open_block.kind != "text" or (ARGUMENT.match(line) and ENDS.search(open_block.lines[-1])):
+        elif interrupted or last.kind != "text" or (ARGUMENT.match(line) and ENDS.search(last.lines[-1])):
             found.append(Block("text", [line]))
         else:
-            open_block.lines.append(line)
+            last.lines.append(line)
         interrupted = False
-    return [classified(block) for block in found]
+    return [classified(block) if block.kind == "indented" else block for block in found]
 
 
 def continues(block: Block, line: str, indent: int) -> bool:
-    """Does the indented line go on with an item of a list, or with `name: what it is`? Formulas under them do not."""
+    """Does the indented line continue an item of a list, or `name: what it is`? Formulas under them do not."""
     if block.kind == "item":
         return indent < 2 * INDENT
     return block.kind == "text" and bool(ARGUMENT.match(block.lines[0])) and not is_formula(cells(line)[0])
 
 
 def classified(block: Block) -> Block:
-    if block.kind != "indented":
-        return block
     lines = inspect.cleandoc("\n" + "\n".join(block.lines)).splitlines()
     text = "\n".join(lines)
-    kind = "diagram" if DIAGRAM.search(text) else "code" if CODE.search(text) else "formulas"
-    return Block(kind, lines)
+    return Block("diagram" if DIAGRAM.search(text) else "code" if CODE.search(text) else "formulas", lines)
 
 
 def cells(line: str) -> list[str]:
-    """The formulas and remarks of a line, which two spaces or more keep apart."""
+    """The formulas and remarks of a line, which are two or more spaces apart."""
     return re.split(r"\s{2,}", re.sub(r"\s+= ", " = ", line.strip()))
 
 
 def is_formula(text: str) -> bool:
     try:
-        formula(text)
+        return bool(formula(text))
     except NotAFormula:
         return False
-    return True
 
 
 def cell_html(text: str, may_list: bool = False) -> tuple[str, str]:
@@ -96,18 +92,18 @@ def cell_html(text: str, may_list: bool = False) -> tuple[str, str]:
     """
     body = text.rstrip(".")
     parts = body.split(", ")
-    if len(parts) > 1 and not (may_list and all(" = " in part for part in parts)):
+    if not (may_list and all(" = " in part for part in parts)):
         parts = [body]
     with contextlib.suppress(NotAFormula):
         return "formula", ", ".join(map(formula, parts))
     words = "".join(run.source for run in runs(text) if run.kind == "words")
-    if LOOKS_LIKE_MATHS.search(words):
+    if LOOKS_LIKE_MATH.search(words):
         return "plain", f"<code>{escape(text, quote=False)}</code>"
     return "remark", sentence(text)
 
 
 def formula_lines(lines: list[list[str]]) -> str:
-    """Lines of cells: one line flows, several make a table whose columns are aligned."""
+    """Lines of cells: a single line flows, several lines are a table with aligned columns."""
     width = max(map(len, lines))
     rows = []
     for line in lines:
@@ -124,11 +120,9 @@ def paragraph(text: str) -> str:
     parts = re.split(r"\s{3,}", text)
     if len(parts) > 1 or is_formula(text.rstrip(".")):
         return formula_lines([parts])
-    head = RUN_IN.match(text)
-    if head:
+    if head := RUN_IN.match(text):
         return f'<p><strong class="run-in">{head[1]}{head[2]}</strong>{sentence(text[head.end() :])}</p>'
-    argument = ARGUMENT.match(text)
-    if argument:
+    if ARGUMENT.match(text):
         name, rest = text.split(":", 1)
         return f'<p class="argument"><code>{escape(name, quote=False)}</code>:{sentence(rest)}</p>'
     return f"<p>{sentence(text)}</p>"
@@ -136,31 +130,27 @@ def paragraph(text: str) -> str:
 
 def to_html(docstring: str | None, code: Callable[[str], str]) -> str:
     """A docstring as HTML; `code` typesets a block of Python."""
-    return "\n".join(_pieces(blocks(docstring), code))
 
+    def parts() -> Iterator[str]:
+        for kind, group in itertools.groupby(blocks(docstring), lambda block: block.kind):
+            if kind == "item":
+                yield f"<ul>{''.join(f'<li>{sentence(item.text)}</li>' for item in group)}</ul>"
+                continue
+            for block in group:
+                if kind == "text":
+                    yield paragraph(block.text)
+                elif kind == "formulas":
+                    yield formula_lines([cells(line) for line in block.lines if line])
+                elif kind == "diagram":
+                    yield f'<pre class="diagram">{escape(chr(10).join(block.lines), quote=False)}</pre>'
+                else:
+                    yield code("\n".join(block.lines).rstrip() + "\n")
 
-def _pieces(all_blocks: list[Block], code: Callable[[str], str]) -> Iterator[str]:
-    items: list[str] = []
-    for block in [*all_blocks, Block("", [])]:
-        if block.kind == "item":
-            items.append(f"<li>{sentence(block.text)}</li>")
-            continue
-        if items:
-            yield f"<ul>{''.join(items)}</ul>"
-            items = []
-        if block.kind == "text":
-            yield paragraph(block.text)
-        elif block.kind == "formulas":
-            yield formula_lines([cells(line) for line in block.lines if line])
-        elif block.kind == "diagram":
-            yield f'<pre class="diagram">{escape(chr(10).join(block.lines), quote=False)}</pre>'
-        elif block.kind == "code":
-            yield code("\n".join(block.lines).rstrip() + "\n")
+    return "\n".join(parts())
 
 
 def first_line(docstring: str | None) -> tuple[str, str]:
-    """What an operation is in one line, as HTML: the sentence that it starts with and, if that is no formula itself,
-    the formula for its result."""
+    """An operation in one line, as HTML: its first sentence and, unless it is a formula, the formula of the result."""
     text, *rest = blocks(docstring)
     start = SENTENCE.match(re.split(r"\s{3,}", text.text)[0])
     summary = sentence(start[0] if start else text.text)

@@ -1,17 +1,16 @@
-"""What the book tells of an operation that is not in its docstring: measured, or read off the code and the tape."""
+"""What the site says of an operation that is not in its docstring: measured, or read off the code and the tape."""
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from .. import functional, kernels
-from ..autograd import AutogradError, Function, Variable
-from ..gradcheck import GradcheckError, largest_error
-from ..gradcheck.cases import cases
-from ..viz.tape import nodes_of
+from minigrad import functional, kernels
+from minigrad.autograd import AutogradError, Function, Variable
+from minigrad.gradcheck import GradcheckError, largest_error
+from minigrad.gradcheck.cases import cases
+from minigrad.viz.tape import nodes_of
 
 
 class Check(NamedTuple):
@@ -29,7 +28,7 @@ def tolerance() -> tuple[float, float]:
 
 
 def measure() -> dict[str, list[Check]]:
-    """Run every case of minigrad/gradcheck/cases.py, on the operations as they are written: kernels are left out."""
+    """Run every case of minigrad/gradcheck/cases.py, without kernels: the code on the page is what is checked."""
     checks: dict[str, list[Check]] = {}
     with kernels.reference():
         for case in cases():
@@ -41,32 +40,24 @@ def measure() -> dict[str, list[Check]]:
     return checks
 
 
-def functions_of_operations() -> dict[type[Function], list[Any]]:
+def functions_of_operations(operations: Iterable[type[Function]]) -> dict[type[Function], list[Any]]:
     """For each operation the functions in minigrad/functional.py whose code names it, in the order of that file."""
-    found: dict[type[Function], list[Any]] = {}
-    for name, function in vars(functional).items():
-        if not inspect.isfunction(function) or function.__module__ != functional.__name__ or name.startswith("_"):
-            continue
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                operation = getattr(vars(functional).get(node.value.id), node.attr, None)
-                if inspect.isclass(operation) and issubclass(operation, Function):
-                    functions = found.setdefault(operation, [])
-                    functions += [function] * (function not in functions)
-    return found
+    own = [f for f in vars(functional).values() if getattr(f, "__module__", "") == functional.__name__]
+    functions = [f for f in own if inspect.isfunction(f) and not f.__name__.startswith("_")]
+    return {op: [f for f in functions if op.__name__ in inspect.unwrap(f).__code__.co_names] for op in operations}
 
 
 class Layer(NamedTuple):
     """What the calls of one class of modules did."""
 
-    operations: set[type[Function]]  # by its own forward
-    layers: set[type]  # the modules that its forward called, whose operations are theirs
+    operations: set[type[Function]]  # of its own forward
+    layers: set[type]  # the modules that its forward called
 
 
 def layers_and_operations(loss: Variable) -> dict[type, Layer]:
-    """For each class of modules that took part in making `loss`: what its forward used.
+    """For each class of modules that took part in computing `loss`: what its forward used.
 
-    Read off the tape, from any tensor, while the model that made it is alive: nodes refer to modules weakly.
+    Read off the tape while the model is alive: nodes refer to modules weakly. ValueError if the model is gone.
     """
     found: dict[type, Layer] = {}
 

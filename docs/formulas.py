@@ -1,31 +1,30 @@
 """The docstrings' plain-text formulas as HTML: mu becomes μ, x_hat x̂, x^2 x², dL/dx a fraction.
 
-A formula is parsed by the small grammar below and is left as it is written if it does not parse: `formula` then raises
-`NotAFormula`. What the eye does not need, such as the ^ of a power, stays in the HTML with font size 0. So a formula
-that is copied from the page, read aloud or stripped of its tags is again what the docstring says.
+A formula is parsed by the grammar below. `formula` raises `NotAFormula` if the text does not parse, and the page then
+shows it as it is written. What a reader does not need to see, such as the ^ of a power, stays in the HTML with font
+size 0. A formula that is copied from the page, read aloud or stripped of its tags is therefore what the docstring says.
 
-    relation  sum (= sum)*                    also < > <= >=
+    relation  sum (= sum)*                    also < > <= >= ->
     sum       quotient (+ quotient)*          also - ± …
-    quotient  product ( / product)?           the slash between spaces divides all that stands before it
-    product   factor+                         side by side; a `sum_j` or `sum of` takes in all that follows
-    factor    postfix (/postfix)?             the slash without spaces binds closer than side by side
+    quotient  product ( / product)?           a slash between spaces divides everything before it
+    product   factor+                         side by side; `sum_j` and `sum of` take everything that follows
+    factor    postfix (/postfix)?             a slash without spaces binds more tightly than side by side
     postfix   atom, then _subscript ^power (arguments) [index] '
     atom      number, name, (relation, …), [relation, …], |sum|
 
-Where it could mean two things, as in a / b c, it is no formula.
+An ambiguous text, such as a / b c, is not a formula.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
-GREEK = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eps": "ε", "theta": "θ", "lambda": "λ", "mu": "μ",
-    "pi": "π", "rho": "ρ", "sigma": "σ", "phi": "φ", "omega": "ω", "Delta": "Δ", "Phi": "Φ", "Sigma": "Σ", "Omega": "Ω",
-}  # fmt: skip
+GREEK_NAMES = "alpha beta gamma delta eps theta lambda mu pi rho sigma phi omega Delta Phi Sigma Omega".split()
+GREEK = dict(zip(GREEK_NAMES, "αβγδεθλμπρσφωΔΦΣΩ", strict=True))
 FUNCTIONS = frozenset("exp ln log sqrt tanh cos sin erf max min mean sign softmax sigmoid dropout target".split())
 WORDS = frozenset("var loss base offset correction scale bias weight low high size ids index value mask axes".split())
 DIFFERENTIABLE = frozenset([*GREEK, *WORDS, "mean"])
@@ -40,7 +39,7 @@ TOKEN = re.compile(r"(\s*)(?:(\d+(?:,\d{3})*(?:\.\d+)?)|([A-Za-z]+)|(<=|>=|->|[-
 
 
 class NotAFormula(ValueError):
-    """The text does not follow the grammar, or could mean two things."""
+    """The text does not follow the grammar, or is ambiguous."""
 
 
 class Token(NamedTuple):
@@ -50,10 +49,10 @@ class Token(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A piece of a formula as HTML."""
+    """A part of a formula as HTML."""
 
     html: str
-    bare: str | None = None  # without its brackets, where a fraction bar or a raised place says the same
+    bare: str = ""  # without its brackets, where a fraction bar or a raised position makes them redundant
     factors: int = 1
     is_sum: bool = False
 
@@ -63,6 +62,14 @@ END = Token("", "", True)
 
 def hidden(text: str) -> str:
     return f'<span class="src">{escape(text, quote=False)}</span>'
+
+
+def infix(left: Node, sign: str, right: Node) -> Node:
+    return Node(f"{left.html} {sign}{FIRM}{right.html}", factors=2)
+
+
+def root(space: str, html: str) -> Node:
+    return Node(f'{hidden("sqrt" + space)}<span class="root">{html}</span>')  # the style sheet draws the sign
 
 
 def tokens_of(text: str) -> list[Token]:
@@ -86,8 +93,9 @@ class Parser:
         self.depth = 0  # how many brackets, powers and subscripts are open
         self.in_bars = False
 
-    def fail(self) -> NotAFormula:
-        return NotAFormula(f"{self.text!r}, at {self.next.text!r}")
+    def expect(self, right: bool) -> None:
+        if not right:
+            raise NotAFormula(f"{self.text!r}, at {self.next.text!r}")
 
     @property
     def next(self) -> Token:
@@ -99,255 +107,212 @@ class Parser:
 
     def take(self, *texts: str) -> Token:
         token = self.next
-        if not token.kind or (texts and token.text not in texts):
-            raise self.fail()
+        self.expect(bool(token.kind) and (not texts or token.text in texts))
         self.place += 1
         return token
 
-    def tight(self, text: str) -> bool:
-        """Does `text` come next, without a space before it?"""
-        return self.next.text == text and not self.next.spaced
+    def take_tight(self, *texts: str) -> Token:
+        """Take a token that must have no space after it."""
+        token = self.take(*texts)
+        self.expect(not self.next.spaced)
+        return token
+
+    def tight(self, *texts: str) -> bool:
+        """Does one of `texts` come next, without a space before it?"""
+        return self.next.text in texts and not self.next.spaced
 
     # The grammar, from the loosest to the closest
 
     def whole(self) -> str:
         node = self.relation()
-        if self.next is not END:
-            raise self.fail()
+        self.expect(self.next is END)
         return node.html
 
     def relation(self) -> Node:
         node = self.sum()
         while self.next.text in RELATIONS:
-            relation = RELATIONS[self.take().text]
-            node = Node(f"{node.html} {relation}{FIRM}{self.sum().html}", factors=2)
+            node = infix(node, RELATIONS[self.take().text], self.sum())
         return node
 
     def sum(self) -> Node:
         node = self.quotient()
         while self.next.text in ADDITIONS:
-            before, after = self.next.spaced, self.after_next.spaced
-            if before != after or not (before or self.depth):  # "1-D" and "x -1" are not differences
-                raise self.fail()
-            sign, right = ADDITIONS[self.take().text], self.quotient().html
-            node = Node(f"{node.html} {sign}{FIRM}{right}" if before else f"{node.html}{sign}{right}", factors=2)
+            spaced = self.next.spaced
+            self.expect(spaced == self.after_next.spaced and bool(spaced or self.depth))  # not "1-D", not "x -1"
+            sign, right = ADDITIONS[self.take().text], self.quotient()
+            node = infix(node, sign, right) if spaced else Node(node.html + sign + right.html, factors=2)
         return node
 
     def quotient(self) -> Node:
         if self.next.text in ("-", "±"):
-            sign = ADDITIONS[self.take().text]
-            if self.next.spaced:
-                raise self.fail()
-            node = self.quotient()
+            sign, node = ADDITIONS[self.take_tight().text], self.quotient()
             return Node(sign + node.html, factors=node.factors)
         left = self.product()
         if self.next.text == "@" and self.next.spaced:
-            self.take()
-            left = Node(f"{left.html} @{FIRM}{self.product().html}", factors=2)
+            left = infix(left, self.take().text, self.product())
         if self.next.text == "/" and self.next.spaced and self.after_next.spaced:
             self.take()
             right = self.product()
-            if right.factors > 1 and not right.is_sum:
-                raise self.fail()  # a / b c
-            left = self.fraction(left, right, spaced=True)
-            if self.next.text == "/":
-                raise self.fail()
+            self.expect(right.factors == 1 or right.is_sum)  # not a / b c
+            left = self.fraction(left, right, " / ")
+            self.expect(self.next.text != "/")
         return left
 
     def product(self) -> Node:
-        if self.next.text == "sum" and not (self.after_next.text == "(" and not self.after_next.spaced):
-            return self.summation()
-        words = 1 if self.is_bare_word() else 0
-        factors = [self.factor()]
-        while self.starts_factor():
-            digit_before = self.tokens[self.place - 1].kind == "number"
-            if not (self.next.spaced or (digit_before and self.next.kind == "name")):
-                raise self.fail()
-            space = NARROW if self.next.spaced else ""
-            if self.next.text == "sum":
+        factors: list[Node] = []
+        words = 0
+        while not factors or self.starts_factor():
+            space = NARROW if factors and self.next.spaced else ""
+            after_number = bool(factors) and self.tokens[self.place - 1].kind == "number"
+            self.expect(not factors or self.next.spaced or (after_number and self.next.kind == "name"))
+            if self.next.text == "sum" and not (self.after_next.text == "(" and not self.after_next.spaced):
+                total = self.summation()
                 before = "".join(factor.html for factor in factors)
-                return Node(before + space + self.summation().html, factors=2)
+                return total._replace(html=before + space + total.html, is_sum=not factors)
             words += self.is_bare_word()
             node = self.factor()
-            factors.append(Node(space + node.html))
-        if len(factors) == 1:
-            return factors[0]
-        if words and self.strict:
-            raise self.fail()
-        return Node("".join(f.html for f in factors), factors=len(factors))
+            factors.append(Node(space + node.html) if factors else node)
+        self.expect(len(factors) == 1 or not (words and self.strict))
+        return factors[0] if len(factors) == 1 else Node("".join(f.html for f in factors), factors=len(factors))
 
     def is_bare_word(self) -> bool:
         called = self.after_next.text in ("(", "[", "_", "^") and not self.after_next.spaced
         return self.next.text in (FUNCTIONS | WORDS) - {"cos", "sin"} and not called and not self.is_prefix()
 
     def is_prefix(self) -> bool:
-        """A function that is named before its argument without brackets, as in tanh x?"""
+        """Is it a function before its argument without brackets, as in tanh x?"""
         argument = self.after_next
         return self.next.text in FUNCTIONS and argument.spaced and argument.kind in ("name", "number")
 
     def starts_factor(self) -> bool:
-        token = self.next
-        if token.text in ("of", "over"):
-            return False
-        return token.kind in ("name", "number") or token.text in BRACKETS or (token.text == "|" and not self.in_bars)
+        if self.next.kind == "sign":
+            return self.next.text in BRACKETS or (self.next.text == "|" and not self.in_bars)
+        return self.next is not END and self.next.text not in ("of", "over")
 
     def summation(self) -> Node:
         """sum_j, sum of, and sum over rows of."""
+        sign = "∑"
         self.take("sum")
         if self.tight("_"):
-            sign = "∑" + self.subscript()
-        elif self.next.text == "over":
-            self.take()
-            over = self.take()
-            if over.kind != "name":
-                raise self.fail()
-            self.take("of")
-            sign = f"∑{hidden(' over ')}<sub>{over.text}</sub>{hidden(' of')}"
+            sign += self.subscript()
         else:
+            if self.next.text == "over":
+                self.take()
+                self.expect(self.next.kind == "name")
+                sign += f"{hidden(' over ')}<sub>{self.take().text}</sub>"
             self.take("of")
-            sign = f"∑{hidden(' of')}"
-        if not self.next.spaced:
-            raise self.fail()
+            sign += hidden(" of")
+        self.expect(self.next.spaced)
         return Node(f'<span class="sum">{sign}</span>{NARROW}{self.product().html}', factors=2, is_sum=True)
 
     def factor(self) -> Node:
         left = self.postfix()
         if self.tight("/"):
-            self.take()
-            if self.next.spaced:
-                raise self.fail()
-            left = self.fraction(left, self.postfix(), spaced=False)
-            if self.tight("/"):
-                raise self.fail()
+            self.take_tight()
+            left = self.fraction(left, self.postfix(), "/")
+            self.expect(not self.tight("/"))
         return left
 
-    def fraction(self, above: Node, below: Node, spaced: bool) -> Node:
-        slash = " / " if spaced else "/"
+    def fraction(self, above: Node, below: Node, slash: str) -> Node:
+        factors = len(slash.split("/ "))
         if not self.stacked or self.depth:
-            slash = f" /{FIRM}" if spaced else slash
-            return Node(f"{above.html}{slash}{below.html}", factors=2 if spaced else 1)
-        above_html, below_html = above.bare or above.html, below.bare or below.html
-        parts = f'<span class="above">{above_html}</span>{hidden(slash)}<span class="below">{below_html}</span>'
-        return Node(f'<span class="fraction">{parts}</span>', factors=2 if spaced else 1)
+            return Node(above.html + slash.replace("/ ", f"/{FIRM}") + below.html, factors=factors)
+        top = f'<span class="above">{above.bare or above.html}</span>'
+        bottom = f'<span class="below">{below.bare or below.html}</span>'
+        return Node(f'<span class="fraction">{top}{hidden(slash)}{bottom}</span>', factors=factors)
 
     def postfix(self) -> Node:
-        prefix = self.is_prefix()
-        token = self.next
-        if prefix and token.text in ("cos", "sin"):
-            raise self.fail()  # a cos b: is it the cosine of b?
+        prefix, token = self.is_prefix(), self.next
+        self.expect(not (prefix and token.text in ("cos", "sin")))  # a cos b: is it the cosine of b?
         node = self.atom()
         if prefix:
             argument = self.postfix().html
-            return Node(root(" ", argument) if token.text == "sqrt" else node.html + NARROW + argument)
+            return root(" ", argument) if token.text == "sqrt" else Node(node.html + NARROW + argument)
         raised = False
-        while not self.next.spaced and self.next.text in ("_", "^", "'", "(", "["):
+        while self.tight("_", "^", "'", "(", "["):
             if self.next.text == "_":
-                if raised or (token.text in FUNCTIONS and self.tokens[self.place - 1] is token):
-                    raise self.fail()
+                self.expect(not raised and not (token.text in FUNCTIONS and self.tokens[self.place - 1] is token))
                 if self.after_next.text == "hat" and not self.after_next.spaced:
                     self.place += 2
                     node = Node(self.with_hat(token.text))
                 else:
                     node = Node(node.html + self.subscript())
-            elif self.next.text == "^" and not raised:
+            elif self.next.text == "^":
+                self.expect(not raised)
                 node, raised = Node(node.html + self.power()), True
             elif self.next.text == "'":
                 self.take()
                 node = Node(node.html + "′")
-            elif token.kind == "name" or (token.text == "1" and self.next.text == "["):  # 1[i = j] is 1 where i = j
-                inside = self.bracket()
-                if token.text == "sqrt":
-                    node = Node(root("", inside.bare or ""))
-                else:
-                    node = Node(node.html + inside.html)
             else:
-                raise self.fail()
-        if token.kind == "name" and self.next.kind == "number" and not self.next.spaced:
-            raise self.fail()  # float32
+                self.expect(token.kind == "name" or (token.text == "1" and self.next.text == "["))  # 1[i = j]
+                inside = self.bracket()
+                node = root("", inside.bare) if token.text == "sqrt" else Node(node.html + inside.html)
+        self.expect(not (token.kind == "name" and self.next.kind == "number" and not self.next.spaced))  # float32
         return node
 
     def atom(self) -> Node:
         token = self.next
         if token.text in BRACKETS:
             return self.bracket()
+        self.take()
         if token.text == "|" and not self.in_bars:
-            self.take()
             self.in_bars = True
             inside = self.sum().html
             self.take("|")
             self.in_bars = False
             return Node(f"|{inside}|")
-        if token.kind == "number" or token.text == "…":
-            return Node(self.take().text)
-        if token.kind != "name":
-            raise self.fail()
-        return Node(self.name(self.take().text))
+        self.expect(token.kind != "sign" or token.text == "…")
+        return Node(self.name(token.text) if token.kind == "name" else token.text)
 
     def name(self, name: str) -> str:
         if name in FUNCTIONS or name in WORDS or name == "sum":
             return name
-        if name == "inf":
-            return "∞"
         if name in GREEK or len(name) == 1:
             return f"<i>{GREEK.get(name, name)}</i>"
-        if is_name(name):
-            return "d" + self.name(name[1:])
-        raise self.fail()
+        self.expect(name == "inf" or is_name(name))
+        return "∞" if name == "inf" else "d" + self.name(name[1:])
 
     def with_hat(self, name: str) -> str:
         if len(name) == 2 and name[0] == "d":
             return "d" + self.with_hat(name[1])
-        if name not in GREEK and not re.fullmatch("[A-Za-z]", name):
-            raise self.fail()
+        self.expect(name in GREEK or bool(re.fullmatch("[A-Za-z]", name)))
         return f"<i>{GREEK.get(name, name)}\u0302</i>"
 
     def bracket(self) -> Node:
         opening = self.take("(", "[").text
+        closing = BRACKETS[opening]
         self.depth += 1
-        items = []
-        while True:
-            items.append(self.relation())
-            if self.next.text != ",":
-                break
+        inside = self.relation().html
+        while self.next.text == ",":
             self.take()
-            if self.next.text == BRACKETS[opening]:  # (C,)
-                items.append(Node(""))
+            if self.next.text == closing:  # (C,)
+                inside += ","
                 break
-            if not self.next.spaced:
-                raise self.fail()
+            self.expect(self.next.spaced)
+            inside += ", " + self.relation().html
         self.depth -= 1
-        closing = self.take(BRACKETS[opening]).text
-        inside = ", ".join(item.html for item in items).rstrip(" ")
+        self.take(closing)
         return Node(f"{opening}{inside}{closing}", f"{hidden(opening)}{inside}{hidden(closing)}")
 
     def subscript(self) -> str:
-        self.take("_")
-        if self.next.spaced:
-            raise self.fail()
+        self.take_tight("_")
         self.depth += 1
         if self.next.text == "(":
-            inside = self.bracket().bare or ""
+            inside = self.bracket().bare
         else:
             token = self.take()
-            if token.kind == "sign" or (token.kind == "name" and len(token.text) > LONGEST_SUBSCRIPT):
-                raise self.fail()
+            self.expect(token.kind == "number" or (token.kind == "name" and len(token.text) <= LONGEST_SUBSCRIPT))
             inside = f"<i>{token.text}</i>" if token.kind == "name" else token.text
             while self.tight(",") and self.after_next.kind == "name" and not self.after_next.spaced:
-                self.take()
-                inside += "," + self.postfix().html
+                inside += self.take().text + self.postfix().html
         self.depth -= 1
         return f"{hidden('_')}<sub>{inside}</sub>"
 
     def power(self) -> str:
-        self.take("^")
-        if self.next.spaced:
-            raise self.fail()
+        self.take_tight("^")
         self.depth += 1
-        sign = ADDITIONS[self.take().text] if self.next.text == "-" else ""
-        if self.next.spaced:
-            raise self.fail()
-        token = self.next
-        node = self.atom()
+        sign = ADDITIONS[self.take_tight().text] if self.next.text == "-" else ""
+        token, node = self.next, self.atom()
         self.depth -= 1
         inside = "T" if token.text == "T" else node.bare or node.html
         return f"{hidden('^')}<sup>{sign}{inside}</sup>"
@@ -360,12 +325,8 @@ def is_name(name: str) -> bool:
     return len(name) == 1 or name in GREEK or name in FUNCTIONS or name in WORDS
 
 
-def root(space: str, html: str) -> str:
-    return f'{hidden("sqrt" + space)}<span class="root">{html}</span>'  # the style sheet draws the sign
-
-
 def formula(text: str, stacked: bool = True, strict: bool = False) -> str:
-    """A formula as HTML, with fraction bars or, `stacked` being false, with slashes. Raises `NotAFormula`."""
+    """A formula as HTML, with fraction bars or, if `stacked` is false, with slashes. Raises `NotAFormula`."""
     return f'<span class="math">{Parser(text, stacked, strict).whole()}</span>'
 
 
@@ -389,14 +350,13 @@ class Run(NamedTuple):
 
 
 def sentence(text: str) -> str:
-    """A sentence as HTML: `backticks` are code, and words that are plainly formulas are set as such."""
+    """A sentence as HTML: `backticks` are code, and formulas that are clearly formulas are typeset."""
     return "".join(run.html for run in runs(text))
 
 
 def runs(text: str) -> Iterator[Run]:
-    parts = re.split(r"(`[^`]+`)", text)
-    for part in parts:
-        if part.startswith("`") and part.endswith("`") and len(part) > 2:
+    for part in re.split(r"(`[^`]+`)", text):
+        if re.fullmatch("`[^`]+`", part):
             yield Run("code", part, f"<code>{escape(part[1:-1], quote=False)}</code>")
         else:
             yield from words_and_formulas(part)
@@ -431,23 +391,20 @@ def longest_formula(text: str, words: list[re.Match[str]], i: int) -> tuple[int,
         closing = len(last) - len(last.rstrip(").,;:"))
         for start in range(first.start(), first.start() + opening + 1):
             for end in range(words[j].end(), words[j].end() - closing - 1, -1):
-                run = text[start:end]
-                if plainly_a_formula(run, text[:start], text[end:]):
-                    try:
-                        return start, end, j + 1, formula(run, stacked=False, strict=True)
-                    except NotAFormula:
-                        pass
+                if clearly_a_formula(text[start:end], text[:start], text[end:]):
+                    with contextlib.suppress(NotAFormula):
+                        return start, end, j + 1, formula(text[start:end], stacked=False, strict=True)
     return None
 
 
 def may_be_of_a_formula(word: str, before: str) -> bool:
-    """Are all names in it known to formulas? A quick answer, before the parser's."""
+    """Are all names in it known to formulas? A quick answer before the parser's."""
     names = NAME.findall(word)
     return before == "over" or all(name in ("sum", "of", "over", "inf") or is_name(name) for name in names)
 
 
-def plainly_a_formula(run: str, before: str, after: str) -> bool:
-    """Not an article, not a bare number or word, and no part of something longer that does not parse."""
+def clearly_a_formula(run: str, before: str, after: str) -> bool:
+    """Not an article, not only a number or word, and no part of something longer that does not parse."""
     if run == "a" and NO_ARTICLE.match(after):
         return not PART_BEFORE.search(before)
     if not run or run[-1] in ",.;:" or not MARK.search(run) or run.startswith("sum o"):
