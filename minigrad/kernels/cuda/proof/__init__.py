@@ -21,7 +21,6 @@ import importlib
 import threading
 from typing import Any
 
-from ....backend import is_array, kind_of
 from .. import graph
 from . import answers
 from .cases import SUBJECTS, Subject
@@ -38,8 +37,7 @@ def allows(kernel: Any, device: str, arguments: Any) -> bool:
     subject = SUBJECTS.get(kernel)
     if subject is None:  # somebody else's kernel, which nothing here can check
         return False
-    dtype = next((a.dtype for a in arguments if is_array(a) and kind_of(a.dtype) == "f"), None)
-    key = kernel, device, dtype, subject.text_of(*arguments)
+    key = kernel, device, _floating_dtype(arguments), subject.text_of(*arguments)
     allowed = _allowed.get(key)
     return _decide(subject, *key) if allowed is None else allowed
 
@@ -51,6 +49,14 @@ def passed(device: str, dtype: Any = None, *names: str) -> bool:
         return "" in results.values()
     asked = [f"{name} {dtype}" for name in names] or [unit for unit in results if unit.endswith(f" {dtype}")]
     return bool(asked) and all(results.get(unit) == "" for unit in asked)
+
+
+def _floating_dtype(arguments: Any) -> Any:
+    for argument in arguments:
+        dtype = getattr(argument, "dtype", None)
+        if dtype is not None and dtype.kind in "fV":  # "V" is bfloat16
+            return dtype
+    return None
 
 
 def _decide(subject: Subject, kernel: Any, device: str, dtype: Any, text: tuple[Any, ...]) -> bool:

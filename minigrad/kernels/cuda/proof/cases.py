@@ -34,6 +34,7 @@ from .. import (
 from ..launch import compute_capability
 
 ROWS = 1, 37
+MANY_ROWS = 1200  # more than the blocks of a kernel that goes through rows have at a time
 CHANNELS = 33, 384, 768, 4095
 WIDTHS = 34, 36  # of which a thread reads 2 and 4 at once; of CHANNELS it reads 1, 4 and 8
 
@@ -113,6 +114,8 @@ def layer_norm(numbers: Numbers, channels: int) -> Iterator[Case]:
     yield from (one(rows) for rows in ROWS)
     yield from (one(37, layouts=(layout,)) for layout in ("unaligned", "apart"))
     yield Case((numbers(37, channels), None, None, 1e-5), numbers(37, channels))
+    if channels == min(CHANNELS):
+        yield one(MANY_ROWS)
 
 
 def gelu(numbers: Numbers) -> Iterator[Case]:
@@ -142,6 +145,7 @@ def cross_entropy(numbers: Numbers) -> Iterator[Case]:
 
     for rows, vocabulary in itertools.product(ROWS, (*CHANNELS, *WIDTHS)):
         yield one(rows, vocabulary, "mean")
+    yield one(MANY_ROWS, 33, "mean")
     for reduction, layout in itertools.product(("sum", "none"), ("packed", "unaligned", "apart")):
         yield one(37, 384, reduction, layouts=(layout, "packed"))
 
@@ -160,12 +164,13 @@ def dropout(numbers: Numbers) -> Iterator[Case]:
 
 
 def linear(numbers: Numbers) -> Iterator[Case]:
-    sizes = (33, 34), (384, 36), (768, 384), (4095, 33)
+    sizes = (33, 34), (384, 36), (768, 384), (4095, 33), (33, 4095)
     layouts = ("packed",), ("unaligned",), ("transposed", "packed"), ("packed", "transposed"), ("apart",)
     for rows, (inputs, outputs) in itertools.product(ROWS, sizes):
         yield Case((numbers(rows, inputs), numbers(outputs, inputs), numbers(outputs)), numbers(rows, outputs))
     for lie in layouts:
         yield Case((numbers(37, 33), numbers(34, 33), None), numbers(37, 34), layouts=lie)
+    yield Case((numbers(MANY_ROWS, 33), numbers(34, 33), numbers(34)), numbers(MANY_ROWS, 34))
     x, weight, bias, g = numbers(2, 5, 64), numbers(24, 64), numbers(24), numbers(2, 5, 24)
     yield Case((x, weight, bias), g)
     if numbers.dtype == np.float32 and compute_capability() >= 80:
@@ -223,6 +228,7 @@ def batched_attention(numbers: Numbers) -> Iterator[Case]:
     yield attention(numbers, (2, 2), 1, 37, 64, layouts=("heads",))
     yield attention(numbers, (2, 2), 37, 300, 33, causal=True, mask=numbers.below(2, 2, 1, 1, 300) > 0)
     yield attention(numbers, (3,), 37, 75, 64, E=20, layouts=("unaligned", "apart"))
+    yield attention(numbers, (2,), 5, 4095, 64, causal=True)
     yield attention(numbers, (2, 2), 70, 64, 64, causal=True, p=0.2)
 
 
