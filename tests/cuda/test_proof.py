@@ -20,7 +20,7 @@ from gpt import precision
 from minigrad import functional as F
 from minigrad import kernels
 from minigrad.kernels import cuda
-from minigrad.kernels.cuda import graph, launch, proof
+from minigrad.kernels.cuda import cublaslt, graph, launch, proof
 from minigrad.kernels.cuda import optimizer as fused
 from minigrad.kernels.cuda.proof import __main__ as command
 from minigrad.kernels.cuda.proof import answers, cases, check, run
@@ -511,6 +511,14 @@ def test_a_process_that_ends_or_says_nothing_is_followed_by_another(cache, monke
     assert results["B float32"].failure == "did not end within 0.7 seconds"
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_process_that_is_ended_from_outside_says_nothing_about_a_kernel(cache, monkeypatch, name):
+    """As the system does where memory runs out."""
+    says(monkeypatch, {"started": "A float32"}, then=f"import signal; os.kill(os.getpid(), signal.{name})")
+    with pytest.raises(run.Unknown, match=f"the process that checks them was ended by {name}"):
+        run.prove(0)
+
+
 def test_an_error_that_stays_is_met_by_one_kernel_only(monkeypatch):
     """After it the process gives up, and another goes on."""
     working = iter([None, RuntimeError("cudaErrorIllegalAddress"), None, None])
@@ -553,9 +561,18 @@ def test_what_is_not_known_is_off_for_now_and_not_kept(card, cache, monkeypatch,
     assert list(cache.glob("*.json")) == []
 
 
-def test_memory_that_runs_out_says_nothing_about_a_kernel(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        fake_cupy.OutOfMemoryError(512, 2**30),
+        fake_cupy.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
+        cublaslt.CublasError("cuBLASLt answered with status 3 for its start"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_errors_that_say_nothing_about_a_kernel(monkeypatch, error):
     def largest_error(*arguments):
-        raise fake_cupy.OutOfMemoryError(512, 2**30)
+        raise error
 
     fake_cupy.install(monkeypatch)
     monkeypatch.setattr(run, "largest_error", largest_error)

@@ -25,7 +25,7 @@ from .. import graph
 from . import answers
 from .cases import SUBJECTS, Subject
 from .check import largest_error
-from .run import no_memory
+from .run import is_unrelated
 
 _lock = threading.RLock()
 _answers: dict[str, dict[str, str]] = {}  # by device: for "LayerNorm float32", … how it failed, or "" if it passed
@@ -79,7 +79,7 @@ def _passes(subject: Subject, device: str, dtype: str, text: tuple[Any, ...]) ->
         largest_error(subject, dtype, [text])
     except Exception as error:
         which, words = f"{subject.name} {dtype}, compiled for {text},", f"{type(error).__name__}: {error}"
-        if no_memory(error):
+        if is_unrelated(error):
             answers.say(f"the CUDA kernel {which} could not be checked on {device}, so it stays off for now ({words})")
         else:
             answers.say_failed(which, device, words)

@@ -28,6 +28,7 @@ from .check import Failure, largest_error
 
 COMMAND = [sys.executable, "-P", "-m", "minigrad.kernels.cuda.proof"]  # what checks, in a process of its own
 SILENCE = 90.0  # seconds
+FROM_OUTSIDE = {"SIGHUP", "SIGINT", "SIGKILL", "SIGTERM"}  # signals that no kernel causes
 
 
 class Unknown(Exception):
@@ -56,7 +57,7 @@ def check_all(device: int, skip: Collection[str], say: Callable[[dict[str, Any]]
                 try:
                     error = largest_error(subject, dtype, subject.texts)
                 except Exception as problem:
-                    if no_memory(problem):
+                    if is_unrelated(problem):
                         raise
                     failure = str(problem) if isinstance(problem, Failure) else f"{type(problem).__name__}: {problem}"
                 seconds = time.perf_counter() - start
@@ -78,14 +79,11 @@ def works() -> None:
     (cupy.arange(2, dtype="float32") + 1).get()
 
 
-def no_memory(problem: Exception) -> bool:
-    words = str(problem).lower()
-    return (
-        isinstance(problem, MemoryError)
-        or "out of memory" in words
-        or "memoryallocation" in words
-        or "with status 3 " in words
-    )
+def is_unrelated(problem: Exception) -> bool:
+    """Does this error say nothing about a kernel? There is no memory, or a file cannot be written."""
+    words = str(problem).lower()  # CUDA's own errors, and cuBLASLt's for no memory
+    in_words = any(some in words for some in ("out of memory", "memoryallocation", "with status 3 "))
+    return in_words or isinstance(problem, (MemoryError, OSError))
 
 
 def prove(device: int, said: Callable[[str, Result], Any] = lambda unit, result: None) -> dict[str, Result]:
@@ -139,11 +137,11 @@ def messages(device: int, done: Collection[str]) -> Iterator[dict[str, Any]]:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)  # a driver may need longer to stop what hangs
-            assert process.stdout is not None
-            process.stdout.close()
+        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        if how in FROM_OUTSIDE:
+            yield {"unknown": f"the process that checks them was ended by {how}"}
         errors.seek(0)
         last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-        how = signal.Signals(-status).name if status < 0 else f"status {status}"
         yield {"ended": f"ended its process ({how}{': ' + last if last else ''})"}
 
 
@@ -152,8 +150,9 @@ def lines_of(stream: Any) -> Iterator[bytes]:
     lines: queue.Queue[bytes] = queue.Queue()
 
     def read() -> None:
-        for line in stream:
-            lines.put(line)
+        with stream:
+            for line in stream:
+                lines.put(line)
         lines.put(b"")
 
     threading.Thread(target=read, daemon=True).start()
