@@ -141,8 +141,8 @@ def prepare(library: str, threads: int | None) -> str:
     import numpy as np
 
     import minigrad as mg
-    from minigrad.backend import keep_freed_memory
     from minigrad.kernels.cpu import blas
+    from minigrad.memory import keep_freed_memory
 
     keep_freed_memory()  # as the Trainer does
     if threads is not None:

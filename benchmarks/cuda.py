@@ -162,7 +162,7 @@ class Guarded:
 
 def why(error: Exception) -> str:
     """One line about an error: out of memory is what a smaller card will meet."""
-    from minigrad.backend import describe_out_of_memory
+    from minigrad.memory import describe_out_of_memory
 
     if isinstance(error, MemoryError):
         with contextlib.suppress(Exception):

@@ -7,8 +7,8 @@ import urllib.error
 from collections.abc import Callable, Iterator
 
 from minigrad import DeviceError
-from minigrad.backend import describe_out_of_memory
 from minigrad.distributed import WorkerError
+from minigrad.memory import describe_out_of_memory
 
 
 class GPTError(ValueError):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import minigrad as mg
-from minigrad.backend import keep_freed_memory
+from minigrad.memory import keep_freed_memory
 
 from .config import GPTConfig
 from .errors import ConfigError, GPTError, memory_advice

@@ -1,10 +1,13 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
 from . import cuda, functional, kernels, nn, optim, random, viz
-from .autograd import AnomalyError, AutogradError, Function, detect_anomaly, enable_grad, mark_written, no_grad
+from ._version import __version__
+from .autograd import AnomalyError, AutogradError, Function
 from .backend import DeviceError, cuda_is_available, get_array_module
 from .gradcheck import GradcheckError, gradcheck
+from .in_place import mark_written
 from .kernels.cpu import get_num_threads, set_num_threads
+from .modes import detect_anomaly, enable_grad, no_grad
 from .random import manual_seed
 from .serialization import load, save
 from .tensor import Tensor
@@ -16,6 +19,7 @@ __all__ = [
     "Function",
     "GradcheckError",
     "Tensor",
+    "__version__",
     "cuda",
     "cuda_is_available",
     "detect_anomaly",
@@ -36,4 +40,3 @@ __all__ = [
     "set_num_threads",
     "viz",
 ]
-__version__ = "0.1.0"

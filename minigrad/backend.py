@@ -1,29 +1,27 @@
-"""Which array library holds an array, and moving arrays between devices.
+"""Arrays and devices: which library an array belongs to, and moving arrays between devices.
 
-Everything above this file works on NumPy and CuPy arrays alike and asks `get_array_module(x)` for the functions to
-call, as `xp.exp(x)`. CuPy is imported only when somebody asks for a GPU.
+The code above this file works on NumPy and CuPy arrays alike. It asks `xp = get_array_module(x)` for the library and
+calls its functions, as in `xp.exp(x)`. CuPy is imported only when a GPU is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import os
 import sys
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import cuda_installation
 
 Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray
-DType: TypeAlias = Any  # whatever numpy.dtype() accepts
+DType: TypeAlias = Any  # anything that numpy.dtype() accepts
 
 
 class DeviceError(RuntimeError):
-    """A device was asked for that is not there, or arrays of two devices met in one operation."""
+    """A device is not available, or one operation was given arrays of two devices."""
 
 
 def get_array_module(*arrays: Any) -> ModuleType:
@@ -40,7 +38,7 @@ def is_array(value: Any) -> bool:
 
 
 def address(array: Array | None) -> int:
-    """Where an array's elements start in memory; 0 for None."""
+    """The address of an array's first element; 0 for None."""
     if array is None:
         return 0
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
@@ -52,15 +50,13 @@ def device_of(array: Array) -> str:
 
 
 def check_same_device(operation: str, arrays: list[Array]) -> str:
-    """The device of the arrays; raises `DeviceError` unless it is one. If that is a GPU, it becomes the current one.
+    """The device of all the arrays; `DeviceError` if they are on several. A GPU becomes the current one.
 
-    CuPy makes new arrays on the current GPU, wherever the arrays that it computes them from are.
+    CuPy makes new arrays on the current GPU, even if the arrays that it computes them from are on another.
     """
     devices = sorted({device_of(array) for array in arrays})
     if len(devices) > 1:
-        raise DeviceError(
-            f"{operation}: its arrays live on {' and '.join(devices)}; move them to one device with .to()"
-        )
+        raise DeviceError(f"{operation}: its arrays are on {' and '.join(devices)}; move them to one device with .to()")
     if devices[0] != "cpu":
         arrays[0].device.use()
     return devices[0]
@@ -74,8 +70,8 @@ def cuda_is_available() -> bool:
         return False
 
 
-def _cupy_for(device: str) -> tuple[ModuleType, int]:
-    """CuPy and the index of the GPU that `device` ("cuda" or "cuda:N") names. What is missing is a `DeviceError`."""
+def cupy_for(device: str) -> tuple[ModuleType, int]:
+    """CuPy, and the index of the GPU that `device` ("cuda" or "cuda:N") names. Raises `DeviceError` without one."""
     try:
         cupy = cuda_installation.import_cupy()
         index = int(device.partition(":")[2] or cupy.cuda.Device().id)
@@ -86,29 +82,29 @@ def _cupy_for(device: str) -> tuple[ModuleType, int]:
 
 
 def on(device: str) -> Any:
-    """A context inside which CuPy makes new arrays on `device`; for the CPU one that does nothing."""
+    """A context inside which CuPy makes new arrays on `device`. For the CPU it does nothing."""
     if device == "cpu":
         return contextlib.nullcontext()
-    cupy, index = _cupy_for(device)
+    cupy, index = cupy_for(device)
     return cupy.cuda.Device(index)
 
 
 def check_device(device: str) -> str:
-    """Return `device` if it names a device of this machine, else raise `DeviceError` saying what is missing."""
+    """Return `device` if this machine has it. Otherwise the `DeviceError` says what is missing."""
     kind, _, index = str(device).partition(":")
     if not isinstance(device, str) or kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
-        raise DeviceError(f'unknown device "{device}"; wanted "cpu", "cuda" or "cuda:N"')
+        raise DeviceError(f'unknown device "{device}"; expected "cpu", "cuda" or "cuda:N"')
     if kind == "cuda":
-        _cupy_for(device)
+        cupy_for(device)
     return device
 
 
 def to_device(array: Array, device: str) -> Array:
-    """The array on `device`: the same object if it is there already, else a copy. A GPU becomes the current one."""
+    """The array on `device`: itself if it is already there, else a copy. A GPU becomes the current one."""
     check_device(device)
     if device == "cpu":
         return array if get_array_module(array) is np else array.get()
-    cupy, index = _cupy_for(device)
+    cupy, index = cupy_for(device)
     cupy.cuda.Device(index).use()
     if get_array_module(array) is not cupy:
         return cupy.asarray(array)
@@ -116,7 +112,7 @@ def to_device(array: Array, device: str) -> Array:
 
 
 def as_dtype(dtype: DType) -> np.dtype:
-    """`numpy.dtype(dtype)`; "bfloat16" too, which NumPy knows once the package ml_dtypes is imported."""
+    """`numpy.dtype(dtype)`, and also "bfloat16", which NumPy knows after the package ml_dtypes is imported."""
     if dtype == "bfloat16":
         try:
             importlib.import_module("ml_dtypes")
@@ -126,16 +122,18 @@ def as_dtype(dtype: DType) -> np.dtype:
 
 
 def kind_of(dtype: np.dtype) -> str:
-    """NumPy's letter for the kind of a dtype: "b", "i", "u", or "f" for floats, bfloat16 among them."""
+    """NumPy's letter for the kind of a dtype: "b", "i", "u", or "f" for floating point, including bfloat16."""
     return "f" if dtype.kind == "V" and dtype.name == "bfloat16" else dtype.kind
 
 
 def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Array:
-    """Anything array-like as an array. Python floats, and lists of floats, become float32; arrays keep their dtype,
-    those of other libraries and lists of arrays too. Another byte order than this machine's is converted.
+    """Anything array-like as an array, on `device` if it is given.
+
+    Without a dtype, Python floats and lists of floats become float32. Arrays keep their dtype, including those of other
+    libraries and lists of arrays. Numbers in another byte order than this machine's are converted.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
-        value = np.asarray(value)  # np.matrix has another product; a memory map would hand its class on to results
+        value = np.asarray(value)  # np.matrix has another product; results of a np.memmap would be of its class
     elif not isinstance(value, np.ndarray) and not is_array(value):
         made, first = np.asarray(value), value
         while isinstance(first, (list, tuple)) and first:
@@ -146,71 +144,10 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
         if made.dtype.kind not in "biuf":
             raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")
         value = made
-    if not value.dtype.isnative:  # of another machine's byte order; gradients come in this one's
+    if not value.dtype.isnative:  # gradients have this machine's byte order
         value = value.astype(value.dtype.newbyteorder("="))
     if dtype is None and device is None:
         return value
     if dtype is not None and value.dtype != as_dtype(dtype):
         value = value.astype(as_dtype(dtype))
     return value if device is None else to_device(value, device)
-
-
-def keep_freed_memory() -> None:
-    """Ask the C library to keep memory that arrays free, instead of handing it back to the system.
-
-    A training step, or generating a token, frees and allocates the same sizes over and over; memory that comes fresh
-    from the system has to be cleared page by page, which can cost a fifth of the time. This changes the whole process,
-    so it is called where training or generating starts, by an optimizer or by `generate`, and not on import.
-    MINIGRAD_KEEP_MEMORY=0 turns it off; it does nothing where there is no glibc.
-    """
-    if os.environ.get("MINIGRAD_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
-
-
-# Memory
-
-
-class MemoryUse(NamedTuple):
-    """Bytes on a device: held by this process, and still free there. None where the system does not say."""
-
-    held: int | None
-    free: int | None
-
-
-def memory_use(device: str = "cpu") -> MemoryUse:
-    """How much memory this process holds on a device, and how much is free. On a GPU, CuPy keeps what arrays free."""
-    if device == "cpu":
-        return MemoryUse(_kilobytes("/proc/self/status", "VmRSS"), _kilobytes("/proc/meminfo", "MemAvailable"))
-    cupy, index = _cupy_for(device)
-    with cupy.cuda.Device(index) as gpu:
-        return MemoryUse(cupy.get_default_memory_pool().total_bytes(), gpu.mem_info[0])
-
-
-def _kilobytes(file: str, name: str) -> int | None:
-    """The number behind `name:` in one of Linux's files of figures, in bytes."""
-    try:
-        with open(file, encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-    except (OSError, StopIteration):
-        return None
-
-
-def describe_out_of_memory(error: MemoryError) -> str:
-    """One line: on which device memory ran out, how much was asked for, how much is held and how much is free."""
-    asked = getattr(error, "_size", None)  # CuPy's error has it as a number, NumPy's says it in words
-    device = "cpu" if asked is None else "cuda"
-    wanted = str(error) if asked is None else f"{_bytes(asked)} more were wanted"
-    held, free = memory_use(device)
-    figures = [f"{_bytes(n)} {what}" for n, what in ((held, "are held by this process"), (free, "are free")) if n]
-    return f"out of memory on the {'GPU' if device == 'cuda' else 'CPU'}: {'; '.join(filter(None, [wanted, *figures]))}"
-
-
-def _bytes(n: float) -> str:
-    """A number of bytes as people say it: "3.20 GiB"."""
-    power = min(max(int(n).bit_length() - 1, 0) // 10, 4)
-    return f"{n / 1024**power:.2f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}" if power else f"{n} bytes"

@@ -1,7 +1,8 @@
-"""Can CuPy use the GPU, and if not: what is missing, and the command that adds it.
+"""Can CuPy use the GPU? If not: what is missing, and the command that installs it.
 
-`import cupy` succeeds without a driver, without NVRTC, CUDA's header files and cuBLAS, which its package does not hold;
-each is missed only when it is used. So `check` uses each of them once, when a process first asks for a GPU.
+`import cupy` succeeds without a driver, and without NVRTC, CUDA's header files and cuBLAS, which its package does not
+contain. A missing one is noticed only when it is used. So `check` uses each of them once, when a process first asks for
+a GPU.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import importlib.metadata
 import os
 from types import ModuleType
 
-OLDEST_DRIVER = 12  # the CUDA version that the driver has to know
+OLDEST_DRIVER = 12  # the CUDA version that the driver has to support
 WEBSITE = "sudo ubuntu-drivers install (on Ubuntu; for other systems see https://www.nvidia.com/drivers)"
 
 
 class Missing(Exception):
-    """What a GPU cannot be used without, and how to get it."""
+    """A GPU cannot be used: what is missing, and how to install it."""
 
 
 def import_cupy() -> ModuleType:
@@ -32,21 +33,21 @@ def import_cupy() -> ModuleType:
     return cupy
 
 
-@functools.cache  # what was found stays; what raised is looked for again
+@functools.cache  # a success is remembered; after an error, the next call checks again
 def _check_driver(cupy: ModuleType) -> None:
     runtime = cupy.cuda.runtime
     driver, made_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12040 is CUDA 12.4; 0 no driver
     if not driver:
         raise Missing(
-            f"needs an NVIDIA driver, which is not there: {WEBSITE}; a container has to be started with the GPUs, "
+            f"needs an NVIDIA driver, which is not installed: {WEBSITE}; a container must be started with the GPUs, "
             f"as in docker run --gpus all"
         )
     version = f"{driver // 1000}.{driver % 1000 // 10}"
     if driver // 1000 < OLDEST_DRIVER:
-        raise Missing(f"needs an NVIDIA driver for CUDA {OLDEST_DRIVER}, this one is for CUDA {version}: {WEBSITE}")
+        raise Missing(f"needs an NVIDIA driver for CUDA {OLDEST_DRIVER}, but this one is for CUDA {version}: {WEBSITE}")
     if driver // 1000 < made_for // 1000:
         raise Missing(
-            f"needs a CuPy that fits the NVIDIA driver, which is for CUDA {version}, but the one installed is for CUDA "
+            f"needs a CuPy that fits the NVIDIA driver, which is for CUDA {version}; the one installed is for CUDA "
             f"{made_for // 1000}: {_install('cupy-cuda12x')}"
         )
     try:
@@ -55,7 +56,7 @@ def _check_driver(cupy: ModuleType) -> None:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = "" if hidden is None else f"; CUDA_VISIBLE_DEVICES is {hidden!r}"
         raise Missing(
-            f"needs a GPU, and the NVIDIA driver finds none ({error}{why}): nvidia-smi shows what there is"
+            f"needs a GPU, and the NVIDIA driver finds none ({error}{why}): nvidia-smi lists the GPUs"
         ) from error
 
 
@@ -69,7 +70,7 @@ def check(cupy: ModuleType, index: int) -> None:
     gpu = cupy.cuda.Device(index)
     if cuda >= 13 and int(gpu.compute_capability) < 75:
         raise Missing(
-            f"needs another CuPy: that for CUDA {cuda} wants a GPU of compute capability 7.5 or newer, this one has "
+            f"needs another CuPy: that for CUDA {cuda} needs a GPU of compute capability 7.5 or newer, this one has "
             f"{int(gpu.compute_capability) / 10}: {_install('cupy-cuda12x')}"
         )
     package = f"cupy-cuda{cuda}x"
@@ -80,7 +81,7 @@ def check(cupy: ModuleType, index: int) -> None:
             cupy.cuda.nvrtc.getVersion()
             part = "CUDA's header files, which CuPy's kernels include"
             cupy.arange(2, dtype="float32") + 1
-            part = "cuBLAS, the library of matrix products"
+            part = "cuBLAS, the library for matrix products"
             cupy.cuda.get_cublas_handle()
     except MemoryError:
         raise
@@ -91,7 +92,7 @@ def check(cupy: ModuleType, index: int) -> None:
         if isinstance(error, ImportError) or type(error).__name__ == "DynamicLibNotFoundError" or "headers" in said:
             raise Missing(f"does not find {part}: {_install(package)}") from error
         if type(error).__name__ == "CompileException":  # header files of another version, for example
-            raise Missing(f"cannot run CuPy's kernels, they do not compile ({said}): {_reinstall(package)}") from error
+            raise Missing(f"cannot compile CuPy's kernels ({said}): {_reinstall(package)}") from error
         raise Missing(f"does not work ({type(error).__name__}: {said})") from error
 
 
@@ -101,7 +102,7 @@ def _installed() -> list[str]:
 
 
 def _install(package: str) -> str:
-    """The command after which this CuPy package is there, with the libraries, and no other."""
+    """The command that installs this CuPy package with its libraries, in place of any other."""
     return _reinstall(package) if {*_installed()} - {package} else f'pip install "{package}[ctk]"'
 
 
@@ -114,11 +115,11 @@ def _broken(error: Exception) -> str:
     several = _installed()
     if len(several) > 1:
         names = " and ".join(several)
-        return f"needs one CuPy, but {names} are installed, over each other's files: {_reinstall('cupy-cuda12x')}"
+        return f"needs one CuPy, but {names} are installed in the same place: {_reinstall('cupy-cuda12x')}"
     return f"needs a CuPy that can be imported ({_last_line(error)}): {_reinstall((several or ['cupy-cuda12x'])[0])}"
 
 
 def _last_line(error: Exception) -> str:
-    """The line of a message that tells the most: CuPy ends its pages with the original error."""
+    """The last line of a message: CuPy ends its long messages with the original error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" =-")]
     return lines[-1] if lines else type(error).__name__

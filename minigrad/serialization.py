@@ -1,4 +1,4 @@
-"""Saving and loading tensors by name, in the safetensors format: plain numbers, and no code that could run."""
+"""Saving and loading tensors by name in the safetensors format, which holds plain numbers and no code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tensor import Tensor
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An error in here that names no file, as that of a full disk, gets the name of the one that is written."""
+    """Inside this context, an error that names no file, such as that of a full disk, gets the name of this one."""
     try:
         yield
     except OSError as error:
@@ -30,15 +30,15 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary file beside it, which then takes its name.
+    """Write a file whole or not at all: first a temporary file beside it, which is then renamed.
 
-    The mode of a file that is replaced stays, and of a symbolic link the file that it leads to is written.
+    A file that is replaced keeps its mode. For a symbolic link, the file that it points to is written.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with naming(path), open(temporary, "xb") as file:  # made with the mode that the umask leaves to new files
+        with naming(path), open(temporary, "xb") as file:  # its mode follows the umask, as for any new file
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -51,19 +51,19 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:
-    """Remove what a process that was killed in the middle of writing `path` left beside it."""
+    """Remove the temporary files of processes that were killed while they wrote `path`."""
     path = Path(os.path.realpath(path))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # as `write_atomically` calls them
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # named by write_atomically
         left.unlink(missing_ok=True)
 
 
 def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors (or arrays) by name to a safetensors file, with optional text beside them.
+    """Write tensors (or arrays) by name to a safetensors file, with optional text as metadata.
 
-    Raises ValueError for a tensor called "__metadata__", which is where the format keeps that text.
+    Raises ValueError for a tensor named "__metadata__", the name under which the format keeps that text.
     """
     if "__metadata__" in state:
-        raise ValueError('save: no tensor can be called "__metadata__": a safetensors file keeps its text under it')
+        raise ValueError('save: no tensor can be named "__metadata__": the format keeps its metadata under this name')
     arrays = {
         name: np.ascontiguousarray(Tensor(value).numpy()).reshape(np.shape(value)) for name, value in state.items()
     }
@@ -73,14 +73,14 @@ def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mappi
 def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name.
 
-    Raises FileNotFoundError if it is not there, and ValueError if it is no whole safetensors file or has numbers of a
-    kind that tensors do not hold, such as float8.
+    Raises FileNotFoundError if there is no such file, and ValueError if it is not a complete safetensors file, or if it
+    has numbers of a dtype that tensors do not hold, such as float8.
     """
     return load_with_metadata(path)[0]
 
 
 def load_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and the text beside them."""
+    """The tensors of a safetensors file by name, and its metadata."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -94,6 +94,6 @@ def load_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
 def _read(path: str | os.PathLike[str], file: Any, name: str) -> Tensor:
     try:
         return Tensor(file.get_tensor(name))
-    except (AttributeError, TypeError) as error:  # of a dtype that NumPy does not have, or that tensors do not
+    except (AttributeError, TypeError) as error:  # a dtype that NumPy or tensors do not have
         stored = file.get_slice(name).get_dtype()
         raise ValueError(f"{path}: {name} is stored as {stored}, which cannot be read ({error})") from error

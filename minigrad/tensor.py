@@ -10,26 +10,20 @@ import numpy as np
 
 from . import autograd
 from . import functional as F
-from .backend import (
-    Array,
-    DType,
-    as_array,
-    check_same_device,
-    device_of,
-    is_array,
-    kind_of,
-    to_device,
-)
+from .arguments import Axis, any_requires_grad, plain_index
+from .backend import Array, DType, as_array, check_same_device, device_of, is_array, kind_of, to_device
+from .in_place import mark_written
+from .modes import is_recording
 
 
 class Tensor(autograd.Variable):
-    """An array, on the CPU (NumPy) or a GPU (CuPy), that operations can be recorded on.
+    """An array on the CPU (NumPy) or a GPU (CuPy) whose operations can be recorded and differentiated.
 
-    `data` is the plain array; `grad` is a plain array of the same shape and dtype after `backward`, or None.
+    `data` is the plain array. `grad` is None, or after `backward` a plain array of the same shape and dtype.
 
-    array_like: a number, nested lists, an array, or a tensor. Arrays are not copied and keep their dtype, lists of
-        arrays too; floats, and lists of them, become float32.
-    requires_grad: accumulate dL/dx in `grad` when `backward` is called on a result. Only for floating dtypes.
+    array_like: a number, nested lists, an array, or a tensor. An array is not copied. Arrays, and lists of arrays, keep
+        their dtype; floats, and lists of floats, become float32.
+    requires_grad: accumulate dL/dx in `grad` when `backward` is called on a result. Only for floating-point dtypes.
     dtype, device: convert to these, for example "float64", and "cpu", "cuda" or "cuda:1".
     """
 
@@ -84,19 +78,19 @@ class Tensor(autograd.Variable):
     def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
         """Add dL/dx to the `grad` of every leaf x that this tensor was computed from.
 
-        `grad` is dL/d(this tensor), of this tensor's shape; it may be left out for a scalar, where it is 1.
-        What the tape saved is dropped on the way, unless `retain_graph`.
+        `grad` is dL/d(this tensor), of this tensor's shape. It may be left out for a scalar, where it is 1.
+        What the tape saved is dropped on the way, unless `retain_graph` is set.
         """
         if not self.requires_grad:
             raise autograd.AutogradError("backward: this tensor does not depend on any tensor that requires gradients")
         autograd.backward(self, grad, retain_graph)
 
     def zero_grad(self) -> None:
-        """Forget the gradient: the next `backward` starts from none."""
+        """Set the gradient to None."""
         self.grad = None
 
     def detach(self) -> Tensor:
-        """The same array (not a copy) as a tensor that no operation is remembered for."""
+        """The same array, not a copy, as a tensor that is not connected to the tape."""
         return Tensor(self.data)
 
     # To other forms
@@ -108,7 +102,7 @@ class Tensor(autograd.Variable):
     def item(self) -> Any:
         """The only element, as a Python number."""
         if self.size != 1:
-            raise ValueError(f"item: wanted a tensor with one element; this has shape {self.shape}")
+            raise ValueError(f"item: expected a tensor with one element, got one of shape {self.shape}")
         return self.data.item()
 
     def __array__(self, dtype: DType = None, copy: bool | None = None) -> np.ndarray:
@@ -127,11 +121,11 @@ class Tensor(autograd.Variable):
         return format(self.item(), spec) if spec else str(self)
 
     def to(self, device: str) -> Tensor:
-        """The tensor on another device (itself if it is there); the gradient finds its way back."""
+        """The tensor on another device, or itself if it is already there. The gradient is moved back."""
         return F.to(self, device)
 
     def astype(self, dtype: DType) -> Tensor:
-        """The tensor in another dtype (itself if it has it); the gradient is converted back."""
+        """The tensor in another dtype, or itself if it already has it. The gradient is converted back."""
         return F.astype(self, dtype)
 
     # Operators. Each is one call into functional.py.
@@ -172,7 +166,7 @@ class Tensor(autograd.Variable):
     def __rmatmul__(self, other: Any) -> Tensor:
         return F.matmul(other, self)
 
-    # p -= …, for a leaf that requires gradients: in place, as an optimizer would. Any other tensor becomes a new one.
+    # p -= … changes a leaf that requires gradients in place, as an optimizer does. Otherwise it makes a new tensor.
 
     def __iadd__(self, other: Any) -> Tensor:
         return self._in_place(operator.iadd, other)
@@ -191,14 +185,14 @@ class Tensor(autograd.Variable):
 
     def _in_place(self, operation: Callable[[Array, Any], Array], other: Any) -> Any:
         if not self.requires_grad or self.origin is not None:
-            return NotImplemented  # Python goes on with the operator that makes a new tensor
-        if autograd.is_recording():
+            return NotImplemented  # then Python calls the operator that makes a new tensor
+        if is_recording():
             raise autograd.AutogradError(
                 "changing a leaf that requires gradients in place is not recorded; do it inside no_grad(), or write "
                 "x = x + … to go on with a new tensor"
             )
         operation(self.data, self._beside(other, "changing a tensor in place"))
-        autograd.mark_written(self.data)
+        mark_written(self.data)
         return self
 
     def __neg__(self) -> Tensor:
@@ -211,21 +205,21 @@ class Tensor(autograd.Variable):
         return F.getitem(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Write in place. Not recorded, so not allowed on a tensor that takes part in gradients (but for no_grad)."""
-        if autograd.is_recording() and (self.requires_grad or autograd.asks_for_gradient(value)):
+        """Write in place. This is not recorded, so outside no_grad no tensor that requires gradients may take part."""
+        if is_recording() and (self.requires_grad or any_requires_grad(value)):
             raise autograd.AutogradError(
-                "writing in place to a tensor that requires gradients, or one that does into another, is not recorded; "
+                "writing in place is not recorded, and this tensor, or the value written to it, requires gradients; "
                 "do it inside no_grad(), or use where(), masked_fill(), concatenate() or stack()"
             )
-        self.data[F.plain_index(index, self.device)] = self._beside(value, "writing to a tensor")
-        autograd.mark_written(self.data)
+        self.data[plain_index(index, self.device)] = self._beside(value, "writing to a tensor")
+        mark_written(self.data)
 
     def __iter__(self) -> Iterator[Tensor]:
         if not self.ndim:
             raise TypeError("cannot iterate over a 0-d tensor")
         return (self[i] for i in range(len(self)))
 
-    # Comparisons give plain boolean arrays: they have no gradient.
+    # Comparisons return plain boolean arrays, which have no gradient.
 
     def __eq__(self, other: object) -> Array:
         return self.data == self._beside(other)
@@ -246,29 +240,29 @@ class Tensor(autograd.Variable):
         return self.data >= self._beside(other)
 
     def _beside(self, value: Any, operation: str = "a comparison") -> Any:
-        """The plain value of an operand, which has to be on this tensor's device if it is an array with axes."""
+        """The plain value of an operand. If it is an array with axes, it must be on this tensor's device."""
         value = value.data if isinstance(value, Tensor) else value
         if is_array(value) and value.ndim:
             check_same_device(operation, [self.data, value])
         return value
 
-    __hash__ = object.__hash__  # tensors are told apart by identity in sets and dicts
+    __hash__ = object.__hash__  # in sets and dicts, tensors are compared by identity
 
-    # The methods that read better than functions
+    # Functions that are also methods
 
-    def sum(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return F.sum(self, axis, keepdims)
 
-    def mean(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return F.mean(self, axis, keepdims)
 
-    def max(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return F.max(self, axis, keepdims)
 
-    def min(self, axis: F.Axis = None, keepdims: bool = False) -> Tensor:
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return F.min(self, axis, keepdims)
 
-    def var(self, axis: F.Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
+    def var(self, axis: Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
         return F.var(self, axis, keepdims, correction)
 
     def reshape(self, *shape: Any) -> Tensor:

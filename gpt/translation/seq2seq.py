@@ -28,7 +28,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn
-from minigrad.backend import keep_freed_memory
+from minigrad.memory import keep_freed_memory
 
 from ..config import GPTConfig
 from ..errors import ConfigError

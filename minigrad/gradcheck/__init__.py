@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import describe, no_grad
+from ..autograd import describe
+from ..modes import no_grad
 from ..tensor import Tensor
 
 

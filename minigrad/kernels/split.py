@@ -1,4 +1,4 @@
-"""Heads side by side in memory, on the CPU and with the kernels of a GPU: taking them apart and together is no copy."""
+"""Heads side by side in memory, on the CPU and with the kernels of a GPU: splitting and joining them copies nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..backend import address, get_array_module
 
 
 class Split:
-    """As ops/shape.py, but for gradients that already lie end to end in one array, as attention's do: it is theirs."""
+    """As ops/shape.py, but gradients that already lie end to end in one array, as attention's do, are not copied."""
 
     returns_new_arrays = False
 
@@ -43,8 +43,13 @@ def heads_of_tokens(shape: tuple[int, ...], like: Any) -> Any:
     return get_array_module(like).empty((B, T, H, D), like.dtype).transpose(0, 2, 1, 3)
 
 
+def are_parts_of_one(*arrays: Any) -> bool:
+    """Are these views of one array? Then `Split` has probably made them."""
+    return arrays[0].base is not None and all(x.base is arrays[0].base for x in arrays)
+
+
 def parts_of_one(q: Any, k: Any, v: Any) -> list[Any]:
-    """Empty arrays for dq, dk and dv. Those of one shape lie in memory as (B, T, 3, H, D), for `Split` to hand on."""
+    """Empty arrays for dq, dk, dv. Those of one shape lie as (B, T, 3, H, D) in memory, so `Split` copies nothing."""
     if not q.shape == k.shape == v.shape:
         return [heads_of_tokens(x.shape, x) for x in (q, k, v)]
     B, H, T, D = q.shape

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import random
-from ..autograd import Function, asks_for_gradient, call_in_scope, enable_grad, is_recording, no_grad
+from ..arguments import any_requires_grad
+from ..autograd import Function
+from ..modes import call_in_scope, enable_grad, is_recording, no_grad
 from ..tensor import Tensor
 from .module import Module
 
@@ -46,7 +48,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     The backward computes them a second time: a block's memory shrinks to its inputs, for a third more computation.
     Dropout is replayed exactly. f takes tensors (and anything else, passed on as it is) and returns one tensor.
     """
-    if is_recording() and any(asks_for_gradient(x) for x in inputs if not isinstance(x, Tensor)):
+    if is_recording() and any(any_requires_grad(x) for x in inputs if not isinstance(x, Tensor)):
         raise TypeError("checkpoint: got a list of tensors that require gradients; give each as an argument of its own")
     if not isinstance(f, Module):
         return Checkpoint.apply(f, inputs, *inputs)

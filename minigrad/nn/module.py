@@ -8,8 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..autograd import call_in_scope, mark_written
 from ..backend import as_dtype, kind_of, to_device
+from ..in_place import mark_written
+from ..modes import call_in_scope
 from ..tensor import Tensor
 
 

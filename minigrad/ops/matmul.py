@@ -12,7 +12,8 @@ from .shape import sum_to
 
 def matmul(a, b):
     """a @ b, of the dtype of a."""
-    return (in_single(a) @ in_single(b)).astype(a.dtype, copy=False)
+    stacked = max(a.ndim, b.ndim) > 2
+    return (in_single(a, stacked) @ in_single(b, stacked)).astype(a.dtype, copy=False)
 
 
 @accelerated(cpu=cpu.MatMul, cuda=cuda.MatMul)

@@ -62,9 +62,15 @@ def kept_where(mask, g):
     return choose(mask, g, get_array_module(g).zeros((), g.dtype))
 
 
-def in_single(x):
-    """x in float32 if it is half precision on the CPU; a GPU multiplies halves and adds up in float32 by itself."""
-    return x.astype("float32") if is_half(x) and get_array_module(x) is np else x
+def in_single(x, stacked=False):
+    """x in float32 if its library cannot multiply such matrices and add up in float32 by itself.
+
+    NumPy cannot for half precision. CuPy can, but for stacks of bfloat16 matrices, on which its matmul fails (its pull
+    request 10317).
+    """
+    if not is_half(x) or (get_array_module(x) is not np and not (stacked and str(x.dtype) == "bfloat16")):
+        return x
+    return x.astype("float32")
 
 
 def count(shape, axis):

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from .. import kernels
-from ..autograd import mark_written
-from ..backend import Array, as_array, get_array_module, keep_freed_memory, to_device
+from ..backend import Array, as_array, get_array_module, to_device
+from ..in_place import mark_written
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
 from ..kernels.cuda import graph
 from ..kernels.cuda import optimizer as fused
+from ..memory import keep_freed_memory
 from ..tensor import Tensor
 
 MASTER = "master"  # the slot of the float32 copy of a 16-bit parameter

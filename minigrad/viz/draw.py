@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..autograd import Context, Scope, Variable
+from ..autograd import Context, Variable
+from ..modes import Scope
 from ..nn import Module, Parameter
 from ..serialization import write_atomically
 from .tape import Kept, Tape, norm, short_bytes, short_number

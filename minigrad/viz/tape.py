@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..autograd import AutogradError, Context, Scope, Variable, count_uses, owner_of
+from ..autograd import AutogradError, Context, Variable, count_uses
 from ..backend import Array, is_array
+from ..in_place import owner_of
+from ..modes import Scope
 from ..nn import Module
 
 

@@ -22,8 +22,9 @@ from gpt import GPT, GPTConfig, checkpoint
 from gpt.evaluate import evaluate
 from minigrad import functional as F
 from minigrad import kernels, nn, optim
-from minigrad.backend import describe_out_of_memory, memory_use
+from minigrad.arguments import plain_index
 from minigrad.gradcheck.cases import cases
+from minigrad.memory import describe_out_of_memory, memory_use
 from tests.engine.calls import CALLS
 from tests.gpt.test_trainer import new_trainer, weights
 
@@ -190,7 +191,7 @@ class OnGPU:
     def test_indices_and_writing(self) -> None:
         x = mg.Tensor(np.arange(6.0).reshape(2, 3), device=DEVICE)
         for index in ([0, 0], np.array([1, 0]), (slice(None), [2, 0]), mg.Tensor([1])):
-            np.testing.assert_array_equal(x[index].numpy(), x.numpy()[F.plain_index(index, "cpu")])
+            np.testing.assert_array_equal(x[index].numpy(), x.numpy()[plain_index(index, "cpu")])
         x[0] = 7.0
         x[:, [1]] = mg.Tensor([[8.0], [9.0]], device=DEVICE, dtype="float64")
         np.testing.assert_array_equal(x.numpy(), [[7, 8, 7], [3, 9, 5]])
@@ -391,12 +392,12 @@ class OnGPU:
     ], ids=["add", "matmul", "array", "comparison", "where", "writing"])  # fmt: skip
     def test_devices_do_not_mix(self, mix: Any) -> None:
         here, there = mg.Tensor(np.ones((2, 2)), device=DEVICE), mg.Tensor(np.ones((2, 2)))
-        with pytest.raises(mg.DeviceError, match=r"live on (cpu and cuda:\d)(; move them to one device)"):
+        with pytest.raises(mg.DeviceError, match=r"arrays are on (cpu and cuda:\d)(; move them to one device)"):
             mix(here, there)
 
     def test_a_mask_is_where_its_tensor_is(self) -> None:
         mask = mg.Tensor(np.ones((2, 2)), device=DEVICE).data > 0
-        with pytest.raises(mg.DeviceError, match=r"MaskedFill.* live on cpu and cuda:\d"):
+        with pytest.raises(mg.DeviceError, match=r"MaskedFill.* are on cpu and cuda:\d"):
             F.masked_fill(mg.Tensor(np.ones((2, 2))), mask, 0.0)
 
     @pytest.mark.parametrize(("call", "error"), [
@@ -414,7 +415,7 @@ class OnGPU:
         with pytest.raises(MemoryError) as raised:
             self.ask_for_too_much()
         text = describe_out_of_memory(raised.value)
-        assert text.startswith("out of memory on the GPU: 2048.00 TiB more were wanted")
+        assert text.startswith("out of memory on the GPU: 2048.00 TiB more were requested")
         assert "held by this process" in text or not memory_use(DEVICE).held
         assert text.endswith("are free")
 

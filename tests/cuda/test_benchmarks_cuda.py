@@ -234,7 +234,7 @@ def test_a_contestant_that_fails_does_not_stop_the_others(card, in_this_process,
     output = capsys.readouterr().out
     for row in ("tiny", "tiny-tf32"):
         assert cells(output.partition("memory of the card")[0], cuda.ALL_ROWS[row].title)[0] == "failed"
-    assert output.count("minigrad failed: out of memory on the GPU: 1.00 TiB more were wanted") == 2
+    assert output.count("minigrad failed: out of memory on the GPU: 1.00 TiB more were requested") == 2
 
 
 @needs_compiler

@@ -66,7 +66,7 @@ def test_products_of_matrices_however_they_lie(data):
 
 
 def test_heads_of_a_batch_are_copied_only_where_they_must_be():
-    """cuBLASLt wants one distance between the matrices of a stack. The heads of one sequence have it; two do not."""
+    """cuBLASLt needs one distance between the matrices of a stack. The heads of one sequence have it; two do not."""
     packed = np.zeros((2, 7, 4, 8), np.float32)  # (B, T, nh, hs)
     assert cublaslt.matrix_of(packed[0].swapaxes(0, 1)) is not None  # (nh, T, hs)
     assert cublaslt.matrix_of(packed.swapaxes(1, 2)) is None  # (B, nh, T, hs)
@@ -87,6 +87,27 @@ def test_a_plan_is_made_once_for_products_of_a_kind():
         assert plans <= 3  # NumPy's arrays may differ in their alignment, and that belongs to the kind
         assert made["cublasLtMatrixLayoutCreate"] == 3 * plans
         assert twin.preferred[cublaslt.WORKSPACE_BYTES] == 4 * 2**20
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_products_of_16_bits_are_added_up_in_32(dtype):
+    """An algorithm that splits sums may keep the parts, here 4097 and -4096, in 16 bits unless it is told not to."""
+    a = np.array([[4096, 1, -4096, 0]], dtype)
+    with twin_of_cublaslt() as twin:
+        y = cublaslt.product(a, np.ones((4, 1), dtype))
+        assert twin.preferred[cublaslt.REDUCTION_SCHEMES] == cublaslt.REDUCTION_IN_COMPUTE_TYPE
+    assert y == 1
+
+
+def test_an_algorithm_is_chosen_for_the_alignment_of_the_bias():
+    """The fake, like cuBLASLt, needs a place of the bias before it chooses, and holds the caller to its alignment."""
+    a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+    memory = np.arange(64, dtype=np.float32)
+    memory = memory[-memory.ctypes.data % 128 // 4 :]
+    with twin_of_cublaslt():
+        for start in (16, 4, 0, 4, 20):  # on 64, 16, 128, 16 and again 16 bytes
+            bias = memory[start : start + 4]
+            np.testing.assert_array_equal(cublaslt.product(a, b, bias), [3 + bias] * 2)
 
 
 def test_empty_products():
@@ -162,6 +183,12 @@ def check_descriptors(library):
             preference,
             cublaslt.WORKSPACE_BYTES,
             ctypes.c_uint64(2**22),
+        ),
+        (
+            library.cublasLtMatmulPreferenceSetAttribute,
+            preference,
+            cublaslt.REDUCTION_SCHEMES,
+            ctypes.c_uint32(cublaslt.REDUCTION_IN_COMPUTE_TYPE),
         ),
         *(
             (library.cublasLtMatmulPreferenceSetAttribute, preference, cublaslt.ALIGNMENT_A + i, ctypes.c_uint32(16))

@@ -266,7 +266,7 @@ def test_all_weights_dropped():
 def test_a_graph_that_counts_its_replays_drops_other_weights_every_time(monkeypatch):
     inputs = random_inputs((1, 1, 50, 64), 50, "bfloat16")
     for earlier in (0, 7, 2**40):
-        monkeypatch.setattr(attention.random, "earlier", np.array([earlier], np.uint64))
+        monkeypatch.setattr(attention.counter, "earlier", np.array([earlier], np.uint64))
         mg.manual_seed(2**60 + 5)
         flash, ctx = run_flash(*inputs, True, 0.2)
         dropout = attention_mask(ctx.dropout, (1, 1, 50, 50), earlier)

@@ -22,6 +22,7 @@ from minigrad.autograd import Context
 from minigrad.kernels.cuda import attention, cublaslt, launch, philox, products
 from minigrad.kernels.cuda.batched_attention import SCORES, BatchedAttention
 from minigrad.ops.attention import Attention as Reference
+from minigrad.random import counter
 from tests.fakes import cupy as fake_cupy
 from tests.fakes import emulator
 from tests.fakes.cublaslt import twin_of_cublaslt
@@ -268,10 +269,10 @@ def test_backward_can_run_again():
 def test_a_graph_that_counts_its_replays_draws_anew(monkeypatch):
     """With 3 more draws behind it on the card, a call drops what the fourth would have dropped."""
     inputs = random_inputs("float32", 9, 16, 8)
-    monkeypatch.setattr(random, "earlier", np.array([3], np.uint64))
+    monkeypatch.setattr(counter, "earlier", np.array([3], np.uint64))
     (y, _, _, dv), _ = run_batched(*inputs, dropout_p=0.3)
-    monkeypatch.setattr(random, "earlier", None)
-    monkeypatch.setattr(random, "next_draw", lambda: (2**63 + 11, 3))
+    monkeypatch.setattr(counter, "earlier", None)
+    monkeypatch.setattr(counter, "next_draw", lambda: (2**63 + 11, 3))
     (later_y, _, _, later_dv), _ = run_batched(*inputs, dropout_p=0.3)
     np.testing.assert_array_equal(y, later_y)
     np.testing.assert_array_equal(dv, later_dv)

@@ -344,7 +344,8 @@ SOURCES = {
     "dropout.cu": {},
     "embedding.cu": {"CHANNELS": 768, "WIDTH": 8},
     "gelu.cu": {"WIDTH": 8},
-    "layer_norm.cu": {"CHANNELS": 768, "WIDTH": 8},
+    "layer_norm.cu": {"CHANNELS": 768, "WIDTH": 8, "ROW_THREADS": 32},
+    "random_words.cu": {},
     "softmax.cu": {},
     "sum_rows.cu": {"WIDTH": 8},
 }
@@ -364,7 +365,9 @@ def test_kernels_compile_for_cards_from_turing_to_hopper(file, tmp_path):
     )
     assert built.returncode == 0, built.stderr
     assert "warning" not in built.stderr, built.stderr
-    assert set(re.findall(r"(\d+) bytes spill", built.stderr)) == {"0"}  # all variables lie in registers
+    assert set(re.findall(r"(\d+) bytes (?:spill|stack frame)", built.stderr)) == {
+        "0"
+    }  # all variables are in registers
 
 
 def test_every_source_is_compiled_by_a_test():

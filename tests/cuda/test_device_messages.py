@@ -18,7 +18,7 @@ from gpt import GPT, GPTConfig
 from gpt.errors import OutOfMemoryError, memory_advice, run_program
 from gpt.evaluate import evaluate
 from minigrad import cuda_installation
-from minigrad.backend import describe_out_of_memory, memory_use
+from minigrad.memory import describe_out_of_memory, memory_use
 from tests.fakes import cupy as fake_cupy
 from tests.gpt.test_trainer import new_trainer
 
@@ -89,12 +89,12 @@ def test_it_is_examined_once(cupy, monkeypatch):
 def test_no_driver(cupy):
     cupy.cuda.runtime.driverGetVersion = lambda: 0
     cupy.cuda.runtime.getDeviceCount = raising(CUDARuntimeError("cudaErrorInsufficientDriver: …"))
-    assert "needs an NVIDIA driver, which is not there: sudo ubuntu-drivers install" in message()
+    assert "needs an NVIDIA driver, which is not installed: sudo ubuntu-drivers install" in message()
 
 
 def test_an_old_driver(cupy):
     cupy.cuda.runtime.driverGetVersion = lambda: 11040
-    assert "needs an NVIDIA driver for CUDA 12, this one is for CUDA 11.4: sudo ubuntu-drivers install" in message()
+    assert "needs an NVIDIA driver for CUDA 12, but this one is for CUDA 11.4: sudo ubuntu-drivers install" in message()
 
 
 def test_a_driver_older_than_cupy(cupy, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_driver_older_than_cupy(cupy, monkeypatch):
     cupy.cuda.runtime.runtimeGetVersion = lambda: 13000
     cupy.cuda.runtime.driverGetVersion = lambda: 12080
     text = message()
-    assert "the NVIDIA driver, which is for CUDA 12.8, but the one installed is for CUDA 13" in text
+    assert "the NVIDIA driver, which is for CUDA 12.8; the one installed is for CUDA 13" in text
     assert text.endswith(': pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install "cupy-cuda12x[ctk]"')
 
 
@@ -116,7 +116,7 @@ def test_a_card_older_than_cupy(cupy, monkeypatch):
     cupy.cuda.runtime.runtimeGetVersion = cupy.cuda.runtime.driverGetVersion = lambda: 13000
     cupy.cuda.Device = type("Device", (fake_cupy.Device,), {"compute_capability": "61"})
     text = message()
-    assert "wants a GPU of compute capability 7.5 or newer, this one has 6.1" in text
+    assert "needs a GPU of compute capability 7.5 or newer, this one has 6.1" in text
     assert text.endswith('pip install "cupy-cuda12x[ctk]"')
 
 
@@ -147,7 +147,7 @@ def test_no_headers(cupy):
 
 def test_no_cublas(cupy):
     cupy.cuda.get_cublas_handle = raising(ImportError(NOT_FOUND.format("libcublasLt.so.13 or libcublasLt.so.12")))
-    assert message().endswith('does not find cuBLAS, the library of matrix products: pip install "cupy-cuda12x[ctk]"')
+    assert message().endswith('does not find cuBLAS, the library for matrix products: pip install "cupy-cuda12x[ctk]"')
 
 
 def test_what_is_missing_is_of_the_installed_cuda(cupy, monkeypatch):
@@ -160,7 +160,7 @@ def test_what_is_missing_is_of_the_installed_cuda(cupy, monkeypatch):
 def test_headers_of_another_version(cupy):
     cupy.arange = raising(CompileException("cuda_fp16.h(10): error: expected a declaration\n\n1 error detected.\n"))
     text = message()
-    assert "they do not compile (1 error detected.)" in text
+    assert "cannot compile CuPy's kernels (1 error detected.)" in text
     assert text.endswith('pip uninstall -y cupy-cuda12x && pip install "cupy-cuda12x[ctk]"')
 
 
@@ -216,7 +216,7 @@ def test_a_cupy_without_what_it_depends_on(monkeypatch):
 def test_two_cupys(cupy, monkeypatch):
     monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda12x", "cupy-cuda13x"])
     expected = (
-        "needs one CuPy, but cupy-cuda12x and cupy-cuda13x are installed, over each other's files: "
+        "needs one CuPy, but cupy-cuda12x and cupy-cuda13x are installed in the same place: "
         'pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install "cupy-cuda12x[ctk]"'
     )
     cupy.arange = raising(AttributeError("whatever an old file does not know"))
@@ -250,7 +250,7 @@ def test_the_errors_here_have_cupys_names():
     assert real.cuda.runtime.runtimeGetVersion() // 1000 in (12, 13)
     if real.cuda.runtime.driverGetVersion():
         pytest.skip("there is a driver")
-    assert "needs an NVIDIA driver, which is not there" in message()
+    assert "needs an NVIDIA driver, which is not installed" in message()
 
 
 # Out of memory
@@ -259,7 +259,7 @@ def test_the_errors_here_have_cupys_names():
 def test_out_of_memory_on_the_gpu(cupy):
     text = describe_out_of_memory(fake_cupy.OutOfMemoryError(3 * 2**30, 5 * 2**30))
     assert text == (
-        "out of memory on the GPU: 3.00 GiB more were wanted; 5.00 GiB are held by this process; 3.00 GiB are free"
+        "out of memory on the GPU: 3.00 GiB more were requested; 5.00 GiB are held by this process; 3.00 GiB are free"
     )
 
 
@@ -281,7 +281,14 @@ def test_training_says_which_options_take_less(cupy, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "step", full)
     with pytest.raises(OutOfMemoryError) as raised:
         trainer.train()
-    for words in ("1.00 MiB more were wanted", "5.00 GiB", "--batch-size", "--grad-accum", "--checkpoint", "--block"):
+    for words in (
+        "1.00 MiB more were requested",
+        "5.00 GiB",
+        "--batch-size",
+        "--grad-accum",
+        "--checkpoint",
+        "--block",
+    ):
         assert words in str(raised.value)
 
 

@@ -157,7 +157,7 @@ def test_all_kernels_pass(compiled, monkeypatch):
         monkeypatch.undo()
     results = {message["unit"]: message["failure"] for message in messages if "unit" in message}
     assert {unit: failure for unit, failure in results.items() if failure} == {}
-    assert len(results) == 41
+    assert len(results) == 42
     assert messages[-1] == {"finished": True}
 
 
@@ -286,6 +286,21 @@ def test_dropout_has_to_drop(monkeypatch, kernel, message):
     if kernel is KeepsAll:
         with pytest.raises(check.Failure, match=r"it kept 1\.000 of 3200 elements; expected 0\.800"):
             check.reference(subject, case, check.run(subject, case)[0])
+
+
+@pytest.mark.parametrize("breaks", ["writes nothing", "writes zeros", "fails"])
+def test_random_words_that_are_wrong(monkeypatch, breaks):
+    def broken(kernel, grid, threads, arguments, shared_bytes):
+        if breaks == "fails":
+            raise RuntimeError("no such instruction")
+        if breaks == "writes zeros":
+            arguments[-1][...] = 0
+
+    fake_cupy.install(monkeypatch)
+    monkeypatch.setattr(launch, "emulate", broken)
+    (subject,) = (subject for subject in cases.SUBJECTS.values() if subject.name == "RandomWords")
+    with pytest.raises((check.Failure, RuntimeError), match=r"is off by .* allowed are 0|two runs|no such instruction"):
+        check.largest_error(subject, "uint32", [()])
 
 
 def test_every_text_that_runs_has_been_checked(monkeypatch):

@@ -602,9 +602,9 @@ def test_writing_to_a_tensor_that_wants_gradients_needs_no_grad():
 
 def test_writing_a_tensor_that_wants_gradients_into_one_that_does_not_needs_no_grad():
     w, sums = leaf([1.0, 2.0]), mg.Tensor(np.zeros(2))
-    with pytest.raises(mg.AutogradError, match="one that does into another"):
+    with pytest.raises(mg.AutogradError, match="or the value written to it, requires gradients"):
         sums[0] += (w * w).sum()
-    with pytest.raises(mg.AutogradError, match="one that does into another"):
+    with pytest.raises(mg.AutogradError, match="or the value written to it, requires gradients"):
         sums[:] = [0.0, (w * w).sum()]
     with mg.no_grad():
         sums[0] += (w * w).sum()
@@ -664,7 +664,7 @@ def test_what_runs_later_cannot_be_decorated(mode):
         return 1
 
     for function in (numbers, number):
-        with pytest.raises(TypeError, match=f"put `with {mode.__name__}\\(\\):` into it"):
+        with pytest.raises(TypeError, match=f"put `with {mode.__name__}\\(\\):` inside it"):
             mode()(function)
 
 
@@ -866,7 +866,7 @@ def test_leaves_can_be_copied_and_pickled_and_for_what_operations_made_it_is_sai
     model = nn.Linear(2, 1)
     model.seen = model(x.astype("float32"))
     for what in x * x, model:
-        with pytest.raises(TypeError, match=r"the tape cannot be copied or pickled.*detach\(\) it first"):
+        with pytest.raises(TypeError, match=r"the tape cannot be copied or pickled.*detach\(\) the tensor first"):
             again(what)
 
 
@@ -890,12 +890,12 @@ def test_results_of_integer_dtype_are_not_recorded():
 
 
 def test_backward_from_several_elements_needs_a_gradient():
-    with pytest.raises(mg.AutogradError, match=r"only a scalar can do without grad; this is \(2,\)"):
+    with pytest.raises(mg.AutogradError, match=r"grad can be left out only for a scalar; this tensor has shape \(2,\)"):
         (leaf([1.0, 2.0]) * 2).backward()
 
 
 def test_backward_with_a_gradient_of_another_shape():
-    with pytest.raises(ValueError, match=r"grad has shape \(3,\); expected \(2,\)"):
+    with pytest.raises(ValueError, match=r"expected a grad of shape \(2,\), the shape of the tensor, got \(3,\)"):
         (leaf([1.0, 2.0]) * 2).backward(np.ones(3))
 
 

@@ -316,7 +316,7 @@ def test_a_daemonic_process_is_not_copied(monkeypatch):
     model = net()
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     assert not can_share()
-    with pytest.raises(ValueError, match="DataParallel: this process cannot be copied; take processes=1"):
+    with pytest.raises(ValueError, match="DataParallel: this process cannot be forked; use processes=1"):
         DataParallel(model, model.loss, 2)
     monkeypatch.undo()
     assert can_share()
@@ -324,10 +324,10 @@ def test_a_daemonic_process_is_not_copied(monkeypatch):
 
 def test_bad_input():
     model = net()
-    with pytest.raises(ValueError, match="processes is 0"):
+    with pytest.raises(ValueError, match="expected at least 1 process, got 0"):
         DataParallel(model, model.loss, 0)
-    with pytest.raises(ValueError, match=r"one number of rows, got \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"one number of rows, at least 1, got \[4, 5\]"):
         DataParallel(model, model.loss, 2)(batch(4)[0], batch(5)[1])
     for processes in (1, 2):
-        with pytest.raises(ValueError, match=r"DataParallel: expected arrays with rows, .* got \[0\]"):
+        with pytest.raises(ValueError, match=r"DataParallel: expected arrays with one number of rows, .* got \[0\]"):
             DataParallel(model, model.loss, processes)(*batch(0))

@@ -45,6 +45,15 @@ def test_a_state_is_a_snapshot():
     assert json.dumps(state) == text != json.dumps(random.get_state())
 
 
+def test_processes_get_seeds_of_their_own_and_nothing_is_drawn_for_them():
+    mg.manual_seed(3)
+    state = random.get_state()
+    assert [random.derived_seed(number) for number in (1, 2)] == [4354850009587027692, 11683363136105320728]
+    assert random.get_state() == state
+    draw_some()
+    assert random.derived_seed(1) != 4354850009587027692
+
+
 def test_dropout_draws_from_the_seed():
     masks = []
     for _ in range(2):

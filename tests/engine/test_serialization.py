@@ -163,7 +163,7 @@ def test_numbers_that_tensors_do_not_hold_are_refused_by_the_name_of_their_dtype
 
 def test_the_name_under_which_the_format_keeps_its_text_is_no_tensors(file):
     mg.save({"x": np.zeros(1)}, file)
-    with pytest.raises(ValueError, match='save: no tensor can be called "__metadata__"'):
+    with pytest.raises(ValueError, match='save: no tensor can be named "__metadata__"'):
         mg.save({"__metadata__": np.zeros(1)}, file)
     assert list(mg.load(file)) == ["x"]
 

@@ -1,6 +1,7 @@
 """A cuBLASLt for NumPy arrays: it understands the descriptors and computes the products, as cuBLAS documents them.
 
 Everything is column-major, as there, so that what minigrad says about rows, columns, strides and transposes is checked.
+Where cuBLASLt has a choice that costs digits, this one makes the worst that its caller allows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from minigrad.kernels.cuda import cublaslt
 
+ALL_REDUCTIONS = 7  # what is allowed unless a preference says otherwise
 DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8"), 2: np.dtype("f2"), 14: np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -65,6 +67,10 @@ class Twin:
 
     def cublasLtMatmulAlgoGetHeuristic(self, handle, operation, a, b, c, d, preference, wanted, best, found) -> int:
         self.preferred = self.things[preference.value]
+        how = self.things[operation.value]
+        bias = how.get(cublaslt.BIAS_POINTER) or 0
+        assert bias or how[cublaslt.EPILOGUE] != cublaslt.EPILOGUE_BIAS, "a null bias sets no alignment"
+        best._obj.algorithm[:2] = self.preferred.get(cublaslt.REDUCTION_SCHEMES, ALL_REDUCTIONS), bias & -bias
         found._obj.value = 1
         return 0
 
@@ -91,11 +97,18 @@ class Twin:
             x.swapaxes(1, 2) if how[transposed] else x
             for x, transposed in ((first, cublaslt.TRANSPOSE_A), (second, cublaslt.TRANSPOSE_B))
         )
-        value = alpha._obj.value * np.matmul(first.astype(wide), second.astype(wide))
+        reductions, bias_alignment = rest[0]._obj.algorithm[:2]
+        partial = result.dtype if reductions & ~cublaslt.REDUCTION_IN_COMPUTE_TYPE else wide
+        half = first.shape[2] // 2  # it splits the sums, and keeps partial sums with as few digits as it may
+        value = alpha._obj.value * sum(
+            np.matmul(first[..., part].astype(wide), second[:, part].astype(wide)).astype(partial).astype(wide)
+            for part in (slice(half), slice(half, None))
+        )
         if beta._obj.value:
             value += beta._obj.value * self._read(c_layout, c).astype(wide)
         if how[cublaslt.EPILOGUE] == cublaslt.EPILOGUE_BIAS:  # one number for each row of d
             rows, dtype = result.shape[1], result.dtype
+            assert how[cublaslt.BIAS_POINTER] % bias_alignment == 0, "the algorithm was chosen for another alignment"
             memory = (ctypes.c_char * (rows * dtype.itemsize)).from_address(how[cublaslt.BIAS_POINTER])
             value += np.frombuffer(memory, dtype).astype(wide)[:, None]
         result[...] = value

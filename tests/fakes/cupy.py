@@ -701,6 +701,8 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
     for operand in (a, b):
         if not isinstance(operand, ndarray):
             raise TypeError(f"Unsupported type {type(operand)}")
+    if max(a.ndim, b.ndim) > 2 and a.size and b.size and "bfloat16" in (str(a.dtype), str(b.dtype)):
+        raise TypeError("CuPy multiplies stacks of bfloat16 matrices as integers, and its kernel does not compile")
     with np.errstate(all="ignore"):
         wide = [_host(x).astype(np.promote_types(x.dtype, "f") if x.dtype.char == "e" else x.dtype) for x in (a, b)]
         product = _array(np.matmul(*wide).astype(np.promote_types(a.dtype, b.dtype), copy=False))

@@ -92,7 +92,7 @@ BAD = {
     "masked_fill by a tensor": (
         lambda: F.masked_fill(f32(3), np.ones(3, bool), f32()),
         TypeError,
-        ["masked_fill", "value takes no gradient", "where"],
+        ["masked_fill", "value gets no gradient", "where"],
     ),
     "rotary at half a place": (lambda: F.rotary(f32(3, 2), offset=0.5), ValueError, ["Rotary", "whole offset", "0.5"]),
     # axes

@@ -329,7 +329,7 @@ def test_every_function_is_in_the_table():
         for name, function in inspect.getmembers(F, inspect.isfunction)
         if function.__module__ == F.__name__ and not name.startswith("_")
     }
-    not_mathematics = {"plain_index", "to"}  # what an index is made of, and moves between devices
+    not_mathematics = {"to"}  # moves between devices
     covered = {case.name for case in CASES}
     assert set(PROMISED) <= covered
     assert public - not_mathematics == covered

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
 from ...backend import address, get_array_module
+from ...random import counter
 from ..split import heads_of_tokens, parts_of_one
 from . import philox
 from .launch import ACCESS_BYTES, Kernel, compute_capability
@@ -96,7 +96,7 @@ def _launch(name: str, tiles: str, ctx: Any, q: Any, k: Any, rows: int, *arrays:
     shared_bytes = shared_rows * (head_size + 8) * q.dtype.itemsize + numbers * 4
     blocks = q.shape[0] * q.shape[1] * -(-rows // block_rows)
     kernel = _kernel(name, q.dtype, head_size, ctx)
-    kernel(blocks, THREADS, *arrays, _size(q, k), ctx.dropout, random.earlier, shared_bytes=shared_bytes)
+    kernel(blocks, THREADS, *arrays, _size(q, k), ctx.dropout, counter.earlier, shared_bytes=shared_bytes)
 
 
 def _kernel(name: str, dtype: Any, head_size: int, ctx: Any) -> Kernel:

@@ -1,4 +1,4 @@
-"""Attention product by product, for what flash attention is not made for. See ops/attention.py for the formulas."""
+"""Attention product by product, where flash attention does not fit. See ops/attention.py for the formulas."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
 from ...backend import get_array_module
+from ...random import counter
+from ..split import are_parts_of_one, parts_of_one
 from . import philox, products
 from .cublaslt import matrix_of, product
 from .launch import SCALARS, WARP, Kernel, compute_capability
@@ -24,12 +25,13 @@ MASK_STRIDES = np.dtype([(axis, np.int64) for axis in ("batch", "head", "row", "
 class BatchedAttention:
     """As ops/attention.py, for stacks of equal leading axes: cuBLASLt's products, and in between one kernel each way.
 
-    Of the size of the scores, (…, T, U), only the weights p are kept, in the dtype of q, k and v; which of them were
+    Of the size of the scores, (…, T, U), only the weights p are saved, in the dtype of q, k and v; which of them were
     dropped is computed again from the number of the draw. While it runs the forward needs as much once more for the
     dropped weights, and for half precision the scores in float32; the backward needs dL/ds and the dropped weights.
 
-    Heads that lie as (B, T, H, D) have no single distance from one to the next, which cuBLASLt asks for, so where
-    B > 1 q, k, v and dL/dy are copied: each is D / U of the size of the scores, which are read and written many times.
+    Heads that lie as (B, T, H, D) have no single distance from one to the next, which cuBLASLt needs, so where B > 1
+    q, k, v and dL/dy are copied: each is D / U of the size of the scores, which are read and written many times.
+    Where q, k and v are parts of one array, their gradients are written to parts of one, each as soon as it is known.
     """
 
     returns_new_arrays = True
@@ -50,6 +52,7 @@ class BatchedAttention:
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool, mask: Any, dropout_p: float) -> Any:
         xp = get_array_module(q)
+        ctx.packed = q.ndim == 4 and are_parts_of_one(q, k, v)
         q, k, v = (_stack(x) for x in (q, k, v))
         ctx.dropout = philox.draw_dropout(dropout_p)
         s = _scores(q, k)
@@ -57,7 +60,7 @@ class BatchedAttention:
         w = xp.empty_like(p) if ctx.dropout["dropped"][0] else None
         _, H, T, U = (1,) * (4 - s.ndim) + s.shape
         ctx.size = np.array([(H, T, U, bool(causal), 1 / math.sqrt(q.shape[-1]))], SCORES)
-        _rows("attention_weights", p, s, ctx.size, *_with_strides(mask, s.shape), ctx.dropout, random.earlier, p, w)
+        _rows("attention_weights", p, s, ctx.size, *_with_strides(mask, s.shape), ctx.dropout, counter.earlier, p, w)
         ctx.save(q, k, v, p)
         return product(p if w is None else w, v, tf32=products.tf32)
 
@@ -68,10 +71,11 @@ class BatchedAttention:
         xp, tf32, g = get_array_module(g), products.tf32, _stack(g)
         w = xp.empty_like(p) if wants_v and ctx.dropout["dropped"][0] else None
         ds = product(g, v.swapaxes(-1, -2), tf32=tf32)  # dL/dw until the kernel has run
-        _rows("attention_weights_backward", p, p, ctx.size, ctx.dropout, random.earlier, ds, w)
-        dq = product(ds, k, tf32=tf32) if wants_q else None
-        dk = product(ds.swapaxes(-1, -2), q, tf32=tf32) if wants_k else None
-        dv = product((p if w is None else w).swapaxes(-1, -2), g, tf32=tf32) if wants_v else None
+        _rows("attention_weights_backward", p, p, ctx.size, ctx.dropout, counter.earlier, ds, w)
+        dq, dk, dv = parts_of_one(q, k, v) if ctx.packed else (None, None, None)
+        dq = _put(product(ds, k, tf32=tf32), dq) if wants_q else None
+        dk = _put(product(ds.swapaxes(-1, -2), q, tf32=tf32), dk) if wants_k else None
+        dv = _put(product((p if w is None else w).swapaxes(-1, -2), g, tf32=tf32), dv) if wants_v else None
         return dq, dk, dv, None, None, None
 
 
@@ -103,7 +107,15 @@ def _with_strides(mask: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     """Can an array of this shape be broadcast to the other one?"""
     pairs = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(n in (1, wanted) for n, wanted in pairs)
+    return len(shape) <= len(to) and all(n in (1, size) for n, size in pairs)
+
+
+def _put(value: Any, into: Any) -> Any:
+    """The value, in the array `into` if there is one."""
+    if into is None:
+        return value
+    into[...] = value
+    return into
 
 
 def _stack(x: Any) -> Any:

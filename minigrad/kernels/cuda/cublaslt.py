@@ -1,10 +1,10 @@
 """Matrix products through cuBLASLt, called by ctypes.
 
-CuPy's own products go through cuBLAS, which turns float16 batches into float32, fails on bfloat16 batches and cannot be
-captured in a CUDA graph. cuBLASLt takes the stream and its workspace as arguments, so it can.
+CuPy's own products go through cuBLAS, which computes float16 batches in float32, fails on bfloat16 batches and cannot
+be captured in a CUDA graph. cuBLASLt takes the stream and its workspace as arguments, so it can be captured.
 
-cuBLASLt thinks in columns: what it calls an (m, n) matrix lies column by column. A row-major (M, N) array is, to it, an
-(N, M) matrix, its transpose. So y = a b is asked for as y^T = b^T a^T: b goes first, and nothing is copied.
+cuBLASLt is column-major: its (m, n) matrix lies column by column. A row-major (M, N) array is to it an (N, M) matrix,
+its transpose. y = a b is therefore computed as y^T = b^T a^T: b is passed first, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .launch import packed
 
 # Numbers from cublasLt.h and library_types.h
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
-COMPUTE = {"float32": 68, "float64": 70, "float16": 68, "bfloat16": 68}  # products of 16-bit numbers add up in float32
+COMPUTE = {"float32": 68, "float64": 70, "float16": 68, "bfloat16": 68}  # half precision is summed in float32
 COMPUTE_TF32 = 77
-TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # of the operation
-BATCH_COUNT, BATCH_STRIDE = 5, 6  # of a matrix
-WORKSPACE_BYTES, ALIGNMENT_A = 1, 5  # of what is preferred; B, C and D follow A
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # attributes of the operation
+BATCH_COUNT, BATCH_STRIDE = 5, 6  # attributes of a matrix
+WORKSPACE_BYTES, REDUCTION_SCHEMES, ALIGNMENT_A = 1, 3, 5  # attributes of a preference; B, C and D follow A
 EPILOGUE_NONE, EPILOGUE_BIAS = 1, 4
+REDUCTION_IN_COMPUTE_TYPE = 2  # a bit of REDUCTION_SCHEMES; other bits allow sums of partial sums in the output's type
 WIDEST_ALIGNMENT = 256
 
 library: Any = None  # cuBLASLt, once it is in use
@@ -65,7 +66,7 @@ class Matrix(NamedTuple):
 
 
 class Product(NamedTuple):
-    """All that decides how a product is computed: products that agree in it share one plan."""
+    """All that decides how a product is computed. Products that agree in it share one plan."""
 
     a: Matrix
     b: Matrix
@@ -73,8 +74,8 @@ class Product(NamedTuple):
     batch: int
     dtype: str
     tf32: bool
-    bias: bool
-    alignments: tuple[int, ...]
+    bias: int  # its alignment, or 0 without one
+    alignments: tuple[int, ...]  # of b, a and y
 
 
 def matrix_of(x: Any) -> Matrix | None:
@@ -105,7 +106,7 @@ def _uniform(shape: tuple[int, ...], strides: list[int]) -> int | None:
 def product(a: Any, b: Any, bias: Any = None, tf32: bool = False) -> Any:
     """y = a @ b + bias: a (…, M, K), b (…, K, N), equal leading axes, bias (N,) or None -> y (…, M, N).
 
-    What cuBLASLt cannot read as it lies is copied first.
+    Sums are computed in float32, or float64. An array whose layout cuBLASLt cannot read is copied first.
     """
     xp = get_array_module(a)
     shape = (*a.shape[:-1], b.shape[-1])
@@ -116,6 +117,7 @@ def product(a: Any, b: Any, bias: Any = None, tf32: bool = False) -> Any:
     a, b = (x if matrix_of(x) else xp.ascontiguousarray(x) for x in (a, b))
     bias = packed(bias)
     places = [address(x) for x in (b, a, y)]  # b comes first
+    bias_place = address(bias)
     matrices: Any = [matrix_of(x) for x in (a, b, y)]
     what = Product(
         a=matrices[0],
@@ -124,10 +126,10 @@ def product(a: Any, b: Any, bias: Any = None, tf32: bool = False) -> Any:
         batch=math.prod(shape[:-2]),
         dtype=str(a.dtype),
         tf32=tf32,
-        bias=bias is not None,
+        bias=math.gcd(bias_place, WIDEST_ALIGNMENT) if bias_place else 0,
         alignments=tuple(math.gcd(place, WIDEST_ALIGNMENT) for place in places),
     )
-    _plan(what, _device()).run(places, address(bias))
+    _plan(what, _device()).run(places, bias_place)
     return y
 
 
@@ -145,14 +147,21 @@ class Plan:
         self._set(lt.cublasLtMatmulDescSetAttribute, self.operation, TRANSPOSE_B, ctypes.c_int32(not what.a.transposed))
         epilogue = EPILOGUE_BIAS if what.bias else EPILOGUE_NONE
         self._set(lt.cublasLtMatmulDescSetAttribute, self.operation, EPILOGUE, ctypes.c_int32(epilogue))
+        self._set_bias(what.bias)  # an address that is aligned as the bias is; `run` sets the true one
         self.layouts = [self._layout(matrix, what) for matrix in (what.b, what.a, what.y)]
         self.alpha, self.beta = number(1), number(0)
-        self.bias, self.handle = what.bias, _handle(device)
+        self.handle = _handle(device)
         self.algorithm = self._choose(what, device)
         self.workspace = _workspace(device)
 
     def _set(self, function: Any, target: Any, attribute: int, value: Any) -> None:
         _check(function(target, attribute, ctypes.byref(value), ctypes.sizeof(value)), attribute)
+
+    def _set_bias(self, place: int) -> None:
+        """Tell cuBLASLt where the bias lies. The heuristic assumes the alignment of this address."""
+        if place:
+            set_attribute = _library().cublasLtMatmulDescSetAttribute
+            self._set(set_attribute, self.operation, BIAS_POINTER, ctypes.c_void_p(place))
 
     def _layout(self, matrix: Matrix, what: Product) -> Any:
         lt, layout = _library(), ctypes.c_void_p()
@@ -165,11 +174,16 @@ class Plan:
         return layout
 
     def _choose(self, what: Product, device: int) -> Algorithm:
-        """The algorithm that cuBLASLt thinks is fastest for matrices of these sizes and alignments."""
+        """The algorithm that cuBLASLt expects to be fastest for matrices of these sizes and alignments.
+
+        Some algorithms split the sums between blocks and add up the partial sums. By default these may be kept in the
+        output's type, 16 bits for half precision; only those that keep them in the compute type are allowed here.
+        """
         lt, preference = _library(), ctypes.c_void_p()
         _check(lt.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)), what)
         set_attribute = lt.cublasLtMatmulPreferenceSetAttribute
         self._set(set_attribute, preference, WORKSPACE_BYTES, ctypes.c_uint64(_workspace_bytes(device)))
+        self._set(set_attribute, preference, REDUCTION_SCHEMES, ctypes.c_uint32(REDUCTION_IN_COMPUTE_TYPE))
         for i, alignment in enumerate((*what.alignments, what.alignments[-1])):  # b, a, y as it was, and y
             self._set(set_attribute, preference, ALIGNMENT_A + i, ctypes.c_uint32(alignment))
         first, second, result = self.layouts
@@ -185,8 +199,7 @@ class Plan:
     def run(self, places: list[int], bias: int) -> None:
         lt = _library()
         first, second, result = map(ctypes.c_void_p, places)
-        if self.bias:
-            self._set(lt.cublasLtMatmulDescSetAttribute, self.operation, BIAS_POINTER, ctypes.c_void_p(bias))
+        self._set_bias(bias)
         a, b, y = self.layouts
         status = lt.cublasLtMatmul(
             *(self.handle, self.operation, ctypes.byref(self.alpha)),

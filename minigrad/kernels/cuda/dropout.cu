@@ -1,4 +1,4 @@
-// Dropout. The reference is Dropout in minigrad/ops/dropout.py, with the random numbers of minigrad/random.py:
+// Dropout. The reference is Dropout in minigrad/ops/dropout.py, with the random numbers of minigrad/random/counter.py:
 //
 //     y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1
 //

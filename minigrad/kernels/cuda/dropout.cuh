@@ -1,4 +1,4 @@
-// Which elements a kernel drops: philox.draw_dropout makes the argument, minigrad/random.py says what random bits are.
+// Which elements a kernel drops. philox.draw_dropout makes the argument; minigrad/random/counter.py has the random bits.
 //
 // Half of a counter is the number of the draw, and a draw belongs to one call of one operation. So no two calls under
 // one seed, whichever kernels they run, share a counter: the other half, the place, is each kernel's own business.

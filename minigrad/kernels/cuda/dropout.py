@@ -1,4 +1,4 @@
-"""Dropout without a mask. See ops/dropout.py for the formula, and random.py for the random numbers."""
+"""Dropout without a mask. See ops/dropout.py for the formula, and random/counter.py for the random numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
 from ...backend import get_array_module
+from ...random import counter
 from . import philox
 from .launch import SCALARS, Kernel, packed
 
@@ -38,5 +38,5 @@ def _drop(x: Any, dropout: Any) -> Any:
     x = packed(x)
     y = get_array_module(x).empty_like(x)
     blocks = -(-x.size // (8 * THREADS))
-    Kernel("dropout.cu", "dropout", x.dtype)(blocks, THREADS, x, np.int64(x.size), dropout, random.earlier, y)
+    Kernel("dropout.cu", "dropout", x.dtype)(blocks, THREADS, x, np.int64(x.size), dropout, counter.earlier, y)
     return y

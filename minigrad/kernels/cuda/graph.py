@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import random
+from ...random import counter
 
 # The kernels without which a training step is no graph: what would run in their place computes on the host, waits for
 # the card, or goes through cuBLAS, which cannot be captured as CuPy calls it
@@ -59,7 +59,7 @@ class Recording:
             array[...] = xp.asarray(constant)
         self.constants.clear()
         self.graph.launch()
-        random.skip_draws(self.draws)
+        counter.skip_draws(self.draws)
         return self.outputs
 
 
@@ -111,7 +111,12 @@ class Captured:
         loss, norm = step(ids, targets)
 
     The arguments are copied to where the graph reads them. What is returned always lies in the same arrays, which the
-    next call overwrites. Work goes to a stream of its own, which waits for the caller's, as the caller's does for it.
+    next call overwrites: copy what is needed for longer. Work goes to a stream of its own, which waits for the
+    caller's, as the caller's does for it. A model can have several graphs, as for its evaluations:
+
+        loss = Captured(lambda ids, targets: model(ids, targets)[1])
+        with mg.no_grad():  # always, and with model.eval()
+            losses = [loss(*batch).data.copy() for batch in batches]
 
     A graph knows only addresses, so its memory comes from a pool that nobody else uses, and parameters and the
     optimizer's arrays have to stay where they are; what the host decided in the capture, such as whether modules are in
@@ -150,7 +155,7 @@ class Captured:
         return result
 
     def _run(self, inputs: tuple[Any, ...]) -> Any:
-        key = (random.current_seed(), *((x.shape, x.dtype) for x in inputs))
+        key = (counter.current_seed(), *((x.shape, x.dtype) for x in inputs))
         if key != self.key:
             self.restart()
             self.key = key
@@ -167,15 +172,15 @@ class Captured:
 
     def _capture(self, inputs: tuple[Any, ...]) -> None:
         xp = importlib.import_module("cupy")
-        recording, first = Recording(), random.draws()
+        recording, first = Recording(), counter.draws()
         with self._memory():
             recording.inputs = tuple(xp.empty_like(x) for x in inputs)
             try:
                 with _capturing(recording, self.stream):
-                    earlier = upload(xp, lambda: np.array([random.draws() - first], np.uint64))
-                    random.earlier = earlier
+                    earlier = upload(xp, lambda: np.array([counter.draws() - first], np.uint64))
+                    counter.earlier = earlier
                     recording.outputs = self.function(*recording.inputs)
-                    recording.draws = random.draws() - first
+                    recording.draws = counter.draws() - first
             except Exception as error:  # whatever it is: the step itself has worked, and goes on working
                 self.failed = True
                 self.forget()
@@ -186,8 +191,8 @@ class Captured:
             else:
                 self.recording = recording
             finally:
-                random.earlier = None
-                random.skip_draws(first - random.draws())
+                counter.earlier = None
+                counter.skip_draws(first - counter.draws())
 
 
 @contextlib.contextmanager
@@ -219,9 +224,9 @@ def _refuse_upload(size: int) -> Any:
 def _device_memory(size: int) -> Any:
     """New memory for the pool of a graph.
 
-    A pool that gets none gives back all that is free in it and asks again. In a capture that would be memory that the
-    graph uses, so there it is told by an error that it does not know. What is free in CuPy's own pool, where evaluation
-    leaves much, this pool does not know of.
+    A pool of CuPy's that gets no memory releases its own free blocks and asks again. In a capture the graph may use
+    those blocks, so the pool is then given an error that it does not handle. Outside of a capture, what is free in
+    CuPy's default pool, of which this one does not know, is released first.
     """
     xp = importlib.import_module("cupy")
     cuda = xp.cuda

@@ -4,23 +4,26 @@
 //     dx = r (g_hat - mean(g_hat) - x_hat mean(g_hat x_hat))    with g_hat = g gamma
 //     dgamma = sum over rows of g x_hat    dbeta = sum over rows of g
 //
-// One warp has one row at a time and keeps it in registers, so memory is read once and written once. Defined before:
-//   CHANNELS    C
-//   WIDTH       elements in an access; CHANNELS is a multiple of it
+// A row lies in the registers of the threads that share it, so memory is read once and written once. Those are a warp, or
+// a whole block where a row is too long for a warp: the backward keeps four arrays of its length. Defined before:
+//   CHANNELS       C
+//   WIDTH          elements in an access; CHANNELS is a multiple of it
+//   ROW_THREADS    threads that share a row: 32, or all of a block
 //
-// What is unrolled lies in registers, however long a row is. The backward has four arrays of a row: too many for that.
-// Lane l has the columns l WIDTH, l WIDTH + 1, … of every stretch of 32 WIDTH columns.
+// Thread t of a row has the columns t WIDTH, t WIDTH + 1, … of every stretch of ROW_THREADS WIDTH columns. All loops over
+// these are unrolled: an array whose indices are not known in advance would lie in memory.
 
-#define STRETCHES ((CHANNELS + 32 * WIDTH - 1) / (32 * WIDTH))
-#define EACH_STRETCH(s, column) \
-    for (int s = 0, column = threadIdx.x % 32 * WIDTH; s < STRETCHES; s++, column += 32 * WIDTH) if (column < CHANNELS)
-#define EACH_STRETCH_UNROLLED(s, column) _Pragma("unroll") EACH_STRETCH(s, column)
+#define STRETCHES ((CHANNELS + ROW_THREADS * WIDTH - 1) / (ROW_THREADS * WIDTH))
+#define EACH_STRETCH(s, column)                                                   \
+    _Pragma("unroll") for (int s = 0, column = threadIdx.x % ROW_THREADS * WIDTH; \
+                           s < STRETCHES; s++, column += ROW_THREADS * WIDTH) if (column < CHANNELS)
 #define FOR_EACH_ELEMENT(i) _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
 
 typedef Pack<scalar, WIDTH> Elements;
 
-__device__ __forceinline__ int first_row() { return blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
-__device__ __forceinline__ int row_step() { return gridDim.x * (blockDim.x / 32); }
+__device__ __forceinline__ int first_row() { return blockIdx.x * (blockDim.x / ROW_THREADS) + threadIdx.x / ROW_THREADS; }
+__device__ __forceinline__ int row_step() { return gridDim.x * (blockDim.x / ROW_THREADS); }
+__device__ __forceinline__ float row_sum(float x) { return ROW_THREADS == 32 ? warp_sum(x) : block_sum(x); }
 
 extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *gamma, const scalar *beta, float eps,
                                               int rows, scalar *y, float *mu, float *r) {
@@ -28,21 +31,21 @@ extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *gam
         const long long start = (long long)row * CHANNELS;
         float own[STRETCHES][WIDTH];
         float total = 0;
-        EACH_STRETCH_UNROLLED(s, column) {
+        EACH_STRETCH(s, column) {
             const Elements loaded = load<WIDTH>(x + start + column);
             FOR_EACH_ELEMENT(i) {
                 own[s][i] = to_float(loaded.values[i]);
                 total += own[s][i];
             }
         }
-        const float mean = warp_sum(total) / CHANNELS;
+        const float mean = row_sum(total) / CHANNELS;
         float squares = 0;
-        EACH_STRETCH_UNROLLED(s, column) FOR_EACH_ELEMENT(i) {
+        EACH_STRETCH(s, column) FOR_EACH_ELEMENT(i) {
             own[s][i] -= mean;
             squares += own[s][i] * own[s][i];
         }
-        const float scale = 1 / sqrtf(warp_sum(squares) / CHANNELS + eps);
-        EACH_STRETCH_UNROLLED(s, column) {
+        const float scale = 1 / sqrtf(row_sum(squares) / CHANNELS + eps);
+        EACH_STRETCH(s, column) {
             Elements result;
             FOR_EACH_ELEMENT(i) {
                 float value = own[s][i] * scale;
@@ -52,7 +55,7 @@ extern "C" __global__ void layer_norm_forward(const scalar *x, const scalar *gam
             }
             store<WIDTH>(y + start + column, result);
         }
-        if (threadIdx.x % 32 == 0) {
+        if (threadIdx.x % ROW_THREADS == 0) {
             mu[row] = mean;
             r[row] = scale;
         }
@@ -80,8 +83,8 @@ extern "C" __global__ void layer_norm_backward(const scalar *g, const scalar *x,
                 projection += g_hat[s][i] * x_hat[s][i];
             }
         }
-        shift = warp_sum(shift) / CHANNELS;
-        projection = warp_sum(projection) / CHANNELS;
+        shift = row_sum(shift) / CHANNELS;
+        projection = row_sum(projection) / CHANNELS;
         EACH_STRETCH(s, column) {
             Elements result;
             FOR_EACH_ELEMENT(i) {
@@ -91,12 +94,12 @@ extern "C" __global__ void layer_norm_backward(const scalar *g, const scalar *x,
         }
     }
 
-    __shared__ float sums[2][CHANNELS];  // the warps add what they have, one after the other
-    for (int warp = 0; warp < blockDim.x / 32; warp++) {
-        if (threadIdx.x / 32 == warp) {
+    __shared__ float sums[2][CHANNELS];  // the rows of the block add what they have, one after the other
+    for (int row = 0; row < blockDim.x / ROW_THREADS; row++) {
+        if (threadIdx.x / ROW_THREADS == row) {
             EACH_STRETCH(s, column) FOR_EACH_ELEMENT(i) {
-                sums[0][column + i] = own_dgamma[s][i] + (warp ? sums[0][column + i] : 0);
-                sums[1][column + i] = own_dbeta[s][i] + (warp ? sums[1][column + i] : 0);
+                sums[0][column + i] = own_dgamma[s][i] + (row ? sums[0][column + i] : 0);
+                sums[1][column + i] = own_dbeta[s][i] + (row ? sums[1][column + i] : 0);
             }
         }
         __syncthreads();

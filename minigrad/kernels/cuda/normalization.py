@@ -1,4 +1,4 @@
-"""Layer normalisation, a warp a row. See ops/normalization.py for the formulas and where they come from."""
+"""Layer normalization. See ops/normalization.py for the formulas and where they come from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from ...backend import get_array_module
 from .launch import SCALARS, WARP, Kernel, multiprocessors, packed, width
 from .sums import add_strips
 
-THREADS = 128  # four warps, so four rows at a time, a block
-LONGEST_ROW = 4096  # a row lies in the registers of 32 threads
+THREADS = 128  # of a block: four rows at a time, or one that is longer than a warp's registers hold
+LONGEST_FOR_A_WARP = 1024
+LONGEST_ROW = THREADS // WARP * LONGEST_FOR_A_WARP
 
 
 class LayerNorm:
-    """As ops/normalization.py, computed in float32; what is kept is x, and mu and r of every row."""
+    """As ops/normalization.py, computed in float32. Saved for backward: x, and mu and r of every row."""
 
     returns_new_arrays = True
 
@@ -33,7 +34,7 @@ class LayerNorm:
         x, gamma, beta = packed(x), packed(gamma), packed(beta)
         rows = x.size // x.shape[-1]
         y, mu, r = xp.empty_like(x), xp.empty(rows, "float32"), xp.empty(rows, "float32")
-        blocks = -(-rows // (THREADS // WARP))
+        blocks = -(-rows // (THREADS // _row_threads(x)))
         kernel = _kernel("layer_norm_forward", x)
         kernel(blocks, THREADS, x, gamma, beta, float(eps), rows, y, mu, r)
         ctx.save(x, gamma, mu, r)
@@ -45,7 +46,7 @@ class LayerNorm:
         _, wants_gamma, wants_beta, _ = ctx.needs_input_grad
         xp = get_array_module(x)
         rows, channels = mu.size, x.shape[-1]
-        blocks = min(-(-rows // (THREADS // WARP)), 2 * multiprocessors())
+        blocks = min(-(-rows // (THREADS // _row_threads(x))), 2 * multiprocessors())
         dx, dgamma, dbeta = xp.empty_like(x), *(xp.empty((blocks, channels), "float32") for _ in range(2))
         kernel = _kernel("layer_norm_backward", x)
         kernel(blocks, THREADS, packed(g), x, gamma, mu, r, rows, dx, dgamma, dbeta)
@@ -59,4 +60,10 @@ class LayerNorm:
 
 def _kernel(name: str, x: Any) -> Kernel:
     channels = x.shape[-1]
-    return Kernel("layer_norm.cu", name, x.dtype, CHANNELS=channels, WIDTH=width(x.dtype, channels))
+    constants = {"CHANNELS": channels, "WIDTH": width(x.dtype, channels), "ROW_THREADS": _row_threads(x)}
+    return Kernel("layer_norm.cu", name, x.dtype, **constants)
+
+
+def _row_threads(x: Any) -> int:
+    """How many threads share a row of x."""
+    return WARP if x.shape[-1] <= LONGEST_FOR_A_WARP else THREADS

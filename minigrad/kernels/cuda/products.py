@@ -16,7 +16,7 @@ tf32 = False  # inside `rounding_to_tf32`
 
 @contextlib.contextmanager
 def rounding_to_tf32(rounding: bool = True) -> Iterator[None]:
-    """Inside this context float32 products may round factors to 10 bits of mantissa, as tensor cores want them."""
+    """Inside this context float32 products may round factors to 10 bits of mantissa: tensor cores multiply these."""
     global tf32
     before, tf32 = tf32, rounding
     try:

@@ -1,7 +1,7 @@
 // Sums over the rows of a matrix: the gradient of a bias, which is added to every row, is sum over rows of g.
 //
-// Many blocks are needed to read a matrix at the memory's speed, and each can only add up some of the rows, a strip. So
-// there are two steps, and no atomics: the order of additions is always the same. Defined before:
+// Reading a matrix at the memory's speed takes many blocks, and each can add up only some of the rows, a strip. So there
+// are two steps and no atomics: the order of additions is always the same. Defined before:
 //   WIDTH    elements in an access; `columns` is a multiple of it
 
 #define WARPS 8
@@ -28,11 +28,19 @@ extern "C" __global__ void sum_strips(const scalar *x, int rows, int columns, fl
     }
 }
 
-// out[c] = sum over the strips of strips[s, c]. One thread a column.
-extern "C" __global__ void add_strips(const float *strips, int number, int columns, scalar *out) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= columns) return;
+// out[c] = sum over the strips of strips[s, c]. `ways` warps of a block, a power of two, share 32 columns: each adds up
+// every ways-th strip, and the first of them adds up the sums. Blocks: columns / (threads in a block / ways).
+extern "C" __global__ void add_strips(const float *strips, int number, int columns, int ways, scalar *out) {
+    __shared__ float sums[32][32];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, share = warp % ways;
+    const int column = (blockIdx.x * (blockDim.x / 32 / ways) + warp / ways) * 32 + lane;
     float total = 0;
-    for (int s = 0; s < number; s++) total += strips[(long long)s * columns + column];
+    if (column < columns) {
+        for (int s = share; s < number; s += ways) total += strips[(long long)s * columns + column];
+    }
+    sums[warp][lane] = total;
+    __syncthreads();
+    if (share || column >= columns) return;
+    for (int other = 1; other < ways; other++) total += sums[warp + other][lane];
     out[column] = to_scalar(total);
 }

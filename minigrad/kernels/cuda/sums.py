@@ -8,6 +8,7 @@ from ...backend import get_array_module
 from .launch import WARP, Kernel, multiprocessors, width
 
 THREADS = 256
+MOST_WAYS = 32  # warps that share a column in add_strips: those of the largest block
 
 
 def sum_rows(x: Any) -> Any:
@@ -22,8 +23,13 @@ def sum_rows(x: Any) -> Any:
 
 
 def add_strips(strips: Any, dtype: Any) -> Any:
-    """The sum over axis 0 of a few rows of float32 (S, C): (C,), of another dtype."""
+    """The sum over axis 0 of some rows of float32 (S, C): (C,), of another dtype."""
     number, columns = strips.shape
+    ways = 1
+    while ways < MOST_WAYS and 4 * ways <= number:  # each warp is left at least two rows to add up
+        ways *= 2
+    threads = max(THREADS, ways * WARP)
     total = get_array_module(strips).empty(columns, dtype)
-    Kernel("sum_rows.cu", "add_strips", dtype, WIDTH=1)(-(-columns // THREADS), THREADS, strips, number, columns, total)
+    kernel = Kernel("sum_rows.cu", "add_strips", dtype, WIDTH=1)
+    kernel(-(-columns // (threads // ways)), threads, strips, number, columns, ways, total)
     return total

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ....random import dropout_threshold
+from ....random import counter, dropout_threshold
 from ... import operation_of
 from ...split import Split
 from .. import (
@@ -30,12 +30,14 @@ from .. import (
     MatMul,
     Softmax,
     optimizer,
+    philox,
 )
 from ..launch import compute_capability
 
 ROWS = 1, 37
 MANY_ROWS = 1200  # more than the blocks of a kernel that goes through rows have at a time
 CHANNELS = 33, 384, 768, 4095
+FLOATS = "float32", "float16", "bfloat16"
 WIDTHS = 34, 36  # of which a thread reads 2 and 4 at once; of CHANNELS it reads 1, 4 and 8
 
 
@@ -78,8 +80,8 @@ class Subject(NamedTuple):
     cases: makes the cases, from `Numbers` and numbers that are compiled into the kernel.
     texts: those numbers that it is checked with before it is used.
     text_of: those that a call needs.
-    half: is it made for 16-bit numbers on tensor cores, and for nothing else?
-    double: is it made for float64, too?
+    types: the dtypes that it is made for.
+    capability: the compute capability that it needs, 80 for 8.0.
     """
 
     kernel: Any
@@ -87,8 +89,8 @@ class Subject(NamedTuple):
     cases: Callable[..., Iterator[Case]]
     texts: tuple[tuple[Any, ...], ...] = ((),)
     text_of: Callable[..., tuple[Any, ...]] = lambda *arguments: ()
-    half: bool = False
-    double: bool = False
+    types: tuple[str, ...] = FLOATS
+    capability: int = 0
 
     @property
     def name(self) -> str:
@@ -96,12 +98,9 @@ class Subject(NamedTuple):
 
     def dtypes(self) -> list[str]:
         """For which dtypes it runs on the GPU at hand."""
-        tensor_cores = compute_capability() >= 80
-        if self.half and not tensor_cores:
-            return []
-        bfloat16 = tensor_cores and importlib.util.find_spec("ml_dtypes") is not None
-        single = [] if self.half else ["float32"]
-        return single + ["float16"] + ["bfloat16"] * bfloat16 + ["float64"] * self.double
+        bfloat16 = compute_capability() >= 80 and importlib.util.find_spec("ml_dtypes") is not None
+        there = compute_capability() >= self.capability
+        return [dtype for dtype in self.types if there and (dtype != "bfloat16" or bfloat16)]
 
 
 def layer_norm(numbers: Numbers, channels: int) -> Iterator[Case]:
@@ -236,6 +235,36 @@ def split(numbers: Numbers) -> Iterator[Case]:
     yield Case((numbers(2, 5, 96), [32, 24, 40], 2), tuple(numbers(2, 5, n) for n in (32, 24, 40)))
 
 
+# Kernels that no operation names, in the form of those that one does
+
+
+class RandomWords:
+    """The words of a draw; arguments: how many, the seed and the number of the draw."""
+
+    @staticmethod
+    def fits(*arguments: Any) -> bool:
+        return True
+
+    @staticmethod
+    def forward(ctx: Any, n: int, seed: int, draw: int) -> Any:
+        return philox.launch_random_words(n, seed, draw)
+
+    @staticmethod
+    def backward(ctx: Any) -> Any:
+        return ()
+
+
+class RandomWordsFormula(RandomWords):
+    @staticmethod
+    def forward(ctx: Any, n: int, seed: int, draw: int) -> Any:
+        return counter.draw_words(n, seed, draw, "cpu")
+
+
+def random_words(numbers: Numbers) -> Iterator[Case]:
+    for n in (1, 3, 1024, 4099):  # the last blocks of four are not full
+        yield Case((n, 0xA409382212345678, 2**32 - 1), ())
+
+
 # The optimizer's kernels change arrays in place. Here they are given copies, which are returned.
 
 
@@ -336,16 +365,18 @@ SUBJECTS: dict[Any, Subject] = dict(
         _of(Embedding, embedding, *((C,) for C in CHANNELS), text_of=lambda ids, weight: weight.shape[-1:]),
         _of(Dropout, dropout),
         _of(Linear, linear),
-        _of(MatMul, matmul, double=True),
+        _of(MatMul, matmul, types=(*FLOATS, "float64")),
         _of(
             FlashAttention,
             flash_attention,
             *((48, False, False), (64, True, False), (64, True, True), (128, True, False)),
             text_of=lambda q, k, v, causal, mask, p: (q.shape[-1], bool(causal), dropout_threshold(p)[0] > 0),
-            half=True,
+            types=("float16", "bfloat16"),
+            capability=80,
         ),
         _of(BatchedAttention, batched_attention),
-        _of(Split, split, double=True),
+        _of(Split, split, types=(*FLOATS, "float64")),
+        (RandomWords, Subject(RandomWords, RandomWordsFormula, random_words, types=("uint32",))),
         (AdamW, Subject(AdamW, AdamWFormula, adamw)),
         (ClipGradNorm, Subject(ClipGradNorm, ClipGradNormFormula, clip_grad_norm)),
     ]

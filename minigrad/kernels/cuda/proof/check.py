@@ -162,6 +162,8 @@ def error_of(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def allowed_error(case: Case, dtype: str) -> float:
+    if dtype not in ROUNDING:  # integers
+        return 0.0
     rounding = ROUNDING_TF32 if case.tf32 else ROUNDING[dtype]
     return case.roundings * rounding + ARITHMETIC["float64" if dtype == "float64" else "float32"]
 

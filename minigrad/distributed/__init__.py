@@ -1,0 +1,11 @@
+"""Data parallelism: several processes share the rows of every batch.
+
+NumPy releases Python's interpreter lock while it computes and takes it again after every call, so two threads that make
+many short calls wait for each other. Two processes do not. On a few cores, a model whose operations take less than some
+milliseconds each trains faster with one process for each core than with threads inside its operations.
+"""
+
+from .data_parallel import DataParallel, can_share
+from .workers import WorkerError
+
+__all__ = ["DataParallel", "WorkerError", "can_share"]
