@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 import minigrad as mg
-from minigrad import kernels, optim
+from minigrad import optim
 from minigrad.distributed import DataParallel, can_share
 from minigrad.serialization import naming, write_atomically
 
@@ -98,8 +98,7 @@ class Trainer:
         top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
         self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.param_groups]
         self.graph: mg.cuda.Captured | None = None  # of a step; with float16 the host decides about every step
-        needed = model.wte.weight.dtype, *mg.cuda.GRAPH_KERNELS
-        if graph and self.scaler is None and self.device != "cpu" and kernels.in_use(self.device, *needed):
+        if graph and self.scaler is None and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
             self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
         self.iteration = 0  # steps done

@@ -439,8 +439,10 @@ def test_bfloat16_is_the_default_where_all_of_its_kernels_have_passed(answered, 
 def test_a_step_is_a_graph_where_the_kernels_that_it_needs_have_passed(answered, tmp_path):
     for but, captured in [((), True), (("GELU float32",), True), (("AdamW float32",), False)]:
         answered(*but)
+        assert mg.cuda.can_capture("cuda:0", "float32") is captured
         assert (new_trainer(tmp_path, dtype="float32").graph is not None) is captured
-    assert set(mg.cuda.GRAPH_KERNELS) <= {subject.name for subject in cases.SUBJECTS.values()}
+    assert not mg.cuda.can_capture("cpu", "float32")
+    assert set(graph.NEEDED) <= {subject.name for subject in cases.SUBJECTS.values()}
 
 
 # Numbers that are compiled into a kernel
