@@ -114,8 +114,8 @@ class replacing(contextlib.ContextDecorator):
 def in_use(device: str = "cpu", dtype: Any = None, *names: str) -> bool:
     """Do kernels run on this device ("cpu", "cuda:0", …)?
 
-    With a dtype: do all of them run for arrays of this dtype? With names too: do these, as `proof.subjects` calls them?
-    On a GPU the first such question checks the kernels, unless they are run unchecked or left out.
+    With a dtype: do all of them run for arrays of this dtype? With names too: do these, "LayerNorm", "AdamW", …?
+    The first question about a GPU checks the kernels there, unless they run unchecked or are left out.
     """
     kind = _kind(device)
     return kind in _in_use or (_checks(kind) and _proof().passed(device, dtype, *names))

@@ -7,6 +7,7 @@ tested, a few lines of Python say what the process that checks would say.
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from minigrad.kernels.cuda.proof import answers, cases, check, run
 from tests.cuda import prove_on_emulator
 from tests.cuda.on_card import new_trainer
 from tests.fakes import cupy as fake_cupy
+from tests.fakes.cublaslt import twin_of_cublaslt
 from tests.fakes.emulator import FOLDER_VARIABLE, needs_compiler
 
 NAME = "A card that is not there"
@@ -301,6 +303,35 @@ def test_random_words_that_are_wrong(monkeypatch, breaks):
     (subject,) = (subject for subject in cases.SUBJECTS.values() if subject.name == "RandomWords")
     with pytest.raises((check.Failure, RuntimeError), match=r"is off by .* allowed are 0|two runs|no such instruction"):
         check.largest_error(subject, "uint32", [()])
+
+
+def test_every_kernel_is_checked(monkeypatch):
+    """Every function of the .cu files is launched, and every kernel of an operation is among the subjects."""
+    fake_cupy.install(monkeypatch)
+    seen = set()
+    monkeypatch.setattr(launch, "emulate", lambda kernel, *_: seen.add((kernel.file, kernel.name)))
+    with twin_of_cublaslt(), np.errstate(all="ignore"):  # nothing is computed, and what memory holds is multiplied
+        for subject in cases.SUBJECTS.values():
+            for text in subject.texts:
+                for case in subject.cases(cases.Numbers(np.dtype(subject.dtypes()[0])), *text):
+                    check.run(subject, case)
+    written = {
+        (path.name, name)
+        for path in launch.FOLDER.glob("*.cu")
+        for name in re.findall(r"__global__ (?:__launch_bounds__\(\w+\) )?void (\w+)\(", path.read_text("utf-8"))
+    }
+    assert seen == written
+    named = {kernel for operation in all_operations() for kernel in vars(operation).get("kernels", {}).get("cuda", ())}
+    assert named == {kernel for kernel in cases.SUBJECTS if kernel.__module__ != cases.__name__}
+
+
+def all_operations():
+    waiting = [mg.Function]
+    while waiting:
+        operation = waiting.pop()
+        waiting += operation.__subclasses__()
+        if operation.__module__.startswith("minigrad.ops."):
+            yield operation
 
 
 def test_every_text_that_runs_has_been_checked(monkeypatch):
