@@ -1,4 +1,4 @@
-"""What pytest shows for the exercises: one line for each, and no tracebacks."""
+"""What pytest shows for the exercises: one line each, and no tracebacks."""
 
 import os
 import shlex
@@ -8,12 +8,12 @@ import gpt
 
 FOLDER = Path(__file__).parent
 TRAIN = Path(gpt.__file__).parents[1] / "examples" / "train_shakespeare.py"  # FOLDER may be a copy elsewhere
-COLOURS = {"right": "green", "wrong": "red", "not written yet": "yellow"}
+COLORS = {"right": "green", "wrong": "red", "not written yet": "yellow"}
 
 
 def pytest_configure(config):
     paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    if all(path.is_relative_to(FOLDER) for path in paths):  # nothing but exercises: the list below says it all
+    if all(path.is_relative_to(FOLDER) for path in paths):  # only exercises: the list below is enough
         config.option.tbstyle = "no"
         config.option.reportchars = ""
 
@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_sep("=", "exercises")
     for file, name, state, message in graded:
         terminalreporter.write(f"{file:<22}{name:<14}")
-        terminalreporter.write_line(state, **{COLOURS[state]: True})
+        terminalreporter.write_line(state, **{COLORS[state]: True})
         if state == "wrong":
             terminalreporter.write_line(f"    {message}")
     right = sum(state == "right" for _, _, state, _ in graded)
@@ -35,10 +35,10 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def next_step(graded):
-    """What to do now."""
-    for wanted, what in (("wrong", "mend"), ("not written yet", "next is")):
+    """What to do now: the first exercise to fix, else the next one to write, else the command that trains with all."""
+    for pending, what in (("wrong", "fix"), ("not written yet", "next is")):
         for file, _, state, _ in graded:
-            if state == wanted:
+            if state == pending:
                 return f"{what} {file}"
     program, folder = map(os.path.relpath, (TRAIN, FOLDER))  # from where pytest was run
     command = ["python", program, "--preset", "cpu", "--ops", folder, "--max-iters", "100"]

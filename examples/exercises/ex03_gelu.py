@@ -1,4 +1,4 @@
-"""Exercise 3 of 10: GELU, the curve between the two layers of the GPT's MLP."""
+"""Exercise 3 of 10: GELU, the activation function between the two layers of the GPT's MLP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class GELUTanh(mg.Function):
 
         u = c (x + a x^3)    t = tanh(u)    y = x/2 (1 + t)
 
-    Shapes: x, u, t, y and g all the same, any.
+    Shapes: x, u, t, y and g all have the same shape.
 
     Derive the backward.
-      1. x occurs twice in y: as the factor x/2, and inside t. Write dy/dx by the product rule; leave dt/dx as it is.
+      1. x occurs twice in y: as the factor x/2, and inside t. Write dy/dx with the product rule; keep dt/dx for now.
       2. dt/dx = dt/du du/dx. The derivative of tanh can be written with its result: what is dt/du in terms of t alone?
       3. What is du/dx?
-      4. Put the pieces together and multiply by g. If you multiply out du/dx, there are three terms in all.
+      4. Combine the results and multiply by g. If you expand du/dx, there are three terms in all.
     """
 
     @staticmethod

@@ -7,18 +7,18 @@ from minigrad.ops.shape import sum_to  # noqa: F401 - for your backward
 
 
 class MatMul(mg.Function):
-    """y = a @ b: y_mn = sum over k of a_mk b_kn, for each of the matrices in the leading axes, which broadcast.
+    """y = a @ b: y_mn = sum over k of a_mk b_kn, for each of the matrices along the leading axes, which broadcast.
 
     Shapes: a (…, M, K), b (…, K, N), y and g (…, M, N). A 1-D a is one row, a 1-D b one column.
 
     Derive the backward, first for two plain matrices.
       1. In which elements of y does a_mk occur? With which factor in each of them? So dL/da_mk is a sum: over which
-         index, of what?
-      2. That sum is itself a matrix product. Two matrices go in, one of them transposed: which, and in which order?
-         Check it by the shapes: g is (M, N), b is (K, N), and the result has to be (M, K).
-      3. The same for b_kn: the sum, then the product that gives (K, N).
-      4. With leading axes, x.T would reverse all the axes. What exchanges the last two? (Look for swapaxes.)
-      5. If the leading axes of a were broadcast, sum_to(da, a.shape) does what exercise 1 did.
+         index, and of what?
+      2. That sum is itself a product of two matrices, one of them transposed. Which one, and in which order?
+         Check the shapes: g is (M, N), b is (K, N), and the result must be (M, K).
+      3. Do the same for b_kn: the sum, then the product of shape (K, N).
+      4. With leading axes, x.T would reverse all axes. What swaps only the last two? (Look for swapaxes.)
+      5. If the leading axes of a were broadcast, sum_to(da, a.shape) sums over them, as in exercise 1.
     """
 
     @staticmethod
@@ -31,8 +31,8 @@ class MatMul(mg.Function):
         ctx.save(rows, columns)
         ctx.shapes = a.shape, b.shape, y.shape
         if a.ndim == 1:
-            y = y.squeeze(-2)  # a row times a matrix is a row,
-        return y.squeeze(-1) if b.ndim == 1 else y  # and a matrix times a column a column, without their second axis
+            y = y.squeeze(-2)  # without the axis that was added to a
+        return y.squeeze(-1) if b.ndim == 1 else y  # without the axis that was added to b
 
     @staticmethod
     def backward(ctx, g):

@@ -10,14 +10,14 @@ class Linear(mg.Function):
 
     Shapes: x (…, I), W (O, I), b (O,) or None, y and g (…, O). In the GPT x is (B, T, I): B T rows.
 
-    Derive the backward. Call the rows x_n, from 1 to N, so that x is (N, I), y and g are (N, O).
+    Derive the backward. Number the rows x_n from 1 to N, so that x is (N, I), and y and g are (N, O).
       1. In which elements of y does x_ni occur, and with which factor? Write dL/dx_ni as a sum, and the sum as a matrix
-         product of g and W that is (N, I). Does it need a transposition?
-      2. W_oi is used once by every row: y_no contains x_ni W_oi for all n. Write dL/dW_oi as a sum over n, and the sum
-         as a matrix product of g and x that is (O, I).
+         product of g and W with the shape (N, I). Does it need a transpose?
+      2. Every row uses W_oi once: y_no contains x_ni W_oi for all n. Write dL/dW_oi as a sum over n, and the sum as a
+         matrix product of g and x with the shape (O, I).
       3. b_o is added to every row. What is dL/db_o? (You did this in exercise 1.)
-      4. x.reshape(-1, I) makes rows of all leading axes, and g can be made into rows alike. Only dx needs the axes of x
-         back.
+      4. x.reshape(-1, I) turns all leading axes into rows. Reshape g in the same way. Only dx must get the shape of x
+         again.
     """
 
     @staticmethod
@@ -29,5 +29,5 @@ class Linear(mg.Function):
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved
-        # return dL/dx, dL/dW, dL/db; without a bias the last one is not looked at
+        # return dL/dx, dL/dW, dL/db; without a bias the last one is ignored
         raise NotImplementedError("not written yet")

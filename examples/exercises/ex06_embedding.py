@@ -1,4 +1,4 @@
-"""Exercise 6 of 10: the embedding, with which the GPT turns tokens into vectors."""
+"""Exercise 6 of 10: the embedding, which turns the GPT's tokens into vectors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from minigrad.ops.embedding import check_ids
 
 
 class Embedding(mg.Function):
-    """y = W[ids]: for every id the row of that number from the table W.
+    """y = W[ids]: for every id, the row of the table W with that number.
 
     Shapes: ids (…) integers, W (V, C), y and g (…, C).
 
-    Derive the backward. Ids are whole numbers and take no gradient; dL/dW is wanted.
+    Derive the backward. Ids are integers and have no gradient. Find dL/dW.
       1. Row v of W is copied to every place where ids == v. With which factor? So what is dL/dW_v, in terms of the rows
-         of g? What is it for a v that no id names?
-      2. Start with an array of zeros like W. Let ids be [2, 0, 2]. What does dW[ids] = g leave in row 2? And
-         dW[ids] += g, for which NumPy reads the three rows, adds, and writes them back? Which of g's rows are lost?
-      3. np.add.at(dW, ids, g) adds one row after the other. (So does a loop, but there are many tokens.)
+         of g? What is it for a v that is not among the ids?
+      2. Start with dW, an array of zeros like W. Let ids be [2, 0, 2]. What is in row 2 after dW[ids] = g? And after
+         dW[ids] += g, for which NumPy reads the three rows, adds g, and writes them back? Which rows of g are lost?
+      3. np.add.at(dW, ids, g) adds one row after the other. (A loop would too, but slowly: there are many tokens.)
     """
 
     @staticmethod

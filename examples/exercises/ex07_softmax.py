@@ -1,4 +1,4 @@
-"""Exercise 7 of 10: softmax, which makes proportions out of numbers. Attention and cross-entropy both contain it."""
+"""Exercise 7 of 10: softmax, which turns numbers into probabilities. Attention and cross-entropy both contain it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from minigrad.ops.reduce import finite_max
 class Softmax(mg.Function):
     """y_i = e^(x_i) / s, with s = sum over j of e^(x_j), along one axis of x.
 
-    Shapes: x, y and g all the same; `axis` is counted from 0. A row of -inf throughout gives zeros, and no gradient.
+    Shapes: x, y and g have the same shape; `axis` is counted from 0. A row of only -inf gives zeros, and zero gradient.
 
     Derive the backward. Look at one row.
-      1. x_i changes every y_j, as it occurs in s. By the quotient rule: what is dy_j/dx_i for j != i? And dy_i/dx_i?
-         Write both with y alone, without e or s.
-      2. With 1[i = j] for "1 if i = j, else 0", both are one formula. Which?
-      3. L depends on x_i through every y_j: dL/dx_i = sum over j of g_j dy_j/dx_i. Put in the formula. There are two
+      1. x_i affects every y_j, since it occurs in s. Use the quotient rule: what is dy_j/dx_i for j != i? And
+         dy_i/dx_i? Write both in terms of y alone, without e or s.
+      2. Write 1[i = j] for "1 if i = j, else 0". Then both are one formula. Which?
+      3. L depends on x_i through every y_j: dL/dx_i = sum over j of g_j dy_j/dx_i. Insert the formula. There are two
          terms, and both contain y_i.
-      4. One of the terms contains a sum that is the same for all i of a row: compute it once, along ctx.axis, and keep
+      4. One of the terms contains a sum that is the same for all i of a row. Compute it once, along ctx.axis, and keep
          the axis (keepdims) so that it broadcasts.
-      5. Adding a constant to a whole row of x leaves y as it is. What does that say about the sum of dL/dx over a row?
+      5. Adding a constant to a whole row of x does not change y. What does that say about the sum of dL/dx over a row?
          Does your formula agree?
     """
 

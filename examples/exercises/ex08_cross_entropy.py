@@ -12,20 +12,20 @@ class CrossEntropy(mg.Function):
 
         loss_n = -sum over j of q_nj ln p_nj        q_nj = 1 at j = target(n), else 0
 
-    so loss_n = -ln p_n,target. (`label_smoothing` takes a share of the target's 1 and gives it to all classes alike.) A
-    row of q always adds up to 1, and as ln p_nj = x_nj - ln s_n with s_n = sum over i of e^(x_ni),
+    so loss_n = -ln p_n,target. (`label_smoothing` takes a share of the target's 1 and divides it equally among all
+    classes.) A row of q always adds up to 1. Since ln p_nj = x_nj - ln s_n with s_n = sum over i of e^(x_ni),
 
         loss_n = ln s_n - sum over j of q_nj x_nj
 
     Shapes: x (…, V), targets (…) integers from 0 to V - 1, or `ignore_index`: such a row has no loss. `reduction`:
-    "mean" over the targets that count, "sum", or "none", which gives one loss for each target.
+    "mean" over the targets that are not ignored, "sum", or "none", which gives one loss for each target.
 
     Derive the backward, starting from the last formula.
-      1. What is d(ln s_n)/dx_nj? You know the quotient: it has a name. And what is the derivative of the other term?
-      2. So what is dloss_n/dx_nj? It should be 0 where the prediction p is just what is wanted, q.
+      1. What is d(ln s_n)/dx_nj? You know this quotient: it has a name. And what is the derivative of the other term?
+      2. So what is dloss_n/dx_nj? It should be 0 where the prediction p equals the target distribution q.
       3. Which g reaches row n? For "none" g has the shape of targets; reshape it to a column (N, 1). For "sum" there is
-         one g for all rows. For "mean" there is too, and each loss was divided by ctx.n.
-      4. Rows that do not count get no gradient, whatever p is there. `counted` is False in them.
+         one g for all rows. For "mean" there is one g too, and each loss was divided by ctx.n.
+      4. Ignored rows get a gradient of 0, whatever p is there. `counted` is False for them.
     """
 
     @staticmethod
@@ -34,7 +34,7 @@ class CrossEntropy(mg.Function):
         V = x.shape[-1]
         rows, flat = x.reshape(targets.size, V), targets.reshape(-1)  # (N, V), (N,)
         counted = flat != ignore_index
-        flat = xp.where(counted, flat, 0)  # any class will do where nothing is to be predicted
+        flat = xp.where(counted, flat, 0)  # any class will do for an ignored target
         check_ids("targets", flat, V)
 
         rows = rows - finite_max(rows, axis=-1)  # changes neither p nor the loss, and nothing overflows
@@ -44,7 +44,7 @@ class CrossEntropy(mg.Function):
         p = e / s  # (N, V)
         q = xp.full(p.shape, label_smoothing / V, x.dtype)
         q[xp.arange(len(flat)), flat] += 1 - label_smoothing
-        losses = xp.log(s[:, 0]) - (q * xp.where(q > 0, rows, 0)).sum(axis=-1)  # `where`, as 0 times -inf is NaN
+        losses = xp.log(s[:, 0]) - (q * xp.where(q > 0, rows, 0)).sum(axis=-1)  # `where`: 0 times -inf is NaN
         losses = xp.where(counted, losses, 0)  # (N,)
 
         ctx.save(p, q, counted)

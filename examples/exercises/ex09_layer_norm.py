@@ -1,4 +1,4 @@
-"""Exercise 9 of 10: layer normalization, before every part of the GPT."""
+"""Exercise 9 of 10: layer normalization, which comes before every attention and every MLP of the GPT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def row_mean(x):
 
 
 class LayerNorm(mg.Function):
-    """Every row of x is shifted to mean 0 and scaled to variance 1, then scaled and shifted as the network has learned:
+    """Every row of x is shifted to mean 0 and scaled to variance 1, then scaled and shifted by learned parameters:
 
         mu = mean(x)    var = mean((x - mu)^2)    r = 1/sqrt(var + eps)    x_hat = (x - mu) r    y = gamma x_hat + beta
 
@@ -20,16 +20,16 @@ class LayerNorm(mg.Function):
     Derive the backward.
       1. beta and gamma are the same for all rows, as the bias in exercise 5: what are dL/dbeta and dL/dgamma?
       2. What is g_hat = dL/dx_hat?
-      3. Within a row, n = C, x_j reaches x_hat_i = (x_i - mu) r by three ways. Take them one at a time, as if the rest
-         were constant:
-           directly: what is dx_hat_i/dx_j for i = j? What does this way bring to dL/dx_j?
-           through mu: dmu/dx_j = 1/n. What is dx_hat_i/dmu? Add up g_hat_i dx_hat_i/dmu over i, times 1/n: that is a
-           mean of something.
-           through var: dvar/dx_j = 2 (x_j - mu)/n (why does mu bring nothing here?) and dr/dvar = -r^3/2. What is
-           dx_hat_i/dr? Add up over i again. Write (x - mu) as x_hat / r, and there is a second mean of something.
+      3. Within a row of n = C elements, x_j affects x_hat_i = (x_i - mu) r in three ways. Take them one at a time, and
+         treat the rest as constant:
+           directly: what is dx_hat_i/dx_j for i = j? What does this contribute to dL/dx_j?
+           through mu: dmu/dx_j = 1/n. What is dx_hat_i/dmu? Sum g_hat_i dx_hat_i/dmu over i and multiply by 1/n: this
+           is a mean of something.
+           through var: dvar/dx_j = 2 (x_j - mu)/n (why does mu contribute nothing here?) and dr/dvar = -r^3/2. What is
+           dx_hat_i/dr? Sum over i again. Write (x - mu) as x_hat / r to find a second mean of something.
       4. dL/dx is the sum of the three. All contain the factor r.
-      5. Shifting a row of x leaves y as it is, and so does scaling it around its mean (but for eps). So over a row the
-         sum of dL/dx is 0, and so is the sum of dL/dx times x_hat (but for eps). Does your formula agree?
+      5. Shifting a row of x does not change y, and neither does scaling it around its mean (except for eps). So the sum
+         of dL/dx over a row is 0, and so is the sum of dL/dx times x_hat (except for eps). Does your formula agree?
     """
 
     @staticmethod
@@ -48,5 +48,5 @@ class LayerNorm(mg.Function):
     @staticmethod
     def backward(ctx, g):
         x_hat, r, gamma = ctx.saved
-        # return dL/dx, dL/dgamma, dL/dbeta, None; those of a gamma or beta that is None are not looked at
+        # return dL/dx, dL/dgamma, dL/dbeta, None; where gamma or beta is None, its gradient is ignored
         raise NotImplementedError("not written yet")

@@ -11,23 +11,23 @@ from minigrad.ops.softmax import softmax
 
 
 class Attention(mg.Function):
-    """Every query looks at all keys and takes the values in proportion (Vaswani et al., 2017).
+    """Every query is compared with all keys and takes a weighted average of the values (Vaswani et al., 2017).
 
-        S = q k^T / sqrt(D)        scores, (…, T, U); -inf where query t may not see key u
+        S = q k^T / sqrt(D)        scores, (…, T, U); -inf where query t may not attend to key u
         P = softmax(S)             over the keys
         A = drop(P)                P times 0 or 1/(1 - p), drawn at random; A = P without dropout
         y = A v
 
     Shapes: q (…, T, D); k (…, U, D); v (…, U, E); y and g (…, T, E); leading axes, such as batch and heads, broadcast.
-    `causal`: query t sees the keys up to t + U - T. `mask`: boolean, true where a query may look.
+    `causal`: query t attends to the keys up to t + U - T. `mask`: boolean, true where a query may attend to a key.
 
     Derive the backward, from the last line to the first, with dX for dL/dX.
       1. y = A v is a matrix product: exercise 4. What are dA and dv?
-      2. drop multiplies every element by a constant, and drop(x, ctx.dropout) multiplies x by the same ones. So what is
-         dP, given dA?
+      2. drop multiplies every element by a constant, and drop(x, ctx.dropout) multiplies x by the same constants. So
+         what is dP, given dA?
       3. P = softmax(S) along the last axis: exercise 7. What is dS, given dP and P?
-      4. Where S was set to -inf, P is 0. So what is dS there? Does the backward have to know of the mask at all?
-      5. S = q k^T / sqrt(D) is a product again. What are dq and dk? Do not lose the constant, ctx.scale = 1 / sqrt(D).
+      4. Where S was set to -inf, P is 0. So what is dS there? Does the backward need the mask at all?
+      5. S = q k^T / sqrt(D) is a product again. What are dq and dk? Do not forget ctx.scale = 1 / sqrt(D).
       6. Leading axes that were broadcast: sum_to, as in exercise 4.
     """
 

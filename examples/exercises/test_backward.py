@@ -1,6 +1,6 @@
-"""`python -m pytest examples/exercises` tells which of your backward passes are right, and what is wrong with others.
+"""`python -m pytest examples/exercises` shows which of your backward passes are right, and what is wrong with others.
 
-`-k LayerNorm` asks for one of them. What each is checked on is in grading/exercises.py, together with the answers.
+`-k LayerNorm` checks only that one. The cases to check are in grading/exercises.py, together with the answers.
 """
 
 from pathlib import Path

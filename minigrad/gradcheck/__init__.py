@@ -1,12 +1,12 @@
-"""Is a backward pass right? Compare it with finite differences, which know nothing but the forward.
+"""Is a backward pass right? Compare it with finite differences, which use only the forward.
 
-For a function f and a random direction u of its output, L = sum(u f(x)) is a number. Its derivative by an element
-x_i is
+For a function f and a random direction u, of the shape of its output, L = sum(u f(x)) is a number. Its derivative with
+respect to an element x_i is
 
     (L(x_i + eps) - L(x_i - eps)) / (2 eps)         with an error of order eps^2
 
-and must equal what backward(u) leaves in x.grad. The direction is random because all ones would prove too little: under
-it, for example, the gradient of softmax is zero, and a wrong sign or factor in front of it would not show.
+It must equal what backward(u) leaves in x.grad. The direction is random because all ones would prove too little: with
+ones the gradient of softmax, for example, is zero, and a wrong sign or factor would not show.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def gradcheck(
     rtol: float = 1e-5,
     seed: int = 0,
 ) -> bool:
-    """Check the gradient of `fn` by every element of every floating input. True, or raises `GradcheckError`.
+    """Check the gradient of `fn` for every element of every floating input. Returns True or raises `GradcheckError`.
 
-    fn: takes as many tensors as there are inputs, and returns a tensor or several. It must compute the same every
-        time: set the seed inside it if it draws random numbers.
-    inputs: a tensor, an array, or a sequence of them. Floating ones are checked, in float64 copies; others are passed
-        on as they are.
+    fn: takes one argument for each input and returns a tensor or several. It must compute the same result every time:
+        set the seed inside it if it draws random numbers.
+    inputs: a tensor, an array, or a sequence of them. Floating inputs are checked, as float64 copies; others are passed
+        on unchanged.
     atol, rtol: two gradients agree where |analytic - numeric| <= atol + rtol |numeric|.
     """
     largest_error(fn, inputs, eps, atol, rtol, seed)
@@ -53,7 +53,7 @@ def largest_error(
     rtol: float = 1e-5,
     seed: int = 0,
 ) -> float:
-    """As `gradcheck`, but returns the largest |analytic - numeric| / max(1, |numeric|) found."""
+    """Like `gradcheck`, but returns the largest |analytic - numeric| / max(1, |numeric|)."""
     checked, u, loss = _prepare(fn, inputs, seed)
     _backward(fn, checked, u)
     worst = 0.0
@@ -88,10 +88,10 @@ def gradcheck_directional(
     rtol: float = 1e-5,
     seed: int = 0,
 ) -> bool:
-    """Check the gradient along one random direction d in all floating inputs at once: two forwards, whatever the size.
+    """Check the gradient along one random direction d of all floating inputs at once, with two forwards at any size.
 
-    sum of d x.grad must equal (L(x + eps d) - L(x - eps d)) / (2 eps). Raises `GradcheckError`. For tensors that are
-    given with dtype float64 and requires_grad, such as a model's parameters, fn may also use them directly.
+    The sum of d x.grad must equal (L(x + eps d) - L(x - eps d)) / (2 eps). Returns True or raises `GradcheckError`.
+    float64 tensors that require gradients, such as a model's parameters, are not copied: fn may also use them directly.
     """
     checked, u, loss = _prepare(fn, inputs, seed, copy=False)
     _backward(fn, checked, u)
@@ -109,14 +109,14 @@ def gradcheck_directional(
     loss_at(0)
     analytic = sum(float(np.sum(d * x.grad)) for x, d in zip(xs, directions, strict=True) if x.grad is not None)
     if not abs(analytic - numeric) <= atol + rtol * abs(numeric):
-        raise GradcheckError(f"along a random direction backward gives {analytic}, finite differences give {numeric}")
+        raise GradcheckError(f"along a random direction, backward gives {analytic}, finite differences give {numeric}")
     return True
 
 
 def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) -> tuple[list[Any], list[Any], Any]:
-    """The inputs in float64, a random direction u for each output, and the number L as a function of the inputs.
+    """The inputs in float64, a random direction u for each output, and a function that computes the number L.
 
-    Refuses inputs none of which is floating, and a function that changes its inputs.
+    Raises if no input is floating, and if the function changes an input.
     """
     given: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     checked: list[Any] = []
@@ -127,13 +127,13 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
         elif not copy and isinstance(x, Tensor) and x.requires_grad and x.dtype == np.float64:
             x.zero_grad()
             checked.append(x)
-        else:  # a copy with the strides of the original, so that awkward layouts are checked as they are
+        else:  # a copy with the strides of the original, so that unusual memory layouts are checked too
             copied: Any = np.empty_like(array, np.float64) if copy else array.astype(np.float64)
             copied[...] = array
             checked.append(Tensor(copied, requires_grad=True))
     if not any(isinstance(x, Tensor) and x.requires_grad for x in checked):
         raise ValueError(
-            f"gradcheck: expected inputs of which at least one is floating, since only these have gradients; "
+            f"gradcheck: expected at least one floating input, since only floating inputs have gradients; "
             f"got {', '.join(map(describe, given)) or 'none'}"
         )
     rng = np.random.default_rng(seed)
@@ -152,14 +152,14 @@ def _prepare(fn: Callable[..., Any], inputs: Any, seed: int, copy: bool = True) 
 
 
 def _backward(fn: Callable[..., Any], checked: list[Any], u: list[Any]) -> None:
-    """Run forward and backward once; refuse gradients of another shape or dtype than their inputs."""
+    """Run forward and backward once. Raises if a gradient and its input differ in shape or dtype."""
     outputs = _outputs(fn(*checked))
     total = sum((y * Tensor(d)).sum() for y, d in zip(outputs, u, strict=True))
     if isinstance(total, Tensor) and total.requires_grad:
         total.backward()
     for i, x in enumerate(checked):
         if isinstance(x, Tensor) and x.grad is not None and (x.grad.shape != x.shape or x.grad.dtype != x.dtype):
-            raise GradcheckError(f"the gradient of input {i} is {x.grad.shape} {x.grad.dtype}, not like the input")
+            raise GradcheckError(f"the gradient of input {i}: expected {describe(x)}, got {describe(x.grad)}")
 
 
 def _outputs(result: Any) -> list[Tensor]:

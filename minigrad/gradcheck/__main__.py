@@ -1,4 +1,4 @@
-"""`python -m minigrad.gradcheck`: check the engine's operations and print a table; exits with 1 if one fails."""
+"""`python -m minigrad.gradcheck`: check the engine's operations and print a table. Exits with status 1 if one fails."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ def main(arguments: Sequence[str] = ()) -> int:
     names = sorted({operation.__name__ for operation in operations()})
     parser = argparse.ArgumentParser(
         prog="python -m minigrad.gradcheck",
-        description="Checks the engine's operations; your own are checked by minigrad.gradcheck(fn, inputs).",
+        description="Check the engine's operations. To check your own, call minigrad.gradcheck(fn, inputs).",
         epilog=f"The operations: {', '.join(names)}",
     )
-    parser.add_argument("operation", nargs="*", help="check these only (default: all)")
-    wanted = set(parser.parse_args(arguments).operation)
-    if unknown := wanted - set(names):
-        parser.error(f"the engine has no operation {', '.join(sorted(unknown))}; it has {', '.join(names)}")
+    parser.add_argument("operation", nargs="*", help="the operations to check (default: all)")
+    chosen = set(parser.parse_args(arguments).operation)
+    if unknown := chosen - set(names):
+        parser.error(
+            f"expected operations of the engine, got {', '.join(sorted(unknown))}; the engine has {', '.join(names)}"
+        )
 
-    failures, missing = [], set(wanted or names)
+    failures, missing = [], set(chosen or names)
     print(f"{'operation':<14} {'case':<22} largest error (float64, against central differences)")
     for case in cases():
-        if wanted and case.operation not in wanted:
+        if chosen and case.operation not in chosen:
             continue
         missing.discard(case.operation)
         try:

@@ -1,6 +1,6 @@
-"""One or more checks for every operation: a function and inputs at which it is smooth.
+"""At least one check for every operation: a function and inputs at which it is smooth.
 
-Finite differences want a function without a kink within eps of the inputs, so `away_from(0, …)` keeps a distance.
+Finite differences need a function without a kink within eps of the inputs, so `away_from(0, …)` keeps a distance.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def cases() -> Iterator[Case]:
     yield Case("Attention", "", attention, qkv)
     yield Case("Attention", "causal", lambda q, k, v: attention(q, k, v, causal=True), qkv)
     mask = rng.random((3, 5)) < 0.5
-    mask[1] = False  # a query that may look nowhere
+    mask[1] = False  # a query that may attend to no key
     yield Case("Attention", "mask", lambda q, k, v: attention(q, k, v, mask=mask), qkv)
     yield Case("Attention", "dropout", seeded(lambda q, k, v: attention(q, k, v, True, dropout_p=0.3)), qkv)
     yield Case("Attention", "shared queries", attention, [normal(3, 4), normal(2, 3, 4), normal(2, 3, 4)])

@@ -1,8 +1,8 @@
-"""How an operation gets fast, never what it means.
+"""Kernels make operations fast; they never define what an operation means.
 
-An operation in `minigrad/ops` is right by itself. A kernel is a class with the same two functions, `forward(ctx, …)`
-and `backward(ctx, …)`, that gives the same result in less time, and a third, `fits(…)`, that says for which arguments
-it is made. The operation names its kernel in one line above its class:
+An operation in `minigrad/ops` is complete by itself. A kernel is a class with the same two functions, `forward(ctx, …)`
+and `backward(ctx, …)`, that computes the same result in less time. A third function, `fits(…)`, says whether it can
+handle the given arguments. The operation names its kernel in one line above its class:
 
     @accelerated(cpu=cpu.Linear, cuda=cuda.Linear)
     class Linear(Function): …
@@ -28,7 +28,7 @@ _C = TypeVar("_C", bound=type)
 _setting = os.environ.get("MINIGRAD_KERNELS", "")
 if _setting not in ("", "reference", "cuda"):
     raise ValueError(f"MINIGRAD_KERNELS is {_setting!r}; expected reference, cuda, or nothing")
-_contexts: list[using] = []  # those that code is inside of now, the innermost last
+_contexts: list[using] = []  # the contexts that are active now, the innermost last
 _KINDS = {"": frozenset({"cpu"}), "cuda": frozenset({"cpu", "cuda"}), "reference": frozenset()}
 _outside: frozenset[str] = _KINDS[_setting]  # what runs outside of all contexts
 _in_use: frozenset[str] = _outside
@@ -38,7 +38,7 @@ _replacements: Mapping[Any, Any] = {}  # by all of them; never changed, only exc
 
 
 class using(contextlib.ContextDecorator):
-    """Inside this context only the kernels for these kinds of device run, in all threads.
+    """Inside this context, only the kernels for these kinds of device run, in all threads.
 
         with kernels.using("cpu", "cuda"): …
 
@@ -67,32 +67,32 @@ class using(contextlib.ContextDecorator):
 
 
 class reference(using):
-    """Inside this context every operation runs as it is written in `minigrad/ops`, in all threads."""
+    """Inside this context, every operation runs as it is written in `minigrad/ops`, in all threads."""
 
     def __init__(self) -> None:
         super().__init__()
 
 
 class replacing(contextlib.ContextDecorator):
-    """Inside this context other classes run in place of operations, in all threads, wherever these are called.
+    """Inside this context, other classes run instead of operations, in all threads, wherever the operations are called.
 
         with kernels.replacing({LayerNorm: MyLayerNorm}):
             loss = model(ids, targets)[1]       # every layer norm is MyLayerNorm's, forward and backward
 
     A replacement is a class derived from `Function` whose forward takes the operation's arguments, under the same
-    names; TypeError otherwise. The operation's own kernels are not asked. Contexts nest, and the innermost wins.
-    What was recorded inside keeps its replacement: its backward may run outside.
+    names; TypeError otherwise. The operation's own kernels are not used. Contexts nest, and the innermost wins.
+    A call that was recorded inside keeps its replacement: its backward may run outside.
     """
 
     def __init__(self, replacements: Mapping[Any, Any]) -> None:
         for operation, replacement in replacements.items():
-            if not hasattr(replacement, "apply"):  # which all that is derived from Function has
-                raise TypeError(f"{replacement!r} cannot stand for {operation.__name__}: it derives from no Function")
-            wanted, given = (list(inspect.signature(c.forward).parameters) for c in (operation, replacement))
-            if wanted != given:
+            if not hasattr(replacement, "apply"):  # every class derived from Function has it
+                raise TypeError(f"{operation.__name__}: expected a class derived from Function, got {replacement!r}")
+            expected, given = (list(inspect.signature(c.forward).parameters) for c in (operation, replacement))
+            if expected != given:
                 raise TypeError(
-                    f"{replacement.__name__}.forward takes ({', '.join(given)}), but to stand for {operation.__name__} "
-                    f"it has to take ({', '.join(wanted)})"
+                    f"{replacement.__name__}.forward: expected the arguments of {operation.__name__}, "
+                    f"({', '.join(expected)}), got ({', '.join(given)})"
                 )
         self.replacements = dict(replacements)
 

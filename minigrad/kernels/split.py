@@ -1,4 +1,4 @@
-"""Heads side by side in memory, on the CPU and with the kernels of a GPU: splitting and joining them copies nothing."""
+"""Attention heads that share one array, for the kernels of CPU and GPU: splitting and joining them copies nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..backend import address, get_array_module
 
 
 class Split:
-    """As ops/shape.py, but gradients that already lie end to end in one array, as attention's do, are not copied."""
+    """Like ops/shape.py, but gradients that already lie end to end in one array, as attention's do, are not copied."""
 
     returns_new_arrays = False
 
@@ -38,13 +38,13 @@ class Split:
 
 
 def heads_of_tokens(shape: tuple[int, ...], like: Any) -> Any:
-    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that putting the heads together is free."""
+    """An empty (B, H, T, D) array that lies in memory as (B, T, H, D), so that joining the heads copies nothing."""
     B, H, T, D = shape
     return get_array_module(like).empty((B, T, H, D), like.dtype).transpose(0, 2, 1, 3)
 
 
 def are_parts_of_one(*arrays: Any) -> bool:
-    """Are these views of one array? Then `Split` has probably made them."""
+    """True if these are views of one array. Then `Split` has probably made them."""
     return arrays[0].base is not None and all(x.base is arrays[0].base for x in arrays)
 
 

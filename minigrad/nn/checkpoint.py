@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time."""
+"""Activation checkpointing: less memory for more computation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .module import Module
 
 
 class Checkpoint(Function):
-    """y = f(x, …), without what f's operations keep for their backward (Chen et al., 2016).
+    """y = f(x, …), without keeping what f's operations save for their backward (Chen et al., 2016).
 
-    Backward. Only the inputs are kept, beside the parameters, which are there anyway. With them f runs a second time,
-    recorded on a tape of its own, and that tape is walked with g. Random numbers are those of the first run again, so
+    Backward. Only the inputs are kept; the parameters exist anyway. f runs on them a second time and is recorded on a
+    tape of its own. g is then propagated through that tape. The random numbers of the first run are replayed, so
     dropout drops the same elements.
     """
 
@@ -25,7 +25,7 @@ class Checkpoint(Function):
     def forward(ctx, f, inputs, *arrays):
         ctx.f, ctx.inputs = f, inputs
         ctx.random = random.get_state()
-        ctx.save(*arrays)  # the parameters, too, so that a write to them is noticed
+        ctx.save(*arrays)  # also the parameters, so that a write to them is noticed
         with no_grad():
             return f(*inputs).data
 
@@ -37,19 +37,20 @@ class Checkpoint(Function):
         ]
         with random.replay(ctx.random), enable_grad():
             y = ctx.f(*again)
-        y.backward(g)  # gradients of f's parameters arrive in their `grad` here
+        y.backward(g)  # this also adds to the `grad` of f's parameters
         gradients = [x.grad if isinstance(x, Tensor) else None for x in again]
         return (None, None, *gradients, *[None] * (len(ctx.needs_input_grad) - 2 - len(again)))
 
 
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """f(*inputs) for a module (or a function that uses no parameters of its own) whose activations are not kept.
+    """Compute f(*inputs) without keeping the activations of f, a module or a function without parameters of its own.
 
-    The backward computes them a second time: a block's memory shrinks to its inputs, for a third more computation.
-    Dropout is replayed exactly. f takes tensors (and anything else, passed on as it is) and returns one tensor.
+    The backward computes the activations a second time: a block keeps only its inputs, for a third more computation.
+    Dropout is replayed exactly. f takes tensors (and any other arguments, passed on unchanged) and returns one tensor.
+    Raises TypeError for a list of tensors that require gradients.
     """
     if is_recording() and any(any_requires_grad(x) for x in inputs if not isinstance(x, Tensor)):
-        raise TypeError("checkpoint: got a list of tensors that require gradients; give each as an argument of its own")
+        raise TypeError("checkpoint: expected each tensor that requires gradients as its own argument, got a list")
     if not isinstance(f, Module):
         return Checkpoint.apply(f, inputs, *inputs)
     return call_in_scope(f, Checkpoint.apply, (f, inputs, *inputs, *f.parameters()), {})

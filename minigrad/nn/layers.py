@@ -16,7 +16,7 @@ from .module import Module, Parameter
 class Linear(Module):
     """y = x W^T + b: (…, C) -> (…, O), from C in_features to O out_features. weight (O, C), bias (O,).
 
-    Both start uniform within ±1/sqrt(C), as in PyTorch.
+    Both are initialized uniformly within ±1/sqrt(C), as in PyTorch.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -29,7 +29,7 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Row id of a table for every id: integers (…) -> (…, embedding_dim). weight (num, dim) starts normal(0, 1)."""
+    """One row of a table per id: integers (…) -> (…, embedding_dim). weight (num, dim), initialized normal(0, 1)."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         self.weight = Parameter(random.normal((num_embeddings, embedding_dim)))
@@ -39,7 +39,7 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Rows shifted to mean 0 and scaled to variance 1, then times weight (from 1) plus bias (from 0)."""
+    """Shift every row to mean 0, scale it to variance 1, multiply by weight (initially 1), add bias (initially 0)."""
 
     def __init__(self, features: int, bias: bool = True, eps: float = 1e-5) -> None:
         self.weight = Parameter(np.ones(features, np.float32))
@@ -51,7 +51,7 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """Rows divided by their root mean square, then times weight (from 1)."""
+    """Divide every row by its root mean square, then multiply by weight (initially 1)."""
 
     def __init__(self, features: int, eps: float = 1e-5) -> None:
         self.weight = Parameter(np.ones(features, np.float32))
@@ -62,7 +62,7 @@ class RMSNorm(Module):
 
 
 class Dropout(Module):
-    """In training each element is set to 0 with probability p and the rest is divided by 1 - p; else nothing."""
+    """In training, set each element to 0 with probability p and divide the others by 1 - p. Else return x unchanged."""
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0 <= p <= 1:
@@ -74,7 +74,7 @@ class Dropout(Module):
 
 
 class GELU(Module):
-    """x Phi(x); `approximate` is "tanh" (GPT-2's) or "none"."""
+    """x Phi(x). `approximate` is "tanh" (as in GPT-2) or "none" (exact)."""
 
     def __init__(self, approximate: str = "tanh") -> None:
         self.approximate = approximate

@@ -15,7 +15,7 @@ from ..tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A tensor that a module learns: `requires_grad` from the start, and found by `Module.parameters()`."""
+    """A tensor that a module learns. It requires gradients, and `Module.parameters()` finds it."""
 
     __slots__ = ()
 
@@ -26,9 +26,9 @@ class Parameter(Tensor):
 class Module:
     """A layer, or a model made of layers.
 
-    Assigning a `Parameter` or a `Module` to an attribute registers it under the attribute's name; a list of modules
-    goes into a `ModuleList`. Define `forward`; call the module like a function. State of a call, such as a dropout
-    mask, lives on the tape and never on the module, so a module can be used several times in one graph.
+    Define `forward`, and call the module like a function. Assigning a `Parameter` or a `Module` to an attribute
+    registers it under the attribute's name; put a list of modules into a `ModuleList`. The state of a call, such as a
+    dropout mask, lives on the tape and never on the module, so a module can be used several times in one graph.
     """
 
     training = True
@@ -44,7 +44,7 @@ class Module:
         return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module, named "", and all inside it with their dotted names; one that is shared comes once."""
+        """This module, named "", and all modules inside it with their dotted names. A shared module appears once."""
         seen: set[Module] = set()
         for name, module in self._tree(prefix):
             if module not in seen:
@@ -61,7 +61,7 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter with its dotted name; one that is shared under several names comes once, under its first."""
+        """Every parameter with its dotted name. A shared parameter appears once, under its first name."""
         seen: set[Parameter] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
@@ -74,7 +74,7 @@ class Module:
         return (parameter for _, parameter in self.named_parameters())
 
     def num_parameters(self) -> int:
-        """How many numbers the module learns."""
+        """The number of elements in all parameters."""
         return sum(parameter.size for parameter in self.parameters())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -84,8 +84,9 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy values into the parameters, in place.
 
-        All is checked before anything is written: ValueError lists every name that is missing or unexpected, every
-        shape that differs, and all that no tensor can hold. Values are converted to the parameters' dtype and device.
+        Everything is checked before anything is written. ValueError lists every name that is missing or unexpected,
+        every shape that differs, and every value that a tensor cannot hold. Values are converted to the parameters'
+        dtype and device.
         """
         own = dict(self.named_parameters())
         problems = [f"missing {name}" for name in own if name not in state]
@@ -107,18 +108,18 @@ class Module:
             mark_written(parameter.data)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch this module and all inside it to training (dropout on), or with False to evaluation."""
+        """Switch this module and all modules inside it to training mode (dropout on) or, with False, to evaluation."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Switch to evaluation: dropout is off."""
+        """Switch to evaluation mode (dropout off)."""
         return self.train(False)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside this context this module and all inside it are in evaluation, and then in what this one was in."""
+        """Evaluation mode inside this context. Afterwards all modules are in the mode that this one was in before."""
         was_training = self.training
         self.eval()
         try:
@@ -127,7 +128,7 @@ class Module:
             self.train(was_training)
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
-        """Move the parameters to a device and convert them to a floating dtype; gradients are forgotten."""
+        """Move the parameters to a device and convert them to a floating dtype. Gradients are set to None."""
         if dtype is not None and kind_of(as_dtype(dtype)) != "f":
             raise TypeError(f"{type(self).__name__}.to: expected a floating dtype, got {as_dtype(dtype)}")
         for parameter in self.parameters():
@@ -137,7 +138,7 @@ class Module:
         return self
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
@@ -152,7 +153,7 @@ class ModuleList(Module):
     def __init__(self, modules: Any = ()) -> None:
         for i, module in enumerate(modules):
             if not isinstance(module, Module):
-                raise TypeError(f"{type(self).__name__}: expected modules, got {type(module).__name__} at place {i}")
+                raise TypeError(f"{type(self).__name__}: expected modules, got {type(module).__name__} at index {i}")
             setattr(self, str(i), module)
 
     def __len__(self) -> int:

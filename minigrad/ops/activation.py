@@ -1,4 +1,4 @@
-"""Activation functions: each element goes through the same curve, so each gradient is g times the curve's slope."""
+"""Activation functions. Every element passes through the same curve, so its gradient is g times the curve's slope."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tanh(Function):
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x), or e^x / (1 + e^x), the same: with e^-|x| nothing overflows and tiny values stay exact."""
+    """1 / (1 + e^-x) where x >= 0, else the equal e^x / (1 + e^x). e^-|x| never overflows; tiny results stay exact."""
     xp = get_array_module(x)
     e = xp.exp(-abs(x))
     return xp.where(x >= 0, 1, e) / (1 + e)
@@ -133,8 +133,8 @@ class GELUTanh(Function):
 
     Backward. By the product rule, with dt/du = 1 - t^2 and du/dx = c (1 + 3 a x^2),
         dy/dx = (1 + t)/2 + x/2 (1 - t^2) c (1 + 3 a x^2)
-    With h = (1 + t)/2 this is h + 2 x h (1 - h) du/dx, since 1 - t^2 = 4 h (1 - h). The forward has h at hand and
-    computes the slope right away: one array to keep instead of two, and the backward is one multiplication.
+    With h = (1 + t)/2 this is h + 2 x h (1 - h) du/dx, since 1 - t^2 = 4 h (1 - h). The forward has computed h, so it
+    computes the slope too: it saves one array instead of two, and the backward is one multiplication.
     """
 
     c = math.sqrt(2 / math.pi)
@@ -190,20 +190,20 @@ class GELUErf(Function):
 
 @functools.cache
 def _erf_grid():
-    """erf at 0, 1/16, 2/16, … 6, where it has reached 1 to double precision."""
+    """erf at 0, 1/16, 2/16, … 6. At 6 it is 1 in double precision."""
     return np.array([math.erf(i / 16) for i in range(6 * 16 + 1)])
 
 
 def erf(x):
-    """The error function 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x, which NumPy lacks.
+    """The error function: 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x. NumPy does not have it.
 
-    Taylor's series around the nearest multiple p of 1/16, h = |x| - p. The derivatives of erf at p are
-    2/sqrt(pi) e^(-p^2) times the polynomials H_0 = 1, H_1 = -2p, H_(n+1) = -2p H_n - 2n H_(n-1); as |h| <= 1/32, nine
-    terms reach float64's precision. erf is odd, which gives the negative side.
+    It is a Taylor series around p, the multiple of 1/16 nearest to |x|, in h = |x| - p. The derivatives of erf at p are
+    2/sqrt(pi) e^(-p^2) times the polynomials H_0 = 1, H_1 = -2p, H_(n+1) = -2p H_n - 2n H_(n-1). Since |h| <= 1/32,
+    nine terms reach the precision of float64. erf is odd, so the sign of x is the sign of the result.
     """
     xp = get_array_module(x)
     if xp is not np:
-        return importlib.import_module("cupyx.scipy.special").erf(x).astype(x.dtype, copy=False)  # float16 gave float64
+        return importlib.import_module("cupyx.scipy.special").erf(x).astype(x.dtype, copy=False)  # float64 for float16
     magnitude = np.minimum(np.abs(x), 6)
     nearest = np.rint(16 * np.where(np.isnan(magnitude), 0, magnitude)).astype(np.intp)
     p = nearest.astype(x.dtype) / 16

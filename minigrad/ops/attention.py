@@ -17,18 +17,19 @@ from .softmax import softmax, softmax_backward
 @accelerated(cpu=cpu.Attention, cuda=(cuda.FlashAttention, cuda.BatchedAttention))
 @computed_in_single
 class Attention(Function):
-    """Every query looks at all keys and takes the values in proportion (Vaswani et al., 2017).
+    """Every query is compared with all keys and takes a weighted average of the values (Vaswani et al., 2017).
 
         S = q k^T / sqrt(D)        scores, (…, T, U)
         P = softmax(S)             over the keys; where masked, S = -inf and so P = 0
         y = dropout(P) v           (…, T, E)
 
     Shapes: q (…, T, D); k (…, U, D); v (…, U, E), often with E = D; leading axes broadcast. `mask` is boolean, true
-    where a query may look, and broadcasts to (…, T, U). `causal` aligns the last query with the last key: query i sees
-    the keys up to i + U - T, so T new queries can be appended to U - T cached keys. A query that may look nowhere gets
-    y = 0.
+    where a query may attend to a key, and broadcasts to (…, T, U). `causal` aligns the last query with the last key:
+    query i attends to the keys up to i + U - T, so T new queries can follow U - T cached keys. A query that may attend
+    to no key gets y = 0.
 
-    Backward. Each of the three lines is a product or a softmax, undone in turn. With dX for dL/dX,
+    Backward. Each of the three lines is a matrix product or a softmax; each is undone in turn, from the last to the
+    first. With dX for dL/dX,
         dv = dropout(P)^T g                         y is linear in v
         dP = dropout(g v^T)                         and in P; the same elements are dropped
         dS = P (dP - sum over keys of dP P)         softmax's backward

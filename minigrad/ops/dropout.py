@@ -10,7 +10,7 @@ from .precision import computed_in_single
 
 
 def drop(x, dropout):
-    """x m / (1 - p) for a `dropout` that was drawn before, the mask m and the scale 1 / (1 - p); x itself for None."""
+    """x m / (1 - p) with a mask that was drawn before: `dropout` is (m, 1 / (1 - p)), or None to return x itself."""
     if dropout is None:
         return x
     mask, scale = dropout
@@ -24,9 +24,9 @@ def drop(x, dropout):
 class Dropout(Function):
     """y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1 (Srivastava et al., 2014).
 
-    Dividing by 1 - p keeps the expectation: E[y] = x, so nothing has to change when dropout is off.
+    Dividing by 1 - p preserves the expectation, E[y] = x, so nothing else changes when dropout is off.
 
-    Backward. dy/dx = m / (1 - p): what was dropped gets no gradient, the rest is scaled alike.
+    Backward. dy/dx = m / (1 - p): dropped elements get no gradient, and the others are scaled in the same way.
     """
 
     @staticmethod

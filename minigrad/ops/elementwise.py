@@ -1,6 +1,6 @@
-"""Elementwise operations. Two inputs are broadcast against each other as NumPy does; either may be a Python number.
+"""Elementwise operations. Two inputs broadcast by NumPy's rules; either may be a Python number.
 
-Where an input was broadcast, its gradient is summed back to its shape (`sum_to`).
+The gradient of an input that was broadcast is summed back to the shape of that input (`sum_to`).
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ class Power(Function):
         dy/da = b a^(b-1)      and 0 where b = 0, even at a = 0, where a^(b-1) = 1/0 is not finite
         dy/db = a^b ln(a)      since a^b = exp(b ln a)
 
-    For a = 0 the second is 0 where b >= 0 (0^b stays 0 as b moves), although ln(0) is not finite. It is NaN for a < 0,
-    where a^b is not defined around b. Small whole powers are written as products: NumPy's power is many times slower.
+    At a = 0 the second is 0 where b >= 0 (0^b stays 0 as b changes), although ln(0) is not finite. For a < 0 it is NaN,
+    since a^b is not defined for all values near b. Small integer powers are computed as products, because NumPy's power
+    is many times slower.
     """
 
     @staticmethod
@@ -111,13 +112,13 @@ class Power(Function):
             da = sum_to((g * slope).astype(g.dtype, copy=False), shape_of(a))
         if wants_b:
             is_zero = (xp.asarray(a) == 0) & (b >= 0)
-            base = xp.where(is_zero, 1, a).astype(g.dtype, copy=False)  # ln(1) = 0 stands in for 0^b ln(0)
+            base = xp.where(is_zero, 1, a).astype(g.dtype, copy=False)  # ln(1) = 0 replaces 0^b ln(0)
             db = sum_to(g * y * xp.log(base), shape_of(b))
         return da, db
 
 
 def small_power(a, b):
-    """a ** b, as a product when b is the number 0, 1, 2 or 3. Integers to the power of a float become floats."""
+    """a ** b, as a product if b is the number 0, 1, 2 or 3. A float power of an integer array is a float array."""
     if isinstance(b, int) or (isinstance(b, float) and not (is_array(a) and a.dtype.kind in "biu")):
         if b == 0:
             return get_array_module(a).ones_like(a)
@@ -143,7 +144,7 @@ class Negative(Function):
 
 
 class Exp(Function):
-    """y = e^x.    dy/dx = e^x = y: the output is all that backward needs."""
+    """y = e^x.    dy/dx = e^x = y: backward needs only the output."""
 
     @staticmethod
     def forward(ctx, x):
@@ -201,7 +202,7 @@ class Absolute(Function):
 
 
 class Maximum(Function):
-    """y = max(a, b), element by element.    g goes to the larger input; where they are equal each gets half."""
+    """y = max(a, b), element by element.    g goes to the larger input; where both are equal, each gets half."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -215,7 +216,7 @@ class Maximum(Function):
 
 
 class Minimum(Function):
-    """y = min(a, b), element by element.    As `Maximum`, for the smaller input."""
+    """y = min(a, b), element by element.    g goes to the smaller input; where both are equal, each gets half."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -229,7 +230,7 @@ class Minimum(Function):
 
 
 def winner_takes(ctx, g, a, b, a_wins):
-    """The gradients for a and b where a gets g if it wins, half of it at a tie, and b the rest."""
+    """The gradients of a and b: a gets g where it wins and half of g at a tie, b gets the rest."""
     a_share = get_array_module(g).where(a == b, 0.5, a_wins).astype(g.dtype)
     wants_a, wants_b = ctx.needs_input_grad
     da = sum_to(kept_where(a_share > 0, g) * a_share, shape_of(a)) if wants_a else None
@@ -238,7 +239,7 @@ def winner_takes(ctx, g, a, b, a_wins):
 
 
 class Where(Function):
-    """y = a where mask is true, b elsewhere.    Each place of g goes to the input that filled it."""
+    """y = a where mask is true, b elsewhere.    Each element of g goes to the input that its element of y came from."""
 
     @staticmethod
     def forward(ctx, mask, a, b):
@@ -255,7 +256,7 @@ class Where(Function):
 
 @computed_in_single
 class Clip(Function):
-    """y = x, but not below `low` nor above `high` (None: no bound).    dy/dx = 1 within the bounds, 0 outside."""
+    """y = x, limited to the range from `low` to `high` (None: no bound).    dy/dx = 1 within the bounds, 0 outside."""
 
     @staticmethod
     def forward(ctx, x, low, high):

@@ -11,7 +11,7 @@ from .precision import is_half
 
 
 def check_ids(what, ids, size):
-    """Refuse ids outside 0 … size - 1. Arrays on a GPU are not looked at: that would make the host wait for it."""
+    """Raise unless all ids are from 0 to size - 1. Values on a GPU are not checked: the host would have to wait."""
     if ids.dtype.kind not in "iu":
         raise TypeError(f"expected {what} of an integer dtype, not {ids.dtype}")
     if isinstance(ids, np.ndarray) and ids.size and (ids.min() < 0 or ids.max() >= size):
@@ -19,15 +19,15 @@ def check_ids(what, ids, size):
 
 
 def sum_rows(ids, rows, n):
-    """A table (n, C) whose row v is the sum of those of the rows (N, C) whose id, in ids (N,), is v.
+    """Sum rows by id: row v of the result (n, C) is the sum of those rows (N, C) whose id, in ids (N,), is v.
 
-    The rows are sorted by id, which turns each such sum into a sum over one stretch of consecutive rows; the order
-    within a stretch is always the same, so the result is too, bit for bit.
+    The rows are sorted by id, so that the rows of one id are consecutive. Their order is always the same, and so the
+    result is the same bit for bit.
 
-    NumPy has `reduceat` for sums of stretches. CuPy's subtracts running totals of all the rows, which loses digits, and
-    a GPU would have to tell the host where the stretches start. So there every row adds the row before it if that has
-    the same id, then the total that stands two rows before, four, eight, …: in the end the last row of each stretch
-    has the sum of all of it.
+    NumPy sums runs of consecutive rows with `reduceat`. CuPy's version subtracts running totals of all rows, which
+    loses digits, and the GPU would have to tell the host where the runs start. So on a GPU every row adds the row
+    before it if that row has the same id, then the total two rows before it, four, eight, …: in the end the last row
+    of each run holds the sum of the run.
     """
     if is_half(rows):
         return sum_rows(ids, rows.astype("float32"), n).astype(rows.dtype)
@@ -47,13 +47,13 @@ def sum_rows(ids, rows, n):
         rows[distance:] += xp.where(same, rows[:-distance], xp.zeros((), rows.dtype))
         distance *= 2
     names = xp.arange(n)
-    last = xp.searchsorted(ids, names, side="right") - 1  # -1, where the id is not names[v], if there is none before
+    last = xp.searchsorted(ids, names, side="right") - 1  # -1 if no id is that small; ids[-1] is then another id
     return xp.where((ids[last] == names)[:, None], rows[last], table)
 
 
 @accelerated(cuda=cuda.Embedding)
 class Embedding(Function):
-    """y = W[ids]: row `id` of the table W for every id.
+    """y = W[ids]: one row of the table W for every id.
 
     Shapes: ids (…), W (V, C), y (…, C).
 

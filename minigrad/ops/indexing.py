@@ -13,9 +13,9 @@ from .precision import choose, kept_where
 class GetItem(Function):
     """y = x[index], with slices, integers, None, Ellipsis (`...`), integer arrays and boolean arrays, as in NumPy.
 
-    Backward. dx is zero except dx[index], where element i of y adds its g_i. Slices and boolean masks name no place
-    twice, so there the gradient is simply written; an integer array may name a place many times, and that place then
-    receives the sum (writing instead of adding would keep only the last of them).
+    Backward. dx is zero except at dx[index], where each element y_i adds its g_i. Slices and boolean masks select no
+    element twice, so the gradient is simply assigned. An integer array may select an element many times; its gradient
+    is then the sum (assignment would keep only the last term).
     """
 
     @staticmethod
@@ -33,14 +33,14 @@ class GetItem(Function):
             dx[index] = g
         elif xp is np:
             np.add.at(dx, index, g)
-        else:  # CuPy's add.at adds in another order every time
-            places = xp.arange(dx.size).reshape(dx.shape)[index]  # each element's number in x
+        else:  # CuPy's add.at adds in a different order every time
+            places = xp.arange(dx.size).reshape(dx.shape)[index]  # the flat index in x of each element of y
             dx = sum_rows(places.reshape(-1), g.reshape(-1, 1), dx.size).reshape(dx.shape)
         return dx
 
 
 class MaskedFill(Function):
-    """y = value where mask is true, x elsewhere.    Nothing flows back to what was overwritten: dx = 0 there."""
+    """y = value where mask is true, x elsewhere.    An element that was overwritten gets no gradient: dx = 0 there."""
 
     @staticmethod
     def forward(ctx, x, mask, value):

@@ -16,19 +16,20 @@ class CrossEntropy(Function):
 
         loss_n = -sum_j q_nj ln p_nj = ln(sum_j e^(x_nj)) - sum_j q_nj x_nj        as the q_nj of a row add up to 1
 
-    q_n is what is wanted of p_n. Without label smoothing it is 1 at the target, and so loss_n = -ln p_n,target(n). With
-    label smoothing e it gives a share e of that to all V classes alike (Szegedy et al., 2016),
+    q_n is the distribution that p_n should match. Without label smoothing it is 1 at the target, so that
+    loss_n = -ln p_n,target(n). Label smoothing e takes a share e of that 1 and divides it equally among all V classes
+    (Szegedy et al., 2016),
         q_nj = (1 - e) 1[j = target(n)] + e / V
-    and no logit is driven to infinity: the loss is least where p = q.
+    so that no logit is driven to infinity: the loss is smallest where p = q.
 
     Shapes: x (…, V) logits, targets (…) integers from 0 to V - 1, or `ignore_index` where there is nothing to predict.
-    `reduction`: "mean" over the targets that count, "sum", or "none" for one loss a target. The mean of no target is
-    NaN, as there is none. The loss of half-precision logits is float32.
+    `reduction`: "mean" over the targets that are not ignored, "sum", or "none" for one loss per target. The mean is NaN
+    if all targets are ignored. The loss of half-precision logits is float32.
 
     Backward. The first term's derivative is p_j, the second's is q_j:
         dloss_n/dx_nj = p_nj - q_nj
     times g, divided by the number of targets for the mean, and 0 in the rows that are ignored. The gradient of a row
-    adds up to 0: what the target gains the other classes lose.
+    adds up to 0: what the target gains, the other classes lose.
     """
 
     @staticmethod
@@ -44,14 +45,14 @@ class CrossEntropy(Function):
         rows = x.reshape(len(flat), x.shape[-1])  # (N, V)
         rows = rows.astype("float32") if is_half(rows) else rows
         p = rows - finite_max(rows, axis=-1)
-        wanted = p[xp.arange(len(flat)), flat]  # sum_j q_j x_j, without smoothing
+        qx = p[xp.arange(len(flat)), flat]  # sum_j q_j x_j, without smoothing
         if label_smoothing:
-            wanted = (1 - label_smoothing) * wanted + label_smoothing * p.mean(axis=-1)
+            qx = (1 - label_smoothing) * qx + label_smoothing * p.mean(axis=-1)
         xp.exp(p, out=p)
         total = p.sum(axis=-1, keepdims=True)
         total = xp.where(total == 0, 1, total)  # as in softmax: a row of -inf has p = 0
         p /= total
-        losses = xp.where(counted, xp.log(total[:, 0]) - wanted, xp.zeros((), p.dtype))  # (N,)
+        losses = xp.where(counted, xp.log(total[:, 0]) - qx, xp.zeros((), p.dtype))  # (N,)
 
         ctx.save(p, flat, counted)
         n = counted.sum(dtype=p.dtype)

@@ -11,7 +11,7 @@ from .shape import sum_to
 
 
 def matmul(a, b):
-    """a @ b, of the dtype of a."""
+    """a @ b in the dtype of a."""
     stacked = max(a.ndim, b.ndim) > 2
     return (in_single(a, stacked) @ in_single(b, stacked)).astype(a.dtype, copy=False)
 
@@ -22,8 +22,8 @@ class MatMul(Function):
 
     Shapes: a (…, M, K), b (…, K, N), y (…, M, N). A 1-D `a` is a row, a 1-D `b` a column; y then lacks that axis.
 
-    Backward. y_mn = sum_k a_mk b_kn, so a_mk meets every g_mn of its row m, weighted by b_kn, and b_kn meets every
-    g_mn of its column n, weighted by a_mk:
+    Backward. y_mn = sum_k a_mk b_kn, so a_mk contributes to every y_mn of row m with the factor b_kn, and b_kn to every
+    y_mn of column n with the factor a_mk:
         dL/da_mk = sum_n g_mn b_kn      da = g b^T
         dL/db_kn = sum_m a_mk g_mn      db = a^T g
     summed over the leading axes that were broadcast.
@@ -32,9 +32,7 @@ class MatMul(Function):
     @staticmethod
     def forward(ctx, a, b):
         if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[max(b.ndim - 2, 0)]:
-            raise ValueError(
-                "expected the last axis of a to be as long as the last but one axis of b (or b's only axis)"
-            )
+            raise ValueError("expected a (…, M, K) and b (…, K, N) with the same K; a 1-D a or b has only the axis K")
         ctx.save(a, b)
         return matmul(a, b)
 
@@ -56,8 +54,8 @@ class MatMul(Function):
 class Linear(Function):
     """y = x W^T + b, applied to the last axis of x.
 
-    Shapes: x (…, I), W (O, I), b (O,) or None, y (…, O). All the rows of x are stacked into one matrix of N rows, so
-    that each pass is one large product.
+    Shapes: x (…, I), W (O, I), b (O,) or None, y (…, O). All rows of x are stacked into one matrix of N rows, so that
+    each product is one large matrix product.
 
     Backward, with x (N, I) and g (N, O). y_no = sum_i x_ni W_oi + b_o gives
         dL/dx_ni = sum_o g_no W_oi      dx = g W

@@ -30,13 +30,13 @@ class LayerNorm(Function):
     Backward. Let g = dL/dy and g_hat = g gamma = dL/dx_hat.
         dL/dbeta  = sum over rows of g              beta is added to every row
         dL/dgamma = sum over rows of g x_hat        gamma scales every row
-    x reaches x_hat by three ways: directly, through mu and through var. With n = C elements in a row,
+    x affects x_hat in three ways: directly, through mu and through var. With n = C elements in a row,
         directly:     r g_hat
         through mu:   -r mean(g_hat)                dmu/dx_i = 1/n, and every x_hat contains -r mu
         through var:  -r x_hat mean(g_hat x_hat)    dvar/dx_i = 2 (x_i - mu)/n, dr/dvar = -r^3/2
         dL/dx = r (g_hat - mean(g_hat) - x_hat mean(g_hat x_hat))
-    The last two terms take out of g_hat its mean and its part along x_hat: shifting or scaling a row of x does not
-    change y (but for eps), so no gradient may ask for either.
+    The last two terms remove from g_hat its mean and its component along x_hat: shifting or scaling a row of x does not
+    change y (except for eps), so the gradient must not point in either direction.
     """
 
     @staticmethod
@@ -46,7 +46,7 @@ class LayerNorm(Function):
         r = 1 / get_array_module(x).sqrt(row_mean(x_hat * x_hat) + eps)  # (…, 1)
         x_hat *= r
         ctx.save(x_hat, r, gamma)
-        y = x_hat.copy() if gamma is None else x_hat * gamma  # a new array in either case: x_hat is kept
+        y = x_hat.copy() if gamma is None else x_hat * gamma  # always a new array: x_hat is saved
         if beta is not None:
             y += beta
         return y
@@ -73,8 +73,8 @@ class RMSNorm(Function):
 
     Shapes: x and y (…, C); gamma (C,), or None for 1.
 
-    Backward. With g_hat = g gamma: dL/dgamma = sum over rows of g x_hat. x reaches x_hat directly, giving r g_hat, and
-    through r: dr/dx_i = -r^3 x_i / C, giving -r x_hat mean(g_hat x_hat). Together
+    Backward. With g_hat = g gamma, dL/dgamma = sum over rows of g x_hat. x affects x_hat directly, which gives r g_hat,
+    and through r: dr/dx_i = -r^3 x_i / C, which gives -r x_hat mean(g_hat x_hat). Together
         dL/dx = r (g_hat - x_hat mean(g_hat x_hat))
     """
 

@@ -1,9 +1,9 @@
-"""Half precision: numbers are kept in 16 bits and computed with in float32.
+"""Half precision: values are stored in 16 bits and computed in float32.
 
-float16 ends at 65504, so that the square of 256 is too much for it, and has 11 bits, so that a sum stands still when it
-is 2048 times as large as what is added. Neither is in the way of most results, only of what is computed in between; an
-operation that squares, multiplies or adds up therefore does that in float32 and rounds once, at the end, as PyTorch's
-and CUDA's do.
+The largest float16 is 65504, so the square of 256 overflows. float16 has 11 significant bits, so a sum stops growing
+once it is 2048 times as large as the next number to add. Most results are within these limits; intermediate values
+often are not. An operation that squares, multiplies or adds up therefore computes in float32 and rounds once, at the
+end, as PyTorch's and CUDA's operations do.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 from ..backend import get_array_module, is_array
 
-MANY = 4096  # numbers of 24 bits: each rounding loses half of the last one, all together up to a four-thousandth
+MANY = 4096  # terms of a float32 sum: each addition may lose half of the last of 24 bits, all together up to 1/4000
 
 
 def is_half(x):
-    """Is this an array of float16 or bfloat16?"""
+    """True for an array of float16 or bfloat16."""
     return is_array(x) and x.dtype.itemsize == 2 and str(x.dtype) in ("float16", "bfloat16")
 
 
 def computed_in_single(operation):
-    """Let an operation see float32 where its first array is half precision, and round what it returns."""
+    """Decorate an operation: if its first array is half precision, it runs in float32 and its results are rounded."""
     forward, backward = operation.forward, operation.backward
 
     def widened(arrays):
@@ -51,22 +51,22 @@ def computed_in_single(operation):
 
 
 def choose(mask, a, b):
-    """a where the mask is true, else b, of their dtype: CuPy's `where` makes float32 of bfloat16."""
+    """a where the mask is true, else b, in the dtype of a and b (CuPy's `where` turns bfloat16 into float32)."""
     y = get_array_module(mask).where(mask, a, b)
     dtypes = {x.dtype for x in (a, b) if is_array(x)}
     return y.astype(dtypes.pop(), copy=False) if len(dtypes) == 1 and (is_half(a) or is_half(b)) else y
 
 
 def kept_where(mask, g):
-    """g where the mask is true, else 0. Their product would be NaN where g is infinite and the mask false."""
+    """g where the mask is true, else 0. (g * mask would be NaN where g is infinite and the mask is false.)"""
     return choose(mask, g, get_array_module(g).zeros((), g.dtype))
 
 
 def in_single(x, stacked=False):
     """x in float32 if its library cannot multiply such matrices and add up in float32 by itself.
 
-    NumPy cannot for half precision. CuPy can, but for stacks of bfloat16 matrices, on which its matmul fails (its pull
-    request 10317).
+    NumPy cannot do this for half precision. CuPy can, except for stacks of bfloat16 matrices, on which its matmul fails
+    (CuPy's pull request 10317).
     """
     if not is_half(x) or (get_array_module(x) is not np and not (stacked and str(x.dtype) == "bfloat16")):
         return x
@@ -74,15 +74,16 @@ def in_single(x, stacked=False):
 
 
 def count(shape, axis):
-    """How many elements of `shape` a reduction over `axis` turns into one."""
+    """The number of elements that a reduction of `shape` over `axis` combines into one."""
     return math.prod(n for i, n in enumerate(shape) if axis is None or i in axis)
 
 
 def add_up(x, axis=None, keepdims=False):
-    """x.sum(axis), of the dtype of x, but added up with more digits where they would run out.
+    """x.sum(axis) in the dtype of x, accumulated in a wider dtype where x's own dtype would lose digits.
 
-    Half precision is added up in float32. NumPy adds up a whole array by halves, which is exact enough, but rows one
-    after the other: of ten million float32 rows of 0.1 the mean was 0.109. Many are added up in float64 therefore.
+    Half precision is accumulated in float32. NumPy sums a whole contiguous array pairwise, which is accurate enough,
+    but rows one after the other: the mean of ten million float32 rows of 0.1 was 0.109. So sums of more than `MANY`
+    elements along an axis are accumulated in float64.
     """
     wide = None
     if is_half(x):

@@ -1,7 +1,7 @@
-"""Reductions over axes. `axis` is None (all axes), a tuple of axes counted from 0, or (), which adds up
-nothing; `keepdims` as in NumPy.
+"""Reductions over axes.
 
-`spread` gives a reduced array its removed axes back, with size 1, so that it broadcasts against x.
+`axis` is None (all axes), a tuple of axes counted from 0, or () (no axes, so nothing is added up). `keepdims` is as in
+NumPy. `spread` puts the reduced axes back with size 1, so that the result broadcasts against x.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from .precision import add_up, computed_in_single, count, kept_where
 
 
 def spread(y, shape, axis):
-    """Give `y`, reduced from `shape` over `axis`, size-1 axes where the reduction removed axes."""
+    """Put back, with size 1, the axes that the reduction of `shape` over `axis` removed from `y`."""
     return y.reshape([1 if axis is None or i in axis else n for i, n in enumerate(shape)])
 
 
 class Sum(Function):
-    """y = sum of x.    Every x_i has dy/dx_i = 1: g is copied to all of them."""
+    """y = sum of x.    dy/dx_i = 1 for every x_i: g is copied to all of them."""
 
     @staticmethod
     def forward(ctx, x, axis, keepdims):
@@ -68,7 +68,7 @@ class Var(Function):
 
 
 class Max(Function):
-    """y = the largest x.    g goes to the largest element; several that tie share it equally."""
+    """y = the largest x.    g goes to the largest element; elements that tie share it equally."""
 
     @staticmethod
     def forward(ctx, x, axis, keepdims):
@@ -86,7 +86,7 @@ class Max(Function):
 
 
 class Min(Max):
-    """y = the smallest x.    As `Max`: backward only asks which elements equal y."""
+    """y = the smallest x.    The backward is that of `Max`: it only asks which elements equal y."""
 
     @staticmethod
     def forward(ctx, x, axis, keepdims):
@@ -97,9 +97,9 @@ class Min(Max):
 
 
 def finite_max(x, axis):
-    """The maximum along `axis`, kept as an axis of size 1, to be subtracted before exp so that nothing overflows.
+    """The maximum along `axis`, which stays with size 1. Subtracted before exp, it prevents overflow.
 
-    It is 0 in place of -inf: -inf - -inf is NaN, but -inf - 0 stays -inf, and e^-inf is 0.
+    Where the maximum is -inf the result is 0: -inf - -inf would be NaN, but -inf - 0 stays -inf, and e^-inf is 0.
     """
     xp = get_array_module(x)
     m = x.max(axis=axis, keepdims=True)
@@ -111,7 +111,7 @@ class LogSumExp(Function):
     """y = ln(sum of e^x), computed as m + ln(sum of e^(x - m)) with m = max(x) so that nothing overflows.
 
     Backward. dy/dx_i = e^(x_i) / sum_j e^(x_j) = e^(x_i - y): the softmax of x.
-    A row that is -inf throughout gives y = -inf and no gradient, one with +inf gives y = inf, and NaN for a gradient.
+    A row of only -inf gives y = -inf and a gradient of 0. A row with +inf gives y = inf and a gradient of NaN.
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
 """Operations that move elements without computing on them. Their backward moves the gradient the opposite way.
 
-Axes are counted from 0 here; `minigrad.functional` turns negative ones into these.
+Axes are counted from 0 here; `minigrad.functional` converts negative axes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sum_to(g, shape):
 class BroadcastTo(Function):
     """y = x, repeated along new axes and axes of size 1 until it has the given shape.
 
-    Backward. Each element of x is copied to many places of y, and what reaches it is the sum over those places.
+    Backward. Each element of x is copied to many places of y, so its gradient is the sum of g over those places.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ class Transpose(Function):
 
 
 class Concatenate(Function):
-    """Arrays laid end to end along `axis`. Backward: each array gets its own stretch of g."""
+    """Arrays joined end to end along `axis`. Backward: each array gets its own section of g."""
 
     @staticmethod
     def forward(ctx, axis, *arrays):
@@ -81,36 +81,36 @@ class Concatenate(Function):
 
     @staticmethod
     def backward(ctx, g):
-        return None, *stretches(g, ctx.sizes, ctx.axis)
+        return None, *sections(g, ctx.sizes, ctx.axis)
 
 
 @accelerated(cpu=SplitKernel, cuda=SplitKernel)
 class Split(Function):
-    """x cut along `axis` into stretches of the given sizes. Backward: the gradients laid end to end again."""
+    """x split along `axis` into sections of the given sizes. Backward: the gradients are joined end to end again."""
 
     @staticmethod
     def forward(ctx, x, sizes, axis):
         ctx.axis = axis
-        return tuple(stretches(x, sizes, axis))
+        return tuple(sections(x, sizes, axis))
 
     @staticmethod
     def backward(ctx, *gs):
         return get_array_module(*gs).concatenate(gs, axis=ctx.axis)
 
 
-def stretches(x, sizes, axis):
-    """Views of consecutive stretches of x along `axis`."""
+def sections(x, sizes, axis):
+    """Views of consecutive sections of x along `axis`."""
     if any(size < 0 for size in sizes):
-        raise ValueError(f"stretches of sizes {list(sizes)}: expected none below 0")
+        raise ValueError(f"expected sizes of at least 0, not {list(sizes)}")
     if sum(sizes) != x.shape[axis]:
-        raise ValueError(f"stretches of sizes {list(sizes)} do not add up to axis {axis}, which has {x.shape[axis]}")
+        raise ValueError(f"expected sizes that add up to {x.shape[axis]}, the size of axis {axis}, not {list(sizes)}")
     before = (slice(None),) * axis
     ends = itertools.accumulate(sizes, initial=0)
     return [x[before + (slice(start, end),)] for start, end in itertools.pairwise(ends)]
 
 
 class Astype(Function):
-    """The same numbers in another floating dtype. Backward: the gradient in the dtype of x."""
+    """The same values in another floating dtype. Backward: the gradient in the dtype of x."""
 
     @staticmethod
     def forward(ctx, x, dtype):
@@ -123,7 +123,7 @@ class Astype(Function):
 
 
 class ToDevice(Function):
-    """The same numbers on another device. Backward: the gradient on the device of x."""
+    """The same values on another device. Backward: the gradient on the device of x."""
 
     @staticmethod
     def forward(ctx, x, device):

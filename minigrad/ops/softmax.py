@@ -1,5 +1,8 @@
-"""Softmax and its logarithm. A row that is -inf throughout has no softmax; here it becomes a row of zeros, with zero
-gradient, so that a row whose every place is masked stays finite forward and backward. Its logarithm stays -inf."""
+"""Softmax and its logarithm.
+
+A row of only -inf has no softmax. Here it becomes a row of zeros with zero gradient, so that a row that is masked
+everywhere stays finite in both passes. Its logarithm stays -inf.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def softmax(x, axis):
 
 
 def softmax_backward(g, y, axis):
-    """dL/dx from dL/dy and y = softmax(x); derived in `Softmax`. Returns a new array."""
+    """dL/dx from g = dL/dy and y = softmax(x), as derived in `Softmax`. Returns a new array."""
     dx = g * y
     dx -= y * dx.sum(axis=axis, keepdims=True)
     return dx
@@ -34,7 +37,7 @@ class Softmax(Function):
 
     Backward. The quotient rule gives dy_j/dx_i = y_j (1[i = j] - y_i), so
         dx_i = sum_j g_j y_j (1[i = j] - y_i) = y_i g_i - y_i sum_j g_j y_j
-    The subtracted term keeps the sum of dx at 0: adding a constant to all x does not change y.
+    The subtracted term makes the dx_i add up to 0: adding a constant to all x_i does not change y.
     """
 
     @staticmethod

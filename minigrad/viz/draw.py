@@ -1,4 +1,4 @@
-"""`draw`: the tape as a picture. Graphviz lays it out; the text that tells it what to lay out is written here."""
+"""`draw`: the tape as a picture. The graph is written here in Graphviz's language DOT; Graphviz lays it out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..nn import Module, Parameter
 from ..serialization import write_atomically
 from .tape import Kept, Tape, norm, short_bytes, short_number
 
-FORMATS = (".svg", ".png", ".pdf")  # what Graphviz is asked for; .dot and .gv need nothing
+FORMATS = (".svg", ".png", ".pdf")  # drawn by Graphviz; .dot and .gv do not need it
 
 STYLES = {  # kind of box: (fill, line, style)
     "operation": ("#ffffff", "#8b96a5", "filled,rounded"),
@@ -26,8 +26,8 @@ STYLES = {  # kind of box: (fill, line, style)
     "leaf": ("#faf0d9", "#c3a158", "filled"),
     "loss": ("#f5dfdb", "#b5655a", "filled,rounded"),
 }
-RUNS = 20  # a summary of a tape without modules has about so many boxes
-CLUSTER_FILLS = ("#f6f8fa", "#eef1f5")  # by turns, the deeper the module
+RUNS = 20  # about how many boxes the summary of a tape without modules has
+CLUSTER_FILLS = ("#f6f8fa", "#eef1f5")  # alternating with the depth of the module
 INK, GREY, RUST = "#24292f", "#66707c", "#a2492f"  # titles; what the forward did; gradients
 
 HEADER = f"""digraph tape {{
@@ -38,23 +38,23 @@ labelloc=t, bgcolor="white", pad=0.2]
 
 
 class GraphvizError(RuntimeError):
-    """Graphviz is not there, or could not draw the graph."""
+    """Graphviz is not installed, or could not draw the graph."""
 
 
 class Drawing:
-    """The picture of a tape: `dot` is its text in Graphviz's language. Jupyter shows it as SVG."""
+    """The picture of a tape. `dot` is its source in Graphviz's language DOT; Jupyter shows it as SVG."""
 
     def __init__(self, dot: str, caption: str) -> None:
         self.dot, self.caption = dot, caption
 
     def render(self, format: str = "svg") -> bytes:
-        """The picture as Graphviz's program `dot` draws it, in any format that it knows."""
+        """Draw the picture with Graphviz's program `dot`, in any format that it supports."""
         program = shutil.which("dot")
         if program is None:
             raise GraphvizError(
-                f'a picture ({format}) needs Graphviz\'s program "dot", which is not on the PATH. Get it with apt '
-                f"install graphviz, brew install graphviz or conda install graphviz, or from graphviz.org/download; "
-                f"a file that ends in .dot does not need it"
+                f'a picture ({format}) needs Graphviz\'s program "dot", which is not on the PATH. Install it with apt '
+                f"install graphviz, brew install graphviz or conda install graphviz, or from graphviz.org/download. "
+                f"A .dot file does not need it"
             )
         done = subprocess.run([program, f"-T{format}"], input=self.dot.encode(), capture_output=True)
         if done.returncode:
@@ -62,14 +62,14 @@ class Drawing:
         return done.stdout
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the text (.dot, .gv) or the picture (.svg, .png, .pdf), whole or not at all."""
+        """Write the DOT source (.dot, .gv) or the picture (.svg, .png, .pdf), atomically."""
         suffix = Path(path).suffix.lower()
         if suffix in (".dot", ".gv"):
             write_atomically(path, self.dot.encode())
         elif suffix in FORMATS:
             write_atomically(path, self.render(suffix[1:]))
         else:
-            raise ValueError(f"{path}: expected a file that ends in .dot, .gv, {', '.join(FORMATS)}")
+            raise ValueError(f"{path}: expected a file name that ends in one of .dot, .gv, {', '.join(FORMATS)}")
 
     def _repr_svg_(self) -> str | None:
         return self.render().decode() if shutil.which("dot") else None
@@ -90,30 +90,31 @@ def draw(
     model: Module | None = None,
     names: Mapping[str, Any] | None = None,
 ) -> Drawing:
-    """The tape that ends in `tensor`, drawn: operations with the shape and dtype of what they make, in their modules.
+    """Draw the tape that ends in `tensor`: operations with the shapes and dtypes of their outputs, in their modules.
 
         viz.draw(loss)                  # in Jupyter: the picture
-        viz.draw(loss, "graph.svg")     # or .png, .pdf, which need Graphviz's program dot; .dot needs nothing
+        viz.draw(loss, "graph.svg")     # or .png, .pdf; these need Graphviz's program dot, a .dot file does not
         viz.draw(loss, names={"x": x, "w": w})
 
-    Leaves show the norm of their `grad`, operations that of the gradient they received if `viz.trace` ran the backward.
-    limit: a tape of more operations and leaves than this is summarized, with one box for each call of a module, as
-        deep as a quarter of `limit` boxes allow, and for each run of operations outside of these.
-    depth: summarize, with a box for each call this deep: 0 for the outermost modules.
-    model: names modules and parameters by their places in it; else in the outermost modules that were called.
-    names: names of further tensors, leaves and others.
+    Leaves show the norm of their `grad`. Operations show the norm of the gradient that they received if `viz.trace` ran
+    the backward.
+    limit: a tape with more operations and leaves than this is summarized: one box for each module call, at the greatest
+        depth that needs at most a quarter of `limit` boxes, and one for each run of operations outside these calls.
+    depth: summarize, with one box for each module call at this depth. 0 is the outermost modules.
+    model: name modules and parameters by their paths in it. Default: in the outermost modules that were called.
+    names: names for other tensors, leaves or not.
 
-    Raises AutogradError for a tensor without a tape, GraphvizError where Graphviz is wanted and not there.
+    Raises AutogradError for a tensor without a tape, GraphvizError if Graphviz is needed and not installed.
     """
     if limit < 4:
         raise ValueError(f"viz.draw: expected a limit of at least 4, got {limit}")
     if depth is not None and depth < 0:
         raise ValueError(f"viz.draw: expected a depth of at least 0, got {depth}")
     if names is not None and not isinstance(names, Mapping):
-        raise TypeError(f'viz.draw: expected names as a mapping, {{"x": x}}; got {type(names).__name__}')
+        raise TypeError(f'viz.draw: expected names as a mapping such as {{"x": x}}, got {type(names).__name__}')
     for name, named in (names or {}).items():
         if not isinstance(name, str) or not isinstance(named, Variable):
-            raise TypeError(f"viz.draw: expected names, texts with a tensor each; got {name!r}: {type(named).__name__}")
+            raise TypeError(f"viz.draw: expected names that map str to tensor, got {name!r}: {type(named).__name__}")
     tape = Tape("viz.draw", tensor, model)
     picture = _Picture(tape, names or {})
     if not tape.nodes or (depth is None and len(tape.nodes) + len(tape.uses) <= limit):
@@ -127,7 +128,7 @@ def draw(
 
 
 def escape(text: str) -> str:
-    """Any text as part of a label in Graphviz's HTML-like notation."""
+    """Escape a text for a label in Graphviz's HTML-like syntax."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text) or " "
     for character, written in ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("\\", r"\\"):
         text = text.replace(character, written)
@@ -142,7 +143,7 @@ class _Picture:
         self.names: dict[Any, str] = dict(tape.parameter_names)  # of leaves, and of (node, number of the output)
         self.names.update({tensor.origin or tensor: name for name, tensor in names.items()})
         self.kept = tape.kept()
-        for node in tape.nodes:  # what a backward freed is known if it was viz.trace's
+        for node in tape.nodes:  # freed by a backward, but recorded if viz.trace ran it
             if node.freed and (traced := getattr(node, "traced", None)):
                 self.kept[node] = Kept(traced.saved, traced.saved_bytes)
         self.inside: dict[int | None, list[str | Scope]] = {None: []}  # what is in each scope, in order
@@ -155,14 +156,14 @@ class _Picture:
         self.caption += _count(numbers, "number") + (f", {short_bytes(saved)} saved for backward" if saved else "")
 
     def _number_calls(self) -> dict[int, int]:
-        """For each call of a module that is called again in this tape: which call it is."""
+        """Number the calls of each module that is called more than once in this tape."""
         calls: dict[int, list[Scope]] = {}
         seen = set()
         for node in self.tape.nodes:
             for scope in self.tape.calls(node.scope):
                 if id(scope) not in seen:
                     seen.add(id(scope))
-                    calls.setdefault(id(scope.module), []).append(scope)  # a module has one weak reference
+                    calls.setdefault(id(scope.module), []).append(scope)  # one weak reference per module
         return {id(scope): i + 1 for same in calls.values() if len(same) > 1 for i, scope in enumerate(same)}
 
     def title(self, scope: Scope) -> str:
@@ -170,7 +171,7 @@ class _Picture:
         return self.tape.title(scope) + (f", call {ordinal}" if ordinal else "")
 
     def box(self, scope: Scope | None, name: str, kind: str, title: str, *lines: str) -> None:
-        """A box in the cluster of `scope`: a title, and lines of small print."""
+        """Add a box to the cluster of `scope`: a title and lines in small print."""
         rows = [f"<b>{escape(title)}</b>"]
         for line in filter(None, lines):
             ink = RUST if line.startswith("grad") else GREY
@@ -193,7 +194,7 @@ class _Picture:
         self.edges.append(f"{start} -> {end}" + (f" [label=<{escape(' ' + label)}>]" if label else ""))
 
     def loss(self, source: str) -> None:
-        """The box behind the last operation (or the leaf) whose result was asked for."""
+        """Add the box for the result, which follows the last operation (or the leaf)."""
         root = self.tape.root
         value = short_number(root.data.item()) if root.data.size == 1 else ""
         title = f"loss = {value}" if value else "result"
@@ -238,7 +239,7 @@ def _gradient_at(node: Context) -> str:
 
 
 def _common(tape: Tape, nodes: list[Context]) -> Scope | None:
-    """The innermost call of a module that all the nodes lie in."""
+    """The innermost module call that contains all the nodes."""
     common = tape.calls(nodes[0].scope) if nodes else ()
     for node in nodes:
         pairs = zip(common, tape.calls(node.scope), strict=False)
@@ -256,7 +257,7 @@ def _draw_all(picture: _Picture) -> None:
     waiting = dict(tape.uses)
     for node in tape.nodes:
         for leaf in node.parents:
-            if isinstance(leaf, Variable) and leaf in waiting:  # written beside its first use, so that it is laid there
+            if isinstance(leaf, Variable) and leaf in waiting:  # written beside its first use, to be drawn there
                 _draw_leaf(picture, names[leaf], leaf, waiting.pop(leaf))
         _draw_operation(picture, names[node], node)
         for parent in node.parents:
@@ -266,7 +267,7 @@ def _draw_all(picture: _Picture) -> None:
                 maker, number = parent
                 several = len(maker.outputs) > 1
                 picture.edge(names[maker], names[node], f"output {number}" if several else "")
-    for leaf in waiting:  # a tape that is one leaf
+    for leaf in waiting:  # a tape of one leaf
         _draw_leaf(picture, names[leaf], leaf, [])
     picture.loss(names[tape.root.origin[0] if tape.root.origin else tape.root])
 
@@ -294,16 +295,16 @@ def _draw_operation(picture: _Picture, name: str, node: Context) -> None:
 
 
 class _Group:
-    """Operations that share a box: those of one call of a module, or a run of operations outside of such calls."""
+    """Operations that share a box: those of one module call, or a run of operations outside such calls."""
 
     def __init__(self, scope: Scope | None, calls: list[Scope], nodes: list[Context]) -> None:
-        self.scope = scope  # the call in whose cluster the box lies
-        self.calls = calls  # those that the box stands for
+        self.scope = scope  # the call whose cluster contains the box
+        self.calls = calls  # the calls that the box represents
         self.nodes = nodes
 
 
 def _groups_at(tape: Tape, depth: int, longest: int | None = None) -> list[_Group]:
-    """The nodes of each call that has `depth` others around it together, and the rest in runs in forward order."""
+    """One group for the nodes of each module call at `depth`, and groups for runs of other nodes in forward order."""
     longest = longest or len(tape.nodes)
     groups: list[_Group] = []
     of_call: dict[int, _Group] = {}
@@ -324,7 +325,7 @@ def _groups_at(tape: Tape, depth: int, longest: int | None = None) -> list[_Grou
 
 
 def _groups(tape: Tape, most: int) -> list[_Group]:
-    """At most `most` groups: those at the greatest depth at which they are so few."""
+    """At most `most` groups, at the greatest depth where that many are enough."""
     longest = -(-len(tape.nodes) // min(most, RUNS))
     deepest = max(len(tape.calls(node.scope)) for node in tape.nodes) - 1
     too_many: list[_Group] = []
@@ -334,11 +335,11 @@ def _groups(tape: Tape, most: int) -> list[_Group]:
             too_many = groups
         elif not too_many or len(groups) >= most // 8:
             return groups
-    return _merged(tape, too_many, most)  # one level has too many groups, and the next would say next to nothing
+    return _merged(tape, too_many, most)  # one depth has too many groups, the next too few to be useful
 
 
 def _merged(tape: Tape, groups: list[_Group], most: int) -> list[_Group]:
-    """At most `most` groups, by putting neighbors together."""
+    """At most `most` groups: neighbors are merged."""
     size = -(-len(groups) // most)
     merged = []
     for i in range(0, len(groups), size):

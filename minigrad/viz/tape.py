@@ -1,4 +1,4 @@
-"""What `draw` and `trace` know of a tape: its operations in the order of the forward, their names and their memory."""
+"""What `draw` and `trace` read from a tape: its operations in forward order, their names and their memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..nn import Module
 
 
 class Kept(NamedTuple):
-    """What an operation saved for its backward: the shapes of the arrays, and the bytes that nobody before it saved."""
+    """What an operation saved for its backward: the shapes of the arrays, and the bytes not saved by earlier ones."""
 
     shapes: tuple[tuple[int, ...], ...]
     bytes: int
@@ -23,7 +23,7 @@ class Kept(NamedTuple):
 class Tape:
     """The tape that ends in `root`, found by one walk.
 
-    nodes: its operations in the order of the forward
+    nodes: its operations in forward order
     uses: for each leaf, in the order of first use, the operations that take it
     """
 
@@ -32,8 +32,8 @@ class Tape:
             raise TypeError(f"{asked}: expected a tensor, got {type(root).__name__}")
         if not root.requires_grad:
             raise AutogradError(
-                f"{asked}: this tensor has no tape: it was computed inside no_grad, detached, or from tensors of which "
-                f"none requires gradients"
+                f"{asked}: this tensor has no tape: it was computed inside no_grad, was detached, or depends on no "
+                f"tensor that requires gradients"
             )
         self.root = root
         self.nodes = nodes_of(root)
@@ -46,7 +46,7 @@ class Tape:
         self._name(model)
 
     def calls(self, scope: Scope | None) -> tuple[Scope, ...]:
-        """The calls of modules that `scope` lies in, the outermost first, itself last."""
+        """The module calls around `scope`, the outermost first and `scope` itself last."""
         inner: list[Scope] = []
         while scope is not None and id(scope) not in self._calls:
             inner.append(scope)
@@ -57,7 +57,7 @@ class Tape:
         return calls
 
     def _name(self, model: Module | None) -> None:
-        """Name modules and parameters by their places in the outermost modules that were called, or in `model`."""
+        """Name modules and parameters by their paths in `model` and in the outermost modules that were called."""
         outermost = {id(module): module for module in self._outermost()}
         inside = {id(part) for module in outermost.values() for part in module.modules() if part is not module}
         roots = [module for key, module in outermost.items() if key not in inside and module is not model]
@@ -79,22 +79,22 @@ class Tape:
         return [module for scope in scopes.values() if (module := scope.module()) is not None]
 
     def path(self, scope: Scope | None) -> str:
-        """Where the called module is, as "h.0.attn"; its class where it has no name."""
+        """The path of the called module, as "h.0.attn", or its class if it has no path."""
         if scope is None:
             return ""
         module = scope.module()
         return (self.module_names.get(id(module)) if module is not None else None) or scope.kind
 
     def title(self, scope: Scope) -> str:
-        """Where the called module is and what it is, as "h.0.attn (CausalSelfAttention)"."""
+        """The path and the class of the called module, as "h.0.attn (CausalSelfAttention)"."""
         path = self.path(scope)
         return path if path == scope.kind else f"{path} ({scope.kind})"
 
     def kept(self) -> dict[Context, Kept]:
         """What each operation saved.
 
-        Memory counts once, with all of the array that a view belongs to, at the first operation that saved any of it.
-        That of leaves and of the modules' parameters does not count: it is there without the tape.
+        Memory counts once, at the first operation that saved any part of it; a view counts as the whole array that it
+        belongs to. Leaves and the modules' parameters do not count: they exist without the tape.
         """
         held = [*self.uses, *(parameter for module in self.roots for parameter in module.parameters())]
         counted = {id(owner_of(variable.data)) for variable in held}
@@ -108,12 +108,12 @@ class Tape:
 
 
 def nodes_of(root: Variable) -> list[Context]:
-    """All nodes of the tape that ends in `root`, in the order of the forward."""
+    """All nodes of the tape that ends in `root`, in forward order."""
     return sorted(count_uses(root.origin[0]) if root.origin else (), key=lambda node: node.started)
 
 
 def saved_arrays(node: Context) -> list[Array]:
-    """The arrays that a node keeps for its backward, wherever they are in what it keeps."""
+    """The arrays that a node keeps for its backward, however deeply they are nested."""
     arrays, seen = [], set()
     waiting: list[Any] = [node]
     while waiting:
@@ -122,7 +122,7 @@ def saved_arrays(node: Context) -> list[Array]:
             continue
         seen.add(id(value))
         inside: Iterable[Any] = ()
-        if isinstance(value, Context):  # a kernel may keep several, one for each piece of its work
+        if isinstance(value, Context):  # a kernel may keep several contexts, one for each piece of its work
             inside = (*value._saved, *value.__dict__.values())
         elif isinstance(value, Variable):
             inside = (value.data,)
@@ -144,12 +144,12 @@ def norm(*arrays: Array) -> float:
 
 
 def short_number(value: float) -> str:
-    """Three digits, as in "0.0123", "12.3" and "1.23e-08"."""
+    """Three significant digits, as in "0.0123", "12.3" and "1.23e-08"."""
     return f"{value:.3g}"
 
 
 def short_bytes(count: float) -> str:
-    """As in "96 B", "1.57 MB" and "24.1 GB"; 1 kB is 1000 bytes."""
+    """Bytes with a unit, as in "96 B", "1.57 MB" and "24.1 GB". 1 kB is 1000 bytes."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
             break

@@ -1,4 +1,4 @@
-"""`trace`: a backward pass that keeps a record of every step."""
+"""`trace`: a backward pass that records every step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Row:
     """One step of the backward pass: an operation, what it saved, how long it took."""
 
     operation: str
-    path: str  # the module it is part of, as "h.0.attn.c_attn"
+    path: str  # of the module that called it, as "h.0.attn.c_attn"
     calls: tuple[str, ...]  # the modules around it, the outermost first, as ("GPT", "h.0 (Block)", …)
     inputs: tuple[tuple[int, ...], ...]  # shapes of the inputs that take a gradient
     outputs: tuple[tuple[int, ...], ...]
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Total:
-    """Several rows added up."""
+    """The sum of several rows."""
 
     name: str
     count: int
@@ -65,7 +65,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Trace:
-    """What `trace` measured: `rows` in the order of the backward pass. Printed, it is a table and two summaries."""
+    """What `trace` measured: `rows` in the order of the backward pass. str() gives a table and two summaries."""
 
     rows: tuple[Row, ...]
     unreached: int  # operations that no gradient reached
@@ -76,14 +76,14 @@ class Trace:
         return Total.of("total", self.rows)
 
     def by_operation(self) -> list[Total]:
-        """The rows of each kind of operation added up, what took longest first."""
+        """The totals of each kind of operation, the slowest first."""
         return sorted(self._grouped(lambda row: row.operation), key=lambda total: -total.ms)
 
     def by_module(self, depth: int | None = None) -> list[Total]:
-        """The rows of each module added up, in the order of the forward, with all that it calls.
+        """The totals of each module with all that it calls, in forward order.
 
-        depth: how many modules are around those that are told apart; by default the most that give 20 lines. What the
-        outer modules do themselves counts for them.
+        depth: the depth of these modules, 0 for the outermost; by default the greatest that gives at most 20 lines.
+        Operations that an outer module runs itself count for that module.
         """
         if depth is None:
             deepest = max((len(row.calls) for row in self.rows), default=1) - 1
@@ -108,7 +108,7 @@ class Trace:
         return [Total.of(name, rows) for name, rows in groups.items()]
 
     def table(self, limit: int = 60) -> str:
-        """As text: the rows (without those in the middle if they are more than `limit`), both summaries, the total."""
+        """As text: the rows (if there are more than `limit`, without the middle), both summaries, the total."""
         total = self.total
         parts = []
         if self.rows:
@@ -125,7 +125,7 @@ class Trace:
             "|grad|: norm of the gradient with respect to the output, as it arrived in the backward.",
         ]
         if self.on_gpu:
-            notes.append("Forward times on a GPU are launch times only; for the backward the GPU was waited for.")
+            notes.append("On a GPU, forward times are launch times only; backward times include waiting for the GPU.")
         return "\n\n".join([*parts, "\n".join(notes)])
 
     def _steps(self, limit: int) -> str:
@@ -150,7 +150,7 @@ class Trace:
         if left_out > 0:
             start = -(-max(limit, 2) // 2)
             lines[start : start + left_out] = [["", f"… {left_out:,} more …", *[""] * (len(heads) - 2)]]
-        if len(dtypes) == 1:  # one word above the table in place of a column
+        if len(dtypes) == 1:  # one dtype is named in the title instead of a column
             for line in [heads, *lines]:
                 del line[6]
         title = f"The backward pass, step by step{f', all {dtypes[0]}' if len(dtypes) == 1 else ''}"
@@ -198,17 +198,17 @@ def trace(
     quiet: bool = False,
     model: Module | None = None,
 ) -> Trace:
-    """`loss.backward()`, step by step: prints each operation's shapes, what it saved, its times and its gradient.
+    """Run `loss.backward()` step by step. Print each operation's shapes, what it saved, its times and its gradient.
 
-        viz.trace(loss)                         # in place of loss.backward(): the gradients are the same
-        steps = viz.trace(loss, quiet=True)     # nothing printed
+        viz.trace(loss)                         # instead of loss.backward(): the gradients are the same
+        steps = viz.trace(loss, quiet=True)     # print nothing
         max(steps.rows, key=lambda row: row.backward_ms)
 
-    grad, retain_graph: as in `Tensor.backward`. file: where to print, if not to the standard output.
-    limit: of more steps than this the middle is left out of the table; the summaries are of all of them.
-    model: names modules by their places in it; else in the outermost modules that were called.
+    grad, retain_graph: as in `Tensor.backward`. file: where to print; default: standard output.
+    limit: if there are more steps than this, the table leaves out the middle; the summaries cover all steps.
+    model: name modules by their paths in it. Default: in the outermost modules that were called.
 
-    Inspecting the gradients costs time that is not counted. Raises AutogradError where `backward` does.
+    The time for inspecting the gradients is not counted. Raises AutogradError where `backward` does.
     """
     tape = Tape("viz.trace", loss, model)
     kept = tape.kept()
@@ -232,7 +232,7 @@ def trace(
 
 
 def _wait_for(grads: list[Array]) -> None:
-    """Until the GPU has done its work; on the CPU it is done."""
+    """Wait until the GPU has finished. On the CPU there is nothing to wait for."""
     if get_array_module(*grads) is not np:
         grads[0].device.synchronize()
 
@@ -255,7 +255,7 @@ def _row(tape: Tape, node: Context, kept: Kept, seconds: float, grad_norm: float
 
 
 def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
-    """As in "(8,64) 2×(64,)": without blanks inside, equal neighbors together."""
+    """Shapes as in "(8,64) 2×(64,)": no spaces inside, equal neighbors merged."""
     counted: list[list[Any]] = []
     for shape in shapes:
         if counted and counted[-1][0] == shape:
@@ -266,15 +266,16 @@ def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
 
 
 def _saved(row: Row) -> str:
-    """As in "262 kB 2: (8,64) (8,1)"."""
+    """The bytes, number and shapes of the saved arrays, as in "262 kB 2: (8,64) (8,1)"."""
     count = short_bytes(row.saved_bytes) if row.saved_bytes else ""
     return f"{count:>7} {len(row.saved)}: {_shapes(row.saved)}" if row.saved else ""
 
 
 def _aligned(lines: list[list[str]], texts: range, least: dict[str, int]) -> str:
-    """A table of columns, two blanks apart: those in `texts` begin where the column does, others end there.
+    """A table with two spaces between columns: those in `texts` are aligned left, the others right.
 
-    If it is wider than the page, the columns named in `least` are cut, one after the other, down to that width.
+    If the table is wider than `WIDTH`, the columns named in `least` are cut one after the other, at most to the width
+    given there.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, width in least.items():

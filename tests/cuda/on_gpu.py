@@ -1,6 +1,6 @@
-"""The tests of what a GPU computes, as a class: test_standin.py runs it on the stand-in, test_cuda.py on a card.
+"""The tests of what a GPU computes, as a class: test_fake_cupy.py runs it on the fake CuPy, test_on_card.py on a card.
 
-Both without the CUDA kernels; test_gpu_with_kernels.py runs it with them. Everything is compared with the reference
+Both run without the CUDA kernels; test_with_kernels.py runs it with them. Everything is compared with the reference
 operations on NumPy, which other tests have checked.
 """
 
@@ -25,8 +25,9 @@ from minigrad import kernels, nn, optim
 from minigrad.arguments import plain_index
 from minigrad.gradcheck.cases import cases
 from minigrad.memory import describe_out_of_memory, memory_use
+from tests.cuda.draws import drawn_as_on_a_gpu
 from tests.engine.calls import CALLS
-from tests.gpt.test_trainer import new_trainer, weights
+from tests.gpt.runs import new_trainer, weights
 
 DEVICE = "cuda"
 CASES = {f"{case.operation} {case.what} {i}": case for i, case in enumerate(cases())}
@@ -89,7 +90,7 @@ def new_model(device: str = DEVICE, **options: Any) -> GPT:
 
 
 def trainer_on_gpu(out: Any, **options: Any) -> Any:
-    """test_trainer's small run, on the GPU, where a single process trains."""
+    """A small run on the GPU, where a single process trains."""
     trainer = new_trainer(out, **{"processes": 1, **options})
     trainer.model.to(DEVICE)
     trainer.device = trainer.model.wte.weight.device
@@ -110,13 +111,7 @@ class OnGPU:
     @pytest.fixture(autouse=True)
     def _references(self, monkeypatch: Any) -> Iterator[None]:
         """The reference operations, but for `kernels_on`, and the GPU's random numbers on either side."""
-        random = mg.random
-        with self.gpu(monkeypatch), kernels.using(*self.kernels_on):
-            monkeypatch.setattr(
-                random,
-                "_random_16_bits",
-                lambda n, device, _: random.Counter(device).words(-(-n // 2)).view("uint16")[:n],
-            )
+        with self.gpu(monkeypatch), kernels.using(*self.kernels_on), drawn_as_on_a_gpu():
             yield
 
     def assert_close(self, ours: Any, theirs: np.ndarray | None) -> None:

@@ -18,7 +18,7 @@ from minigrad.kernels.cuda import launch, proof
 from minigrad.kernels.cuda.proof import __main__ as command
 from minigrad.kernels.cuda.proof import cases
 from tests.fakes import cupy as fake_cupy
-from tests.fakes.cublaslt import twin_of_cublaslt
+from tests.fakes.cublaslt import fake_cublaslt
 from tests.fakes.emulator import emulated
 
 RACE = """
@@ -89,7 +89,7 @@ def a_card(monkeypatch):
             orders.append(launch.emulate)
     turns = itertools.cycle(orders)
     monkeypatch.setattr(launch, "emulate", lambda *arguments: next(turns)(*arguments))
-    with twin_of_cublaslt():
+    with fake_cublaslt():
         yield
 
 

@@ -1,6 +1,6 @@
 """benchmarks/cuda.py and cuda_check.sh, as far as they run without a card.
 
-minigrad's side runs on the stand-in for CuPy, with the emulator in place of the card, and a clock in place of events;
+minigrad's side runs on the fake CuPy, with the emulator in place of the card, and a clock in place of events;
 PyTorch's on the CPU. At sizes that take no time, so that the figures mean nothing here.
 """
 
@@ -20,9 +20,9 @@ import pytest
 
 from benchmarks import common, cuda, cuda_kernels, cuda_report
 from minigrad.kernels.cuda import launch
-from tests.cuda.on_card import a_card
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 
 ROOT = Path(__file__).parents[2]
 needs_no_card = pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there may be a card here")
@@ -98,7 +98,7 @@ def card(monkeypatch):
         event.time = time.perf_counter()
         return event
 
-    with a_card(monkeypatch) as launches:
+    with fake_gpu(monkeypatch) as launches:
         monkeypatch.setattr(fake_cupy.Stream, "record", timed)
         more = {"get_elapsed_time": lambda start, end: 1e3 * (end.time - start.time), "MemoryHook": Hook}
         for name, value in more.items():
@@ -385,7 +385,7 @@ class TestCheck:
         commands = {name: command for name, _, command in names}
         assert "MINIGRAD_KERNELS=reference" in commands["tests_off"]
         assert "MINIGRAD_KERNELS=cuda" in commands["tests_on"]
-        assert "tests/cuda/test_cuda_kernels_on_card.py" in commands["kernels"]
+        assert "tests/cuda/kernels" in commands["kernels"]
         assert "--device cuda --preset baby" in commands["recipe"]
         assert not (tmp_path / "out").exists()
 
@@ -401,7 +401,7 @@ class TestCheck:
         ("options", "message"),
         [
             (["--only", "tests,all"], "unknown part 'all'; there are tests, kernels, bench, recipe, profile"),
-            (["--limit", "bench"], "--limit bench: wanted PART=SECONDS"),
+            (["--limit", "bench"], "--limit bench: expected PART=SECONDS"),
             (["--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
             (["--fast"], "unknown option --fast"),
         ],

@@ -9,16 +9,16 @@ import minigrad as mg
 from gpt import GPT, GPTConfig
 from minigrad import optim
 from minigrad.kernels.cuda.graph import EAGER_STEPS, Captured
-from tests.cuda.on_card import a_card
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 
 pytestmark = needs_compiler
 
 
 @pytest.fixture
 def launches(monkeypatch):
-    with a_card(monkeypatch) as names:
+    with fake_gpu(monkeypatch) as names:
         yield names
 
 
@@ -74,10 +74,10 @@ def test_evaluations_between_steps_give_what_they_give_without_graphs(launches, 
 def test_an_evaluation_launches_no_kernel_by_itself_and_waits_for_nothing(launches):
     run = Run(True)
     run.evaluate(EAGER_STEPS + 1)
-    before, waits = len(launches), fake_cupy.synchronisations
+    before, waits = len(launches), fake_cupy.synchronizations
     assert len(set(run.evaluate(5))) == 5
     assert len(launches) == before
-    assert fake_cupy.synchronisations - waits == 5  # `float`, at the end
+    assert fake_cupy.synchronizations - waits == 5  # `float`, at the end
 
 
 def test_no_dropout_is_captured_where_modules_are_in_evaluation(launches):

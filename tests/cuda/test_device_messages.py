@@ -1,6 +1,6 @@
 """What is missing when a GPU is asked for, and the one command that adds it; and running out of memory.
 
-Stand-ins for CuPy fail here as CuPy 14.2 does: with exceptions of the same names and texts.
+Fakes of CuPy fail here as CuPy 14.2 does: with exceptions of the same names and texts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import minigrad as mg
 from gpt import GPT, GPTConfig
 from gpt.errors import OutOfMemoryError, memory_advice, run_program
 from gpt.evaluate import evaluate
-from minigrad import cuda_installation
 from minigrad.memory import describe_out_of_memory, memory_use
 from tests.fakes import cupy as fake_cupy
-from tests.gpt.test_trainer import new_trainer
+from tests.gpt.runs import new_trainer
 
 
 class CUDARuntimeError(RuntimeError):
@@ -43,6 +42,12 @@ NOT_FOUND = 'Failure finding "{0}": No such file: {0}, No such file: {0}\n'
 NO_GPU = CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
 
+def install(monkeypatch, *names):
+    """The names of all packages that are installed."""
+    found = [types.SimpleNamespace(metadata={"Name": name}) for name in ("numpy", *names)]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+
+
 def raising(error):
     def call(*_, **__):
         raise error
@@ -60,7 +65,7 @@ def cupy(monkeypatch):
     for part in ("runtime", "nvrtc"):
         setattr(made.cuda, part, types.SimpleNamespace(**vars(getattr(made.cuda, part))))
     monkeypatch.setitem(sys.modules, "cupy", made)
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda12x"])
+    install(monkeypatch, "cupy-cuda12x")
     return made
 
 
@@ -98,7 +103,7 @@ def test_an_old_driver(cupy):
 
 
 def test_a_driver_older_than_cupy(cupy, monkeypatch):
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda13x"])
+    install(monkeypatch, "cupy-cuda13x")
     cupy.cuda.runtime.runtimeGetVersion = lambda: 13000
     cupy.cuda.runtime.driverGetVersion = lambda: 12080
     text = message()
@@ -112,7 +117,7 @@ def test_a_driver_newer_than_cupy_will_do(cupy):
 
 
 def test_a_card_older_than_cupy(cupy, monkeypatch):
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda13x"])
+    install(monkeypatch, "cupy-cuda13x")
     cupy.cuda.runtime.runtimeGetVersion = cupy.cuda.runtime.driverGetVersion = lambda: 13000
     cupy.cuda.Device = type("Device", (fake_cupy.Device,), {"compute_capability": "61"})
     text = message()
@@ -151,7 +156,7 @@ def test_no_cublas(cupy):
 
 
 def test_what_is_missing_is_of_the_installed_cuda(cupy, monkeypatch):
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda13x"])
+    install(monkeypatch, "cupy-cuda13x")
     cupy.cuda.runtime.runtimeGetVersion = cupy.cuda.runtime.driverGetVersion = lambda: 13000
     cupy.cuda.get_cublas_handle = raising(ImportError(NOT_FOUND.format("libcublasLt.so.13")))
     assert message().endswith('pip install "cupy-cuda13x[ctk]"')
@@ -201,7 +206,7 @@ Original error:
 
 def test_a_broken_cupy(monkeypatch):
     broken_cupy(monkeypatch, ImportError(BROKEN))
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda13x"])
+    install(monkeypatch, "cupy-cuda13x")
     text = message()
     assert "a CuPy that can be imported (ImportError: libcuda.so.1: cannot open shared object file)" in text
     assert text.endswith('pip uninstall -y cupy-cuda13x && pip install "cupy-cuda13x[ctk]"')
@@ -209,12 +214,12 @@ def test_a_broken_cupy(monkeypatch):
 
 def test_a_cupy_without_what_it_depends_on(monkeypatch):
     broken_cupy(monkeypatch, ModuleNotFoundError("No module named 'cuda.pathfinder'", name="cuda.pathfinder"))
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda12x"])
+    install(monkeypatch, "cupy-cuda12x")
     assert "a CuPy that can be imported (No module named 'cuda.pathfinder')" in message()
 
 
 def test_two_cupys(cupy, monkeypatch):
-    monkeypatch.setattr(cuda_installation, "_installed", lambda: ["cupy-cuda12x", "cupy-cuda13x"])
+    install(monkeypatch, "cupy-cuda13x", "CuPy-cuda12x")
     expected = (
         "needs one CuPy, but cupy-cuda12x and cupy-cuda13x are installed in the same place: "
         'pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install "cupy-cuda12x[ctk]"'
@@ -229,12 +234,6 @@ def test_two_cupys(cupy, monkeypatch):
 def test_whether_there_is_a_gpu_can_always_be_asked(monkeypatch, error):
     broken_cupy(monkeypatch, error)
     assert mg.cuda_is_available() is False
-
-
-def test_installed_packages_are_found(monkeypatch):
-    found = [types.SimpleNamespace(metadata={"Name": name}) for name in ("numpy", "cupy-cuda13x", "CuPy-cuda12x")]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
-    assert cuda_installation._installed() == ["cupy-cuda12x", "cupy-cuda13x"]
 
 
 def test_the_errors_here_have_cupys_names():

@@ -9,9 +9,9 @@ import minigrad as mg
 from gpt import GPT, GPTConfig
 from minigrad import functional as F
 from minigrad import kernels
-from tests.cuda.on_card import a_card
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 
 pytestmark = needs_compiler
 LAYERS = 2
@@ -27,7 +27,7 @@ def concatenations(monkeypatch):
         shapes.append(result.shape)
         return result
 
-    with a_card(monkeypatch):
+    with fake_gpu(monkeypatch):
         monkeypatch.setattr(fake_cupy.cupy, "concatenate", counted)
         yield shapes
 

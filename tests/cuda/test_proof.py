@@ -26,20 +26,14 @@ from minigrad.kernels.cuda import optimizer as fused
 from minigrad.kernels.cuda.proof import __main__ as command
 from minigrad.kernels.cuda.proof import answers, cases, check, run
 from tests.cuda import prove_on_emulator
-from tests.cuda.on_card import new_trainer
 from tests.fakes import cupy as fake_cupy
-from tests.fakes.cublaslt import twin_of_cublaslt
-from tests.fakes.emulator import FOLDER_VARIABLE, needs_compiler
+from tests.fakes.cublaslt import fake_cublaslt
+from tests.fakes.emulator import needs_compiler
+from tests.gpt.runs import new_gpu_trainer
 
 NAME = "A card that is not there"
 UNITS = ["GELU float32", "Softmax float32", "CrossEntropy float32", "Dropout float32", "AdamW float32"]
 UNITS.append("ClipGradNorm float32")
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """A folder for compiled kernels, so that processes need not compile what others have."""
-    return tmp_path_factory.mktemp("emulated")
 
 
 @pytest.fixture
@@ -58,9 +52,8 @@ def forget():
 
 
 @pytest.fixture
-def card(cache, compiled, monkeypatch):
+def card(cache, monkeypatch):
     """A GPU with a few kernels, and the process that checks them there."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(compiled))
     prove_on_emulator.few_kernels(monkeypatch)
     check_with(monkeypatch, "-m", "tests.cuda.prove_on_emulator")
     with prove_on_emulator.a_card(monkeypatch):
@@ -151,8 +144,7 @@ def test_kernels_that_are_broken_stay_off_and_the_others_are_on(card, monkeypatc
 
 @needs_compiler
 @pytest.mark.slow
-def test_all_kernels_pass(compiled, monkeypatch):
-    monkeypatch.setenv(FOLDER_VARIABLE, str(compiled))
+def test_all_kernels_pass(monkeypatch):
     messages = []
     with prove_on_emulator.a_card(monkeypatch):
         run.check_all(0, [], messages.append)
@@ -311,7 +303,7 @@ def test_every_kernel_is_checked(monkeypatch):
     fake_cupy.install(monkeypatch)
     seen = set()
     monkeypatch.setattr(launch, "emulate", lambda kernel, *_: seen.add((kernel.file, kernel.name)))
-    with twin_of_cublaslt(), np.errstate(all="ignore"):  # nothing is computed, and what memory holds is multiplied
+    with fake_cublaslt(), np.errstate(all="ignore"):  # nothing is computed, and what memory holds is multiplied
         for subject in cases.SUBJECTS.values():
             for text in subject.texts:
                 for case in subject.cases(cases.Numbers(np.dtype(subject.dtypes()[0])), *text):
@@ -472,7 +464,7 @@ def test_a_step_is_a_graph_where_the_kernels_that_it_needs_have_passed(answered,
     for but, captured in [((), True), (("GELU float32",), True), (("AdamW float32",), False)]:
         answered(*but)
         assert mg.cuda.can_capture("cuda:0", "float32") is captured
-        assert (new_trainer(tmp_path, dtype="float32").graph is not None) is captured
+        assert (new_gpu_trainer(tmp_path, dtype="float32").graph is not None) is captured
     assert not mg.cuda.can_capture("cpu", "float32")
     assert set(graph.NEEDED) <= {subject.name for subject in cases.SUBJECTS.values()}
 

@@ -8,9 +8,9 @@ import pytest
 import minigrad as mg
 from minigrad import kernels, random
 from minigrad.kernels.cuda.graph import Captured
-from tests.cuda.on_card import a_card
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 
 pytestmark = needs_compiler
 SEED = 0x299F31D0A4093822
@@ -18,7 +18,7 @@ SEED = 0x299F31D0A4093822
 
 @pytest.fixture
 def launches(monkeypatch):
-    with a_card(monkeypatch) as names:
+    with fake_gpu(monkeypatch) as names:
         yield names
 
 

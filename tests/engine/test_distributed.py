@@ -13,8 +13,9 @@ import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
 from minigrad.distributed import DataParallel, WorkerError, can_share
+from tests.needs import needs_fork
 
-pytestmark = pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+pytestmark = needs_fork
 
 
 class Net(nn.Module):
@@ -44,13 +45,13 @@ def gradients(model):
     return {name: None if p.grad is None else p.grad.copy() for name, p in model.named_parameters()}
 
 
-def assert_same(got, wanted, rtol=1e-12):
-    assert got.keys() == wanted.keys()
-    for name in wanted:
-        if wanted[name] is None:
+def assert_same(got, expected, rtol=1e-12):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        if expected[name] is None:
             assert got[name] is None
         else:
-            np.testing.assert_allclose(got[name], wanted[name], rtol=rtol, atol=rtol, err_msg=name)
+            np.testing.assert_allclose(got[name], expected[name], rtol=rtol, atol=rtol, err_msg=name)
 
 
 @settings(max_examples=12, deadline=None)
@@ -58,12 +59,12 @@ def assert_same(got, wanted, rtol=1e-12):
 def test_loss_and_gradients_are_those_of_one_process(n, processes, factor):
     """With parts of different sizes, with more processes than rows, and with a gradient that is not 1."""
     one, several = net(), net()
-    wanted = one.loss(*batch(n))
-    (wanted * factor).backward()
+    expected = one.loss(*batch(n))
+    (expected * factor).backward()
     with DataParallel(several, several.loss, processes) as parallel:
         loss = parallel(*batch(n))
         (loss * factor).backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert loss.dtype == np.float64
     assert_same(gradients(several), gradients(one))
 
@@ -195,13 +196,13 @@ def test_each_process_draws_masks_of_its_own():
 
 def test_evaluation_mode_reaches_all_processes():
     model = net(dropout=0.5)
-    wanted = net().loss(*batch(6)).item()
+    expected = net().loss(*batch(6)).item()
     with DataParallel(model, model.loss, 2) as parallel:
-        assert parallel(*batch(6)).item() != pytest.approx(wanted, rel=1e-6)
+        assert parallel(*batch(6)).item() != pytest.approx(expected, rel=1e-6)
         model.eval()
-        assert parallel(*batch(6)).item() == pytest.approx(wanted, rel=1e-12)
+        assert parallel(*batch(6)).item() == pytest.approx(expected, rel=1e-12)
         model.train()
-        assert parallel(*batch(6)).item() != pytest.approx(wanted, rel=1e-6)
+        assert parallel(*batch(6)).item() != pytest.approx(expected, rel=1e-6)
 
 
 def test_a_parameter_with_a_new_array_starts_the_processes_afresh():

@@ -100,9 +100,9 @@ def test_the_loss_of_half_precision_logits_is_single():
     assert loss.dtype == np.float32
     assert logits.grad.dtype == np.float16
     wide = mg.Tensor(logits.data.astype(np.float64), requires_grad=True)
-    wanted = F.cross_entropy(wide, targets)
-    wanted.backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    expected = F.cross_entropy(wide, targets)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     np.testing.assert_allclose(logits.grad, wide.grad, rtol=1e-3)
 
 

@@ -170,7 +170,7 @@ def test_sequential_applies_its_modules_in_order():
 
 @pytest.mark.parametrize("inside", [F.gelu, [nn.ReLU()], None], ids=["a function", "a list", "None"])
 def test_sequential_takes_nothing_but_modules(inside):
-    with pytest.raises(TypeError, match=f"Sequential: expected modules, got {type(inside).__name__} at place 1"):
+    with pytest.raises(TypeError, match=f"Sequential: expected modules, got {type(inside).__name__} at index 1"):
         nn.Sequential(nn.Linear(1, 1), inside)
 
 
@@ -294,8 +294,8 @@ def test_checkpoint_changes_nothing_but_memory():
     block, x, scale = DeepBlock(), np.ones((3, 4), "float32"), np.full((4,), 0.5, "float32")
     plain = gradients_of(block, block, x, scale)
     checkpointed = gradients_of(lambda *inputs: nn.checkpoint(block, *inputs), block, x, scale)
-    for ours, wanted in zip(checkpointed, plain, strict=True):
-        np.testing.assert_array_equal(ours, wanted)  # bit for bit, so dropout fell on the same elements
+    for ours, expected in zip(checkpointed, plain, strict=True):
+        np.testing.assert_array_equal(ours, expected)  # bit for bit, so dropout fell on the same elements
 
 
 def test_checkpoint_reaches_parameters_when_no_input_wants_a_gradient():
@@ -340,6 +340,6 @@ def test_checkpoint_records_its_second_run_inside_no_grad_too():
 
 def test_checkpoint_refuses_a_list_of_tensors_whose_gradients_it_would_lose():
     x = mg.Tensor([1.0, 2.0], requires_grad=True)
-    with pytest.raises(TypeError, match="give each as an argument of its own"):
+    with pytest.raises(TypeError, match="expected each tensor that requires gradients as its own argument, got a list"):
         nn.checkpoint(lambda pair: pair[0] * pair[1], [x, x])
     assert nn.checkpoint(lambda pair: pair[0] * pair[1], [x.detach(), 3.0]).data.tolist() == [3, 6]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import functional as F
-from minigrad.distributed import can_share
 from minigrad.kernels.cpu import blas
 from tests.checks import assert_equal_functions
+from tests.needs import needs_fork
 from tests.shapes import broadcastable, layouts, normal, seeds, shapes
 
 sides = st.integers(0, 3)
@@ -91,7 +91,7 @@ for _ in range(50):
 
 @pytest.mark.skipif(blas.library() != "mkl", reason="MKL is not installed, or not in use")
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+@needs_fork
 def test_mkl_beside_pytorch_multiplies_in_a_copied_process_too():
     """The threads of libgomp, which MKL then uses, are not there after a fork: the first product waited for ever."""
     code = """import torch, numpy as np, minigrad as mg

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import minigrad as mg
 from minigrad import functional as F
-from minigrad import kernels
+from minigrad import kernels, nn
 from minigrad.ops.activation import erf
 from tests.checks import assert_equal_functions, forward_and_backward
 from tests.shapes import broadcastable, layouts, nonzero, normal, seeds, shapes
@@ -89,6 +89,24 @@ def test_activations_are_finite_far_from_zero(name, dtype):
     (y,), (dx,) = forward_and_backward(function, [np.array([-1e4, -1000, -100, 100, 1000, 1e4], dtype)])
     assert np.isfinite(y).all()
     assert np.isfinite(dx).all()
+
+
+@given(shape=shapes(), layout=layouts, seed=seeds)
+def test_squared_relu(shape, layout, seed):
+    def through_the_layout(function):
+        return lambda base: function(layout.view(base))
+
+    x = nonzero(layout.base_shape(shape), seed)
+    assert_equal_functions(through_the_layout(F.squared_relu), through_the_layout(lambda x: F.relu(x) ** 2), x)
+    mg.gradcheck(through_the_layout(F.squared_relu), x)
+
+
+def test_squared_relu_around_zero():
+    x = mg.Tensor([-2.0, -0.0, 0.0, 1e-3, 3.0], requires_grad=True)
+    y = nn.SquaredReLU()(x)
+    y.sum().backward()
+    np.testing.assert_allclose(y.data, [0, 0, 0, 1e-6, 9], rtol=1e-6)
+    np.testing.assert_allclose(x.grad, [0, 0, 0, 2e-3, 6], rtol=1e-6)
 
 
 def test_the_gradient_of_relu_at_zero_is_zero():
@@ -313,11 +331,11 @@ def test_cross_entropy_equals_its_composition(reduction, ignore_index, label_smo
 
 def test_label_smoothing_is_least_where_the_probabilities_are_the_smoothed_target():
     """A share of 0.2 for all five classes: 0.8 + 0.04 for the target, 0.04 for each of the others."""
-    wanted = np.array([[0.04, 0.84, 0.04, 0.04, 0.04]])
-    logits = mg.Tensor(np.log(wanted), requires_grad=True)
+    expected = np.array([[0.04, 0.84, 0.04, 0.04, 0.04]])
+    logits = mg.Tensor(np.log(expected), requires_grad=True)
     loss = F.cross_entropy(logits, np.array([1]), label_smoothing=0.2)
     loss.backward()
-    assert math.isclose(loss.item(), -np.sum(wanted * np.log(wanted)))
+    assert math.isclose(loss.item(), -np.sum(expected * np.log(expected)))
     np.testing.assert_allclose(logits.grad, 0, atol=1e-15)
 
 

@@ -7,20 +7,7 @@ import pytest
 
 import minigrad as mg
 from minigrad import nn, optim
-
-
-def parameters(*shapes, dtype=np.float64):
-    rng = np.random.default_rng(0)
-    return [nn.Parameter(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
-
-
-def train(optimizer, steps, seed=0):
-    """Steps with gradients drawn from a seed."""
-    rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        for p in optimizer.params:
-            p.grad = rng.standard_normal(p.shape).astype(p.dtype)
-        optimizer.step()
+from tests.engine.optimizers import parameters, train
 
 
 def gradients(shape, steps, seed=0):
@@ -100,12 +87,13 @@ def test_parameters_without_a_gradient_stay_as_they_are():
     np.testing.assert_array_equal(still.data, before)
 
 
-@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW])
+@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW, optim.Muon])
 def test_a_step_works_in_place_and_leaves_the_gradient_alone(make):
-    (p,) = parameters((3,), dtype=np.float32)
-    array, p.grad = p.data, np.array([1, 2, 3], np.float32)
+    (p,) = parameters((3, 2), dtype=np.float32)
+    array, p.grad = p.data, np.arange(6, dtype=np.float32).reshape(3, 2)
     p.grad.setflags(write=False)
-    make([p], lr=np.float64(0.1), weight_decay=np.float64(0.1)).step()
+    momentum = {} if make is optim.AdamW else {"momentum": np.float64(0.9)}
+    make([p], lr=np.float64(0.1), weight_decay=np.float64(0.1), **momentum).step()
     assert p.data is array
     assert p.data.dtype == np.float32
 
@@ -129,10 +117,19 @@ def test_zero_grad_forgets():
     assert p.grad is None
 
 
-@pytest.mark.parametrize("make", [lambda ps: optim.SGD(ps, 0.1, momentum=0.9), lambda ps: optim.AdamW(ps, 0.1)])
+# Every optimizer; Muon takes matrices alone
+EACH = {
+    "SGD": lambda ps: optim.SGD(ps, 0.1, momentum=0.9),
+    "AdamW": lambda ps: optim.AdamW(ps, 0.1),
+    "Muon": lambda ps: optim.Muon(ps[:1], lr=0.1),
+    "Muon and AdamW": lambda ps: optim.CombinedOptimizer(optim.Muon(ps[:1], lr=0.1), optim.AdamW(ps[1:], lr=0.01)),
+}
+
+
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_training_continues_bit_for_bit_from_saved_state(make, dtype, tmp_path):
-    straight = parameters((2, 3), (3,), dtype=dtype)
+def test_training_continues_bit_for_bit_from_saved_state(name, dtype, tmp_path):
+    straight, make = parameters((3, 4), (4,), dtype=dtype), EACH[name]
     train(optimizer := make(straight), steps=5)
     mg.save(optimizer.state_dict(), tmp_path / "optimizer")
     resumed = [nn.Parameter(p.data.copy()) for p in straight]
@@ -267,6 +264,31 @@ def test_warmup_cosine_rises_then_falls():
     rates = [optim.warmup_cosine(step, 1.0, 0.1, 10, 50) for step in range(60)]
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1.0 / 11),  # not 0: the first step must move
+        (9, 10.0 / 11),
+        (10, 1.0),  # warm
+        (30, 1.0),  # held
+        (70, 0.55),  # halfway down
+        (110, 0.1),
+        (10_000, 0.1),
+    ],
+)
+def test_warmup_linear(step, expected):
+    lr = optim.warmup_linear(step, learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110, lr_hold_iters=20)
+    assert math.isclose(lr, expected)
+
+
+def test_warmup_linear_without_warmup_or_hold_falls_from_the_start():
+    assert [optim.warmup_linear(step, 1.0, 0.0, 0, 4) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+
+
+def test_a_hold_beyond_the_decay_ends_with_it():
+    assert [optim.warmup_linear(step, 1.0, 0.1, 1, 3, lr_hold_iters=9) for step in range(5)] == [0.5, 1, 1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("step", [0, 1, 98, 99, 100, 399, 10_000])

@@ -111,7 +111,7 @@ def test_a_fully_masked_row_does_not_poison_the_weights():
 
 
 def test_masking_works_in_float16():
-    """-1e9 as a stand-in for minus infinity does not exist in float16."""
+    """-1e9 in place of minus infinity does not exist in float16."""
     q = np.ones((2, 2), np.float16)
     y = F.scaled_dot_product_attention(q, q, np.array([[1, 2], [300, 400]], np.float16), causal=True)
     np.testing.assert_array_equal(y.data[0], [1, 2])

@@ -219,15 +219,15 @@ def test_tensors_can_be_given_names():
 )
 def test_names_that_are_none(names, got):
     y = mg.Tensor(2.0, requires_grad=True) * 3
-    with pytest.raises(TypeError, match=re.escape(f"viz.draw: expected names, texts with a tensor each; got {got}")):
+    with pytest.raises(TypeError, match=re.escape(f"viz.draw: expected names that map str to tensor, got {got}")):
         viz.draw(y, names=names)
 
 
 @pytest.mark.parametrize("names", [["x"], [], ("x", "y"), "x"], ids=repr)
 def test_names_without_tensors(names):
     y = mg.Tensor(2.0, requires_grad=True) * 3
-    wanted = f'viz.draw: expected names as a mapping, {{"x": x}}; got {type(names).__name__}'
-    with pytest.raises(TypeError, match=re.escape(wanted)):
+    expected = f'viz.draw: expected names as a mapping such as {{"x": x}}, got {type(names).__name__}'
+    with pytest.raises(TypeError, match=re.escape(expected)):
         viz.draw(y, names=names)
 
 
@@ -337,7 +337,7 @@ def test_pictures(tmp_path):
     assert ">MatMul</text>" in svg
     assert drawing._repr_svg_() == svg
     assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="graph.txt: expected a file that ends in .dot"):
+    with pytest.raises(ValueError, match="graph.txt: expected a file name that ends in one of .dot"):
         drawing.save(tmp_path / "graph.txt")
     with pytest.raises(viz.GraphvizError, match="dot -Tnothing"):
         drawing.render("nothing")

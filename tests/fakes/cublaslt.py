@@ -1,7 +1,8 @@
-"""A cuBLASLt for NumPy arrays: it understands the descriptors and computes the products, as cuBLAS documents them.
+"""A fake cuBLASLt: it reads the descriptors and computes the products, on NumPy arrays, as cuBLAS documents them.
 
-Everything is column-major, as there, so that what minigrad says about rows, columns, strides and transposes is checked.
-Where cuBLASLt has a choice that costs digits, this one makes the worst that its caller allows.
+Matrices are column-major, as there, so wrong rows, columns, strides or transposes give wrong results. It refuses an
+attribute of a wrong size. Where cuBLASLt may choose how it adds up, this one makes the worst choice that its caller
+allows. It has a single algorithm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ALL_REDUCTIONS = 7  # what is allowed unless a preference says otherwise
 DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8"), 2: np.dtype("f2"), 14: np.dtype(ml_dtypes.bfloat16)}
 
 
-class Twin:
+class FakeCublasLt:
     """The functions of cuBLASLt that minigrad calls. `calls` counts them."""
 
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class Twin:
     cublasLtMatrixLayoutSetAttribute = _set
     cublasLtMatmulPreferenceSetAttribute = _set
 
-    def cublasLtMatmulAlgoGetHeuristic(self, handle, operation, a, b, c, d, preference, wanted, best, found) -> int:
+    def cublasLtMatmulAlgoGetHeuristic(self, handle, operation, a, b, c, d, preference, expected, best, found) -> int:
         self.preferred = self.things[preference.value]
         how = self.things[operation.value]
         bias = how.get(cublaslt.BIAS_POINTER) or 0
@@ -116,16 +117,13 @@ class Twin:
 
 
 @contextlib.contextmanager
-def twin_of_cublaslt() -> Iterator[Twin]:
-    """Inside this context minigrad's products on NumPy arrays go to a twin of cuBLASLt."""
+def fake_cublaslt() -> Iterator[FakeCublasLt]:
+    """Inside this context minigrad's products on NumPy arrays go to the fake cuBLASLt."""
     before = cublaslt.library, cublaslt.on_host
-    cached = (cublaslt._plan, cublaslt._handle, cublaslt._workspace)
-    for function in cached:
-        function.cache_clear()
-    cublaslt.library, cublaslt.on_host = Twin(), True
+    cublaslt.forget()
+    cublaslt.library, cublaslt.on_host = FakeCublasLt(), True
     try:
         yield cublaslt.library
     finally:
         cublaslt.library, cublaslt.on_host = before
-        for function in cached:
-            function.cache_clear()
+        cublaslt.forget()

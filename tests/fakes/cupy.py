@@ -1,14 +1,14 @@
-"""A stand-in for CuPy, for machines without a GPU: after `install(monkeypatch)`, `import cupy` finds it.
+"""A fake CuPy, for machines without a GPU: after `install(monkeypatch)`, `import cupy` finds it.
 
-Its arrays hold NumPy arrays but are none, and it is as strict as CuPy 14 (read from its source), or stricter:
+Its arrays hold NumPy arrays but are not NumPy arrays. It is at least as strict as CuPy 14, whose source it follows:
 
-- no array turns into a NumPy array, or meets one in an operation, unless `.get()`, `asnumpy` or `.item()` asks for it;
-- what makes the host wait for the GPU is counted in `synchronisations`, and raises inside
-  `cupyx.allow_synchronize(False)`, as it does in CuPy: `get`, `item`, `float`, `bool`, `nonzero`, boolean indices;
-- only the functions, methods and keyword arguments that are listed here exist, and test_standin.py compares the lists
-  with CuPy where it is installed;
-- a stream that captures runs nothing: what is given to it is put on a tape, which `Graph.launch` plays on the same
-  memory; what makes the host wait, or brings arrays to the GPU, raises then;
+- an array becomes a NumPy array only through `.get()`, `asnumpy` or `.item()`, and no operation mixes the two;
+- what makes the host wait for the GPU (`get`, `item`, `float`, `bool`, `nonzero`, boolean indices) is counted in
+  `synchronizations`, and raises inside `cupyx.allow_synchronize(False)`, as it does in CuPy;
+- only the functions, methods and keyword arguments that are listed here exist; tests/cuda/test_fake_cupy.py compares
+  the lists with CuPy where it is installed;
+- a stream that captures runs nothing: the work given to it is put on a tape, which `Graph.launch` plays on the same
+  memory. What makes the host wait, or copies arrays to the GPU, raises during a capture;
 - results without axes are arrays, not scalars; integer arrays as indices wrap around; new arrays are made on the
   current GPU, of which there are two; half precision is summed in single; there is no long double.
 """
@@ -30,8 +30,8 @@ GPUS = 2
 SCALARS = (bool, int, float, complex, np.generic)
 DTYPES = "?bBhHiIlLqQefdFDE"  # the last is bfloat16
 
-synchronisations = 0
-_may_synchronise = True
+synchronizations = 0
+_may_synchronize = True
 _current = 0  # the current GPU
 
 cupy: Any = types.ModuleType("cupy")
@@ -39,9 +39,9 @@ cupyx: Any = types.ModuleType("cupyx")
 
 
 def install(monkeypatch: Any) -> None:
-    """Let `import cupy` and `import cupyx` find the stand-in until the test ends."""
-    global synchronisations, _current, _capturing, _tape, _allocate_pinned
-    synchronisations = _current = 0
+    """Let `import cupy` and `import cupyx` find the fake until the test ends."""
+    global synchronizations, _current, _capturing, _tape, _allocate_pinned
+    synchronizations = _current = 0
     _capturing = _tape = _allocate_pinned = None
     for module in (cupy, cupyx, cupyx.scipy, cupyx.scipy.special):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -51,23 +51,23 @@ class DeviceSynchronized(RuntimeError):
     """The host would wait for the GPU where `allow_synchronize(False)` forbids it."""
 
 
-def _synchronise() -> None:
-    global synchronisations
+def _synchronize() -> None:
+    global synchronizations
     if _capturing is not None:
         raise CaptureError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
-    synchronisations += 1
-    if not _may_synchronise:
+    synchronizations += 1
+    if not _may_synchronize:
         raise DeviceSynchronized("Device synchronization was detected while disallowed.")
 
 
 @contextlib.contextmanager
 def allow_synchronize(allow: bool) -> Iterator[None]:
-    global _may_synchronise
-    before, _may_synchronise = _may_synchronise, allow
+    global _may_synchronize
+    before, _may_synchronize = _may_synchronize, allow
     try:
         yield
     finally:
-        _may_synchronise = before
+        _may_synchronize = before
 
 
 # Streams, and what they capture
@@ -79,6 +79,11 @@ class CaptureError(RuntimeError):
 
 _capturing: Stream | None = None
 _tape: list[Callable[[], Any]] | None = None  # of the capture; None inside of what is on it as a whole
+
+
+def is_capturing() -> bool:
+    """Does a stream capture now?"""
+    return _capturing is not None
 
 
 def submit(work: Callable[[], Any]) -> None:
@@ -353,7 +358,7 @@ class ndarray:
     # To the host, which waits for it
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
-        _synchronise()
+        _synchronize()
         return self._host.copy(order)
 
     def item(self) -> Any:
@@ -398,7 +403,7 @@ class ndarray:
             for part in (index if isinstance(index, tuple) else (index,))
         ]
         if any(isinstance(part, np.ndarray) and part.dtype == bool for part in parts):
-            _synchronise()  # to learn how many elements there are
+            _synchronize()  # to learn how many elements there are
         parts = [part.astype(np.int32) if isinstance(part, np.ndarray) and not part.size else part for part in parts]
         widths = [_width(part) for part in parts]
         if ... not in [part if part is Ellipsis else None for part in parts]:
@@ -682,7 +687,7 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
 
 
 def nonzero(a: Any) -> Any:
-    _synchronise()
+    _synchronize()
     return _array(np.nonzero(_host(a)))
 
 
@@ -767,7 +772,7 @@ class Device:
         Device(self.before).use()
 
     def synchronize(self) -> None:
-        _synchronise()
+        _synchronize()
 
     compute_capability = "90"
     mem_info = (3 * 2**30, 8 * 2**30)  # free, and in all

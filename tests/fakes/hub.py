@@ -1,4 +1,8 @@
-"""A web server on this machine that behaves as the Hugging Face hub does, and fails when it is told to."""
+"""A fake Hugging Face hub: a web server on this machine that answers as the hub does, and fails when told to.
+
+It states checksums, redirects large files and serves ranges as the hub does. It has files and nothing else: no log-in,
+no search, no other pages.
+"""
 
 import contextlib
 import hashlib

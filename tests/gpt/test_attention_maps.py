@@ -116,8 +116,8 @@ def test_a_context_that_is_too_long_is_refused_and_training_goes_on():
 @pytest.mark.cuda
 def test_weights_on_the_gpu():
     model, ids = random_model({"n_head": 2}), random_ids(2, 6)
-    wanted = [p.numpy() for p in model.attention_weights(ids)]
-    for p, w in zip(model.to("cuda").attention_weights(mg.Tensor(ids, device="cuda")), wanted, strict=True):
+    expected = [p.numpy() for p in model.attention_weights(ids)]
+    for p, w in zip(model.to("cuda").attention_weights(mg.Tensor(ids, device="cuda")), expected, strict=True):
         np.testing.assert_allclose(p.numpy(), w, rtol=1e-9, atol=1e-12)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from gpt import CharTokenizer, ConfigError, DataError
 from gpt.text import data
+from tests.needs import data_file
 
 PLAY = "First Citizen:\r\nBefore we proceed any further, hear me speak — “Speak, speak.”\n" * 50
 CONTENT = PLAY.encode()
@@ -214,10 +214,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_the_real_tiny_shakespeare_has_the_numbers_that_everyone_states():
-    path = os.environ.get("MINIGRAD_TEST_SHAKESPEARE")
-    if not path:
-        pytest.skip("MINIGRAD_TEST_SHAKESPEARE does not say where the real Tiny Shakespeare is")
-    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == REAL_SHA256
+    path = data_file("tinyshakespeare.txt")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == REAL_SHA256
     text = data.read_text(path)
     tokenizer = CharTokenizer.from_text(text)
     dataset = data.Dataset(tokenizer.encode(text), block_size=256)
@@ -477,6 +475,7 @@ import re, sys, tracemalloc
 import numpy as np
 from pathlib import Path
 from gpt.text import data
+from tests.needs import data_file
 
 def own_memory():
     return int(re.search(r"^RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) / 1024

@@ -53,12 +53,12 @@ def brute_force(model, ids, stride):
 def test_the_loss_is_that_of_every_token_by_itself(model, n, stride):
     ids = random_ids(n)
     result = evaluate(model, ids, n_bytes=3 * n, stride=stride)
-    wanted = brute_force(model, ids, stride)
+    expected = brute_force(model, ids, stride)
     assert result.n_tokens == n - 1
-    assert result.nats == pytest.approx(wanted, rel=1e-5)
-    assert result.loss == pytest.approx(wanted / (n - 1), rel=1e-5)
-    assert result.perplexity == pytest.approx(math.exp(wanted / (n - 1)), rel=1e-4)
-    assert result.bits_per_byte == pytest.approx(wanted / math.log(2) / (3 * n), rel=1e-5)
+    assert result.nats == pytest.approx(expected, rel=1e-5)
+    assert result.loss == pytest.approx(expected / (n - 1), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(expected / (n - 1)), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / (3 * n), rel=1e-5)
 
 
 @given(n=st.integers(2, 60), block_size=st.integers(1, 12), data=st.data())
@@ -157,8 +157,8 @@ def test_the_program_prints_the_three_figures(folder, capsys, stride):
     printed = {
         name: float(value) for name, value in re.findall(r"^(loss|perplexity|bits per byte) +([\d.]+)", shown, re.M)
     }
-    wanted = {"loss": result.loss, "perplexity": result.perplexity, "bits per byte": result.bits_per_byte}
-    assert printed == pytest.approx(wanted, abs=1e-4)
+    expected = {"loss": result.loss, "perplexity": result.perplexity, "bits per byte": result.bits_per_byte}
+    assert printed == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_program_needs_no_standard_error(folder, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import minigrad as mg
-from minigrad.distributed import can_share
+from tests.needs import needs_fork
 from tests.programs import run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -200,7 +200,7 @@ def test_resume_on_another_text_says_so(trained, tmp_path):
     assert run_program("train_shakespeare", *resume) == message
 
 
-@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+@needs_fork
 def test_how_many_processes_is_chosen_anew_on_resume(text, tmp_path, monkeypatch, capsys):
     """Unless it was asked for: a resumed run may have smaller batches, or another device."""
     monkeypatch.setattr(mg, "get_num_threads", lambda: 2)

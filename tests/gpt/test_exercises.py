@@ -98,9 +98,9 @@ def exercise_output(exercise, values):
 MISTAKES = {
     "ex01_add.py": [
         (None, "return g, g", "dL/db has the shape of the result, (3, 4), but b is (4,): sum over the axes"),
-        (None, "return -g, g", "dL/da is the right one with its sign flipped"),
-        (None, "return 2 * g, g", "dL/da is 2 times the right one"),
-        (None, "return 0 * g, g", "dL/da is zero throughout"),
+        (None, "return -g, g", "dL/da has the wrong sign"),
+        (None, "return 2 * g, g", "dL/da is 2 times the right gradient"),
+        (None, "return 0 * g, g", "dL/da is zero everywhere"),
         (None, "return None, g", "backward returns None for a; expected dL/da"),
         (None, "return g", "backward returns 1 gradient; expected 2, one for each of a, b"),
         (None, "sum_to(g, a_shape), sum_to(g, b_shape)", "backward returns None; is its `return` missing?"),
@@ -109,14 +109,14 @@ MISTAKES = {
         (
             None,
             "return g.sum(axis=-1) if g.shape != a_shape else g, g.sum(axis=-1) if g.shape != b_shape else g",
-            "dL/db has the shape (3,), but b is (4,): the sum runs over other axes than those along which b was copied",
+            "dL/db has the shape (3,), but b is (4,): the sum runs over the wrong axes; sum over those along which",
         ),
         (None, "return np.ones(g.shape), g", "dL/da does not depend on g: multiply by the gradient"),
         (None, "return g / 0, g", "dL/da has a NaN or an infinity at (0, 0), where a is"),
         (
             None,
             "return sum_to(g, a_shape), sum_to(g, b_shape) * (max(np.prod(b_shape, dtype=int), 1).item() / g.size)",
-            "dL/db is the mean over the 3 places that b was copied to; expected the sum",
+            "dL/db is the mean over the 3 places that b was copied to; it should be the sum",
         ),
         (
             None,
@@ -126,7 +126,7 @@ MISTAKES = {
         (
             None,
             "g *= 1; return g, g",
-            "line 45, g *= 1; return g, g: writes to g, to an argument or to an array that was saved",
+            "line 45, g *= 1; return g, g: writes to g, to an argument or to a saved array",
         ),
         (None, "return undefined, g", "NameError: name 'undefined' is not defined; g is (2, 3), a (2, 3)"),
     ],
@@ -138,14 +138,14 @@ MISTAKES = {
         (
             "sum_to(g * b, a_shape)",
             "sum_to(g, a_shape) * sum_to(b + 0 * g, a_shape)",
-            "dL/da is (sum of g) (sum of b): sum over the axes that were broadcast after the product, not before it",
+            "dL/da is (sum of g) (sum of b): multiply first, then sum over the axes that were broadcast",
         ),
         (None, "return b, a", "dL/da does not depend on g"),
         (None, "return g * b, g * a", "dL/db has the shape of the result, (3, 4), but b is (4,)"),
         (
             None,
             "return sum_to(g, a_shape) * sum_to(b + 0 * g, a_shape), sum_to(g, b_shape) * sum_to(a + 0 * g, b_shape)",
-            "dL/db is (sum of g) (sum of a): sum over the axes that were broadcast after the product, not before it",
+            "dL/db is (sum of g) (sum of a): multiply first, then sum over the axes that were broadcast",
         ),
     ],
     "ex03_gelu.py": [
@@ -157,21 +157,21 @@ MISTAKES = {
         ("(1 + 3 * a", "(1 + a", "the term x/2 (1 - t^2) c 3 a x^2 is 0.3333 times what"),
         ("+ 0.5 * x", "- 0.5 * x", "x/2 (1 - t^2) c has the wrong sign; the term x/2"),
         ("0.5 * (1 + t)", "0.0", "the term (1 + t)/2 is missing: x is also a factor of y"),
-        (" + 0.5 * x * dt * du", "", "the term x/2 dt/dx is missing: t depends on x too"),
+        (" + 0.5 * x * dt * du", "", "the term x/2 dt/dx is missing: t also depends on x"),
         ("return g * (", "return (", "dL/dx does not depend on g"),
     ],
     "ex04_matmul.py": [
-        ("g @ b.swapaxes(-1, -2)", "g @ b", "A transposition is missing, or the factors of a"),
-        ("b.swapaxes(-1, -2)", "b.T", "A transposition is missing, or"),
+        ("g @ b.swapaxes(-1, -2)", "g @ b", "A transpose is missing, or the factors of a"),
+        ("b.swapaxes(-1, -2)", "b.T", "A transpose is missing, or"),
         (
             "g @ b.swapaxes(-1, -2)",
             "b @ g.swapaxes(-1, -2)",
-            "dL/da is b g^T, in another shape: a transposition is in the wrong place, it is g b^T",
+            "dL/da is b g^T in another shape: a transpose is in the wrong place; it should be g b^T",
         ),
         (
             "a.swapaxes(-1, -2) @ g",
             "g.swapaxes(-1, -2) @ a",
-            "dL/db is g^T a, in another shape: a transposition is in the wrong place, it is a^T g",
+            "dL/db is g^T a in another shape: a transpose is in the wrong place; it should be a^T g",
         ),
         (
             "sum_to(g @ b.swapaxes(-1, -2), a.shape)",
@@ -185,14 +185,18 @@ MISTAKES = {
         ),
     ],
     "ex05_linear.py": [
-        ("g_rows.T @ rows", "g_rows.T @ rows / len(rows)", "dL/dweight is the mean over the 3 rows; expected the sum"),
+        (
+            "g_rows.T @ rows",
+            "g_rows.T @ rows / len(rows)",
+            "dL/dweight is the mean over the 3 rows; it should be the sum",
+        ),
         ("g_rows.T @ rows", "rows.T @ g_rows", "dL/dweight has the shape (4, 5), but weight is (5, 4): a tr"),
         ("g_rows.sum(axis=0)", "g_rows", "dL/dbias has the shape of the result"),
-        ("sum", "mean", "dL/dbias is the mean over the 3 rows; expected the sum"),
+        ("sum", "mean", "dL/dbias is the mean over the 3 rows; it should be the sum"),
         (
             "g_rows.sum(axis=0)",
             "g_rows.sum(axis=1)",
-            "dL/dbias has the shape (3,), but bias is (5,): the sum runs over oth",
+            "dL/dbias has the shape (3,), but bias is (5,): the sum runs over the wrong axes",
         ),
         (
             "g_rows.T @ rows, g_rows.sum(axis=0)",
@@ -202,44 +206,44 @@ MISTAKES = {
         (
             "g_rows.T @ rows",
             "g.swapaxes(-1, -2) @ x",
-            "(2, 5, 4), but weight is (5, 4): it is not summed over the axes that",
+            "(2, 5, 4), but weight is (5, 4): sum over the axes that weight does not have",
         ),
     ],
     "ex06_embedding.py": [
-        ("np.add.at(dW, ids, g)", "dW[ids] = g", "keep only the last of their rows"),
-        ("np.add.at(dW, ids, g)", "dW[ids] += g", "keep only the last of their rows"),
+        ("np.add.at(dW, ids, g)", "dW[ids] = g", "keeps only the last of its rows"),
+        ("np.add.at(dW, ids, g)", "dW[ids] += g", "keeps only the last of its rows"),
         (
             "return None, dW",
             "n = np.bincount(ids, minlength=len(dW))[:, None].clip(1); return None, dW / n.astype(g.dtype)",
-            "rows whose id occurs several times have the mean of their rows of g; expected the sum",
+            "an id that occurs several times has the mean of its rows of g; it should be the sum",
         ),
-        (None, "return None, g", "dL/dweight has the shape of the result, (3, 3): expected (5, 3)"),
+        (None, "return None, g", "dL/dweight has the shape of the result, (3, 3); expected (5, 3)"),
         ("ctx.shape, g.dtype)", "ctx.shape)", "dL/dweight is float64 although all"),
     ],
     "ex07_softmax.py": [
         (None, "return g * y, None", "the term - y sum(g y) is missing"),
-        (None, "return g * y * (1 - y), None", "the other y_j, which x_i changes too, are missing"),
+        (None, "return g * y * (1 - y), None", "the other y_j are missing, which x_i also affects"),
         ("g -", "g +", "the term - y sum(g y) has the wrong sign"),
-        ("(g * y).sum", "g.sum", "the sum is of g y, not of g"),
-        (".sum", ".mean", "the mean of g y is subtracted; expected the sum"),
+        ("(g * y).sum", "g.sum", "the sum is over g; it should be over g y"),
+        (".sum", ".mean", "the mean of g y is subtracted; it should be the sum"),
         ("sum(axis=ctx.axis, keepdims=True)", "sum()", "the sum runs over the whole array"),
-        ("axis=ctx.axis", "axis=-1", "dL/dx: the sum runs along another axis"),
+        ("axis=ctx.axis", "axis=-1", "dL/dx: the sum runs along the wrong axis"),
         ("return y * (", "return (", "dL/dx: the factor y is missing"),
         (", keepdims=True", "", "Does a sum or a mean lose axis 1? With keepdims=True the axis stays, with size 1"),
         (None, "return y * g - (g * y).sum(axis=ctx.axis, keepdims=True), None", "the y before the sum is missing"),
-        (None, "return y * (g - y * g.sum(axis=ctx.axis, keepdims=True)), None", "y stands outside of the sum"),
-        (None, "return g - y * g.sum(axis=ctx.axis, keepdims=True), None", "is for the logarithm of softmax"),
+        (None, "return y * (g - y * g.sum(axis=ctx.axis, keepdims=True)), None", "y is outside the sum"),
+        (None, "return g - y * g.sum(axis=ctx.axis, keepdims=True), None", "is the gradient of log-softmax"),
     ],
     "ex08_cross_entropy.py": [
         ("(p - q) *", "p *", "the 1 at the target (q) is not subtracted"),
-        ("(p - q)", "(q - p)", "dL/dx is the right one with its sign flipped"),
+        ("(p - q)", "(q - p)", "dL/dx has the wrong sign"),
         ("(p - q)", "(p + q)", "the term - g q has the wrong sign"),
         ("/ ctx.n", "/ 1", "not divided by the number of targets, 4"),
         ("/ ctx.n", "/ ctx.n**2", "divided by the number of targets, 4, twice"),
-        ("/ ctx.n", "/ len(p)", "divided by 6, the number of rows; the mean is over the 4 that count"),
+        ("/ ctx.n", "/ len(p)", "divided by 6, the number of rows; the mean is over the 4 not ignored"),
         ("/ ctx.n", "/ p.size", "divided by 20, the number of logits"),
         ("/ ctx.n", "/ p.shape[1]", "divided by 5, the number of classes"),
-        ('ctx.reduction == "mean"', "True", 'which is for "mean" alone'),
+        ('ctx.reduction == "mean"', "True", 'which is right only for "mean"'),
         (" * counted[:, None]", "", "rows whose target is ignore_index have a"),
         ("dx.reshape(ctx.shape), None", "dx, None", "dL/dx has the shape (6, 5), but x is (2, 3, 5): the numbers are"),
     ],
@@ -256,20 +260,20 @@ MISTAKES = {
             "- r mean(g_hat) is missing; the term - r x_hat mean(g_hat x_hat) is missing",
         ),
         ("- x_hat", "+ x_hat", "- r x_hat mean(g_hat x_hat) has the wrong sign"),
-        ("- x_hat * row", "- row", "in the term - r x_hat mean(g_hat x_hat) the x_hat"),
-        ("g_hat = g * gamma", "g_hat = g", "dL/dx uses g where g_hat = g gamma is expected"),
+        ("- x_hat * row", "- row", "in the term - r x_hat mean(g_hat x_hat), the x_hat"),
+        ("g_hat = g * gamma", "g_hat = g", "dL/dx uses g; it should use g_hat = g gamma"),
         ("r * (g_hat -", "(g_hat -", "dL/dx: the factor r is missing"),
-        ("r * (", "1 / r * (", "dL/dx is divided by r; expected multiplied"),
-        ("r * (", "r * r * (", "dL/dx: the factor r is there twice"),
-        ("- row_mean(g_hat) -", "- row_mean(g_hat) / r -", "in the term - r mean(g_hat) the factor r is missing"),
-        ("- x_hat * row", "- x_hat / r * row", "in the term - r x_hat mean(g_hat x_hat) the factor r is missing"),
-        ("- x_hat * row", "- x_hat * r * r * row", "has r^3 in place of r: each x - mu in it is x_hat / r"),
+        ("r * (", "1 / r * (", "dL/dx is divided by r; it should be multiplied"),
+        ("r * (", "r * r * (", "dL/dx: the factor r appears twice"),
+        ("- row_mean(g_hat) -", "- row_mean(g_hat) / r -", "in the term - r mean(g_hat), the factor r is missing"),
+        ("- x_hat * row", "- x_hat / r * row", "in the term - r x_hat mean(g_hat x_hat), the factor r is missing"),
+        ("- x_hat * row", "- x_hat * r * r * row", "has r^3 instead of r: each x - mu in it is x_hat / r"),
         (
             "g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
             "gamma * (g - row_mean(g) - x_hat * row_mean(g * x_hat))",
-            "gamma belongs inside of the means",
+            "gamma belongs inside the means",
         ),
-        ("sum_to(g * x_hat, gamma", "sum_to(g_hat * x_hat, gamma", "dL/dgamma uses g_hat where g is expected"),
+        ("sum_to(g * x_hat, gamma", "sum_to(g_hat * x_hat, gamma", "dL/dgamma uses g_hat; it should use g"),
         ("row_mean(", "x_hat.shape[-1] * row_mean(", "the sums of g_hat"),
         (
             "row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)",
@@ -293,27 +297,27 @@ MISTAKES = {
         (
             "p * (dp - (dp * p).sum(axis=-1, keepdims=True))",
             "p * dp",
-            "dL/dq: the softmax's term - P sum(dP P) is missing",
+            "dL/dq: softmax's term - P sum(dP P) is missing",
         ),
         ("ctx.scale * ds", "ds", "dL/dq: the scale 1/sqrt(D) is missing"),
         ("ctx.scale * ds", "1 / ctx.scale * ds", "multiplied by sqrt(D) instead of"),
-        ("ctx.scale * ds", "ctx.scale**2 * ds", "the scale 1/sqrt(D) is there twice"),
+        ("ctx.scale * ds", "ctx.scale**2 * ds", "the scale 1/sqrt(D) appears twice"),
         (
             "p * (dp - (dp * p).sum(axis=-1, keepdims=True))",
             "dp",
-            "the softmax's backward is missing: dP is used as dS",
+            "softmax's backward is missing: dP is used as dS",
         ),
-        ("axis=-1", "axis=-2", "runs over the queries; expected over the keys"),
-        ("ds @ k", "ds @ q", "dL/dq: dS is multiplied by q; expected by k"),
+        ("axis=-1", "axis=-2", "runs over the queries; it should run over the keys"),
+        ("ds @ k", "ds @ q", "dL/dq: dS is multiplied by q; it should be multiplied by k"),
         ("ds.swapaxes(-1, -2) @ q", "ds.swapaxes(-1, -2) @ k", "dL/dk: dS is multiplied by k"),
         ("ds.swapaxes(-1, -2) @ q", "ds @ q", "dL/dk: dS is not transposed"),
         ("drop(p, ctx.dropout).swapaxes(-1, -2) @ g", "drop(p, ctx.dropout) @ g", "dL/dv: A is not transposed"),
-        ("dp = drop(da, ctx.dropout)", "dp = da", "dL/dq: the dropout is missing in dP = drop(dA)"),
-        ("drop(p, ctx.dropout).swap", "p.swap", "dL/dv: the dropout is missing: y = A v, and A is drop(P)"),
+        ("dp = drop(da, ctx.dropout)", "dp = da", "dL/dq: dropout is missing in dP = drop(dA)"),
+        ("drop(p, ctx.dropout).swap", "p.swap", "dL/dv: dropout is missing: y = A v, and A is drop(P)"),
         (
             "drop(p, ctx.dropout).swap",
             "softmax(ctx.scale * q @ k.swapaxes(-1, -2), -1).swap",
-            "dL/dv: the mask is not applied: values get gradients from queries that may not see them",
+            "dL/dv: the mask is not applied: values get gradients from queries they are masked for",
         ),
         (
             "da =",
@@ -386,7 +390,7 @@ def test_another_forward_is_told_from_a_wrong_backward(tmp_path):
     result = grade_file(BY_FILE["ex02_multiply.py"], tmp_path)
     assert result == (
         "wrong",
-        "a and b of one shape: forward gives another result than the engine's; only backward is yours to write",
+        "a and b of one shape: forward gives a different result than the engine's; change only backward",
     )
 
 
@@ -437,7 +441,7 @@ def test_one_line_for_each_exercise_and_one_for_what_is_wrong(copied):
     assert "ex02_multiply.py      Multiply      wrong\n    a and b of one shape: dL/da does not depend on g" in listed
     assert "ex03_gelu.py          GELUTanh      not written yet\n" in listed
     assert f"{copied / 'ex04_matmul.py'}, line 1: expected ':': class MatMul(mg.Function)\n" in listed
-    assert "1 of 10 right; mend ex02_multiply.py" in listed
+    assert "1 of 10 right; fix ex02_multiply.py" in listed
     assert "Traceback" not in result.stdout
     assert len(result.stdout.splitlines()) < 30
 
@@ -504,7 +508,7 @@ def test_replacements_nest_and_stand_before_kernels():
 
 def test_a_replacement_takes_the_arguments_of_the_operation():
     with pytest.raises(
-        TypeError, match=r"Double\.forward takes \(ctx, x\), but to stand for Add it has to take \(ctx, a, b\)"
+        TypeError, match=r"Double\.forward: expected the arguments of Add, \(ctx, a, b\), got \(ctx, x\)"
     ):
         kernels.replacing({Add: Double})
 
@@ -534,7 +538,7 @@ def test_a_replacement_derives_from_function():
         def forward(ctx, x):
             return x
 
-    with pytest.raises(TypeError, match="Plain.* cannot stand for Tanh"):
+    with pytest.raises(TypeError, match="Tanh: expected a class derived from Function, got .*Plain"):
         kernels.replacing({Tanh: Plain})
 
 
@@ -618,7 +622,7 @@ def test_own_operations_are_checked_by_finite_differences(tmp_path):
         (
             "forward(ctx, x)",
             "forward(ctx, y)",
-            "mine.py: Tanh.forward takes (ctx, y), but to stand for Tanh it has to take",
+            "mine.py: Tanh.forward: expected the arguments of Tanh, (ctx, x), got (ctx, y)",
         ),
     ],
 )

@@ -14,8 +14,8 @@ from gpt.evaluate import evaluate
 from gpt.loading import TOKENIZER, load_model, save_pretrained
 from gpt.run import ADAPTERS
 from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer
-from tests.cuda.on_card import a_card
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 from tests.gpt.gpt2_files import gpt2_tokenizer
 from tests.programs import load_program, run_program
 
@@ -160,7 +160,7 @@ def test_a_resumed_run_continues_exactly(finetune, tmp_path, monkeypatch, capsys
         np.testing.assert_array_equal(value.numpy(), parts.tensors[name].numpy(), err_msg=name)
 
 
-# On a card, which is the stand-in for CuPy with the emulator of kernels; see on_card.py
+# On the fake GPU
 
 ON_CARD = ["--device", "cuda", "--max-iters", 6, "--learning-rate", 1e-2, "--warmup-iters", 2, "--eval-interval", 3]
 ON_CARD += ["--lr-decay-iters", 6, "--sample-tokens", 3]
@@ -188,7 +188,7 @@ def has_more_digits_than_bfloat16(value):
 @needs_compiler
 def test_a_whole_model_trained_in_bfloat16_is_written_with_all_its_digits(finetune, tmp_path, monkeypatch, capsys):
     """With `--dtype auto`, as on any card that has bfloat16; the file is read on the CPU."""
-    with a_card(monkeypatch):
+    with fake_gpu(monkeypatch):
         assert finetune("run", *ON_CARD, "--save-pretrained", tmp_path / "hf") == 0
     assert "dtype bfloat16" in capsys.readouterr().out
     best = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
@@ -201,7 +201,7 @@ def test_a_whole_model_trained_in_bfloat16_is_written_with_all_its_digits(finetu
 @needs_compiler
 def test_adapters_trained_in_bfloat16_are_merged_with_all_digits(finetune, base, tmp_path, monkeypatch):
     """Theirs, and those of the model that they are for."""
-    with a_card(monkeypatch):
+    with fake_gpu(monkeypatch):
         assert finetune("run", *ON_CARD, *LORA, "--dtype", "bfloat16", "--save-pretrained", tmp_path / "hf") == 0
         assert finetune("parts", *ON_CARD, *LORA, "--max-iters", 3) == 0
         assert finetune("parts", *ON_CARD, "--resume") == 0
@@ -221,7 +221,7 @@ def test_adapters_trained_in_bfloat16_are_merged_with_all_digits(finetune, base,
 @needs_compiler
 def test_steps_are_a_graph_unless_they_are_not_to_be(finetune, tmp_path, monkeypatch):
     """Replays launch nothing one by one, and compute the same bits."""
-    with a_card(monkeypatch) as launches:
+    with fake_gpu(monkeypatch) as launches:
         assert finetune("graph", *ON_CARD) == 0
         with_graph = len(launches)
         assert finetune("plain", *ON_CARD, "--no-graph") == 0

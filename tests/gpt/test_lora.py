@@ -51,9 +51,9 @@ def test_the_formula():
     layer.lora_B.data[...] = np.random.default_rng(0).standard_normal((4, 2))
     x = np.random.default_rng(1).standard_normal((2, 3, 5)).astype(np.float32)
     weight = linear.weight.numpy() + 3 / 2 * layer.lora_B.numpy() @ layer.lora_A.numpy()
-    wanted = x @ weight.T + linear.bias.numpy()
-    np.testing.assert_allclose(layer(x).numpy(), wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer.merged()(x).numpy(), wanted, rtol=1e-5, atol=1e-6)
+    expected = x @ weight.T + linear.bias.numpy()
+    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.merged()(x).numpy(), expected, rtol=1e-5, atol=1e-6)
     assert [name for name, _ in layer.named_parameters()] == ["lora_A", "lora_B"]
     assert [name for name, _ in layer.merged().named_parameters()] == ["weight", "bias"]
 
@@ -145,10 +145,10 @@ def test_merging_gives_a_plain_model_that_computes_the_same(layers):
     arrays = {name: value.data for name, value in plain.state_dict().items()}
     untouched = weights(plain)
     model = learned(lora.add_adapters(plain, rank=2, layers=layers))
-    wanted = logits(model)
+    expected = logits(model)
     merged = lora.merge(model)
-    np.testing.assert_allclose(logits(merged), wanted, rtol=1e-9, atol=1e-9)
-    assert np.abs(wanted - logits(new_model())).max() > 0.1, "adapters that do nothing would prove nothing"
+    np.testing.assert_allclose(logits(merged), expected, rtol=1e-9, atol=1e-9)
+    assert np.abs(expected - logits(new_model())).max() > 0.1, "adapters that do nothing would prove nothing"
 
     assert weights(merged).keys() == untouched.keys()
     assert merged.lm_head.weight is merged.wte.weight

@@ -52,9 +52,9 @@ def test_initialization_is_gpt2s():
     config = GPTConfig(block_size=64, vocab_size=65, n_layer=8, n_head=4, n_embd=128)
     for name, parameter in GPT(config).named_parameters():
         if parameter.ndim == 2:
-            wanted = 0.02 / math.sqrt(2 * 8) if name.endswith("c_proj.weight") else 0.02
-            assert abs(parameter.data.std() / wanted - 1) < 0.05, name
-            assert abs(parameter.data.mean()) < wanted / 10, name
+            expected = 0.02 / math.sqrt(2 * 8) if name.endswith("c_proj.weight") else 0.02
+            assert abs(parameter.data.std() / expected - 1) < 0.05, name
+            assert abs(parameter.data.mean()) < expected / 10, name
         else:
             assert np.all(parameter.data == (1 if name.endswith("weight") else 0)), name
 

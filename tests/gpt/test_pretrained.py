@@ -719,8 +719,8 @@ def test_a_write_that_fails_leaves_the_old_files_and_no_others(folder, weights, 
 
     model = random_model()
     monkeypatch.setattr(os, fails, fail)
-    wanted = {"match": r"model: cannot be written \(No space left on device\)"} if isinstance(error, OSError) else {}
-    with pytest.raises(PretrainedError if wanted else KeyboardInterrupt, **wanted):
+    expected = {"match": r"model: cannot be written \(No space left on device\)"} if isinstance(error, OSError) else {}
+    with pytest.raises(PretrainedError if expected else KeyboardInterrupt, **expected):
         model.save_pretrained(folder)
     monkeypatch.undo()
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
@@ -813,8 +813,8 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(hub, tmp_pa
     cached = tmp_path / "cache" / "models" / "openai-community" / "gpt2"
     message = refusal("gpt2")
     assert "Connection refused" in message
-    wanted = "config.json and model.safetensors from http://127.0.0.1:9/openai-community/gpt2/tree/main into"
-    assert f"Put {wanted} {cached}" in message
+    expected = "config.json and model.safetensors from http://127.0.0.1:9/openai-community/gpt2/tree/main into"
+    assert f"Put {expected} {cached}" in message
     folder.rename(cached)
     assert_holds(GPT.from_pretrained("gpt2"), weights)
 

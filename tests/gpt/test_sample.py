@@ -202,10 +202,10 @@ def test_a_row_ends_with_its_first_stop_token(model, stop):
     """In a list rows are as long as they came out, and what the others say does not depend on it."""
     options = {"max_new_tokens": 16, "seed": 4}
     free = [row[len(prompt) :] for prompt, row in zip(RAGGED, model.generate(RAGGED, **options), strict=True)]
-    wanted = [until(np.atleast_1d(list(stop) if isinstance(stop, set) else stop), row) for row in free]
-    assert len({len(row) for row in wanted}) > 1, "some rows should end before others"
+    expected = [until(np.atleast_1d(list(stop) if isinstance(stop, set) else stop), row) for row in free]
+    assert len({len(row) for row in expected}) > 1, "some rows should end before others"
     rows = model.generate(RAGGED, **options, stop_tokens=stop)
-    for prompt, row, new in zip(RAGGED, rows, wanted, strict=True):
+    for prompt, row, new in zip(RAGGED, rows, expected, strict=True):
         assert list(row) == [*prompt, *new]
 
 
@@ -213,10 +213,10 @@ def test_an_array_is_filled_up_with_the_stop_token(model):
     options = {"max_new_tokens": 12, "seed": 2}
     free = model.generate(PROMPTS, **options)[:, 20:]
     stop = [int(row[i]) for row, i in zip(free, (2, 5, 9), strict=True)]
-    wanted = [until(stop, row) for row in free]
-    longest = max(map(len, wanted))
+    expected = [until(stop, row) for row in free]
+    longest = max(map(len, expected))
     rows = model.generate(PROMPTS, **options, stop_tokens=stop)
-    np.testing.assert_array_equal(rows[:, 20:], [row + row[-1:] * (longest - len(row)) for row in wanted])
+    np.testing.assert_array_equal(rows[:, 20:], [row + row[-1:] * (longest - len(row)) for row in expected])
     assert longest < 12, "when all rows have ended nothing more is computed"
     streamed = list(stream(model, PROMPTS, **options, stop_tokens=stop))
     np.testing.assert_array_equal(np.stack(streamed, axis=1), rows[:, 20:])
@@ -262,7 +262,7 @@ def test_model_goes_back_to_training(model):
 
 def test_streams_of_one_model_leave_each_other_alone(model):
     """The longer one goes on when the other has ended, and neither minds what mode the model is in between."""
-    wanted = model.generate(PROMPTS[:, :4], 8, temperature=0)[:, 4:]
+    expected = model.generate(PROMPTS[:, :4], 8, temperature=0)[:, 4:]
     short, long = (stream(model, PROMPTS[:, :4], n, temperature=0) for n in (3, 8))
     tokens = []
     for i, token in enumerate(long):
@@ -270,14 +270,14 @@ def test_streams_of_one_model_leave_each_other_alone(model):
         next(short, None)
         model.train(i % 2 == 0)
         assert model.h[0].attn.resid_dropout.training == (i % 2 == 0)
-    np.testing.assert_array_equal(np.stack(tokens, axis=1), wanted)
+    np.testing.assert_array_equal(np.stack(tokens, axis=1), expected)
 
 
 def test_a_stream_may_be_longer_than_any_memory(model):
     """Nothing is set aside for tokens that a stop token makes unnecessary."""
-    wanted = model.generate(PROMPTS[:, :4], 30, seed=3)[:, 4:]
+    expected = model.generate(PROMPTS[:, :4], 30, seed=3)[:, 4:]
     tokens = stream(model, PROMPTS[:, :4], 10**22, seed=3)
-    np.testing.assert_array_equal(np.stack([next(tokens) for _ in range(30)], axis=1), wanted)
+    np.testing.assert_array_equal(np.stack([next(tokens) for _ in range(30)], axis=1), expected)
 
 
 def frequencies(logits, n=20_000, **options):
@@ -409,14 +409,14 @@ def test_the_program_prints_whole_characters_as_they_come(folder, monkeypatch):
 
 
 def test_the_program_stops_where_it_is_told_to(folder, capsys):
-    for prompt, options, wanted in (
+    for prompt, options, expected in (
         ("五", [], "五🍎!五🍎"),
         ("五", ["--stop", "!"], "五🍎"),
         ("五", ["--stop", "x", "--stop", "!"], "五🍎"),
         ("n", [], "no"),  # the end of a text is the end in any case
     ):
         assert run_program("sample", *greedily(folder, prompt, 12, *options)) == 0
-        assert capsys.readouterr().out == wanted + "\n"
+        assert capsys.readouterr().out == expected + "\n"
     assert (
         run_program("sample", *greedily(folder, "五", 9, "--stop", "🍎"))
         == "error: --stop '🍎' is 4 tokens; expected one"

@@ -48,8 +48,8 @@ def test_shapes_and_loss(variant):
     targets[1, 2:] = PAD
     for smoothing in (0.0, 0.1):
         loss = model(source, ids, targets, label_smoothing=smoothing)[1]
-        wanted = mg.functional.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=smoothing)
-        assert loss.item() == pytest.approx(wanted.item())
+        expected = mg.functional.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=smoothing)
+        assert loss.item() == pytest.approx(expected.item())
     assert model.cross_attention(source, ids).shape == (2, 3, 2, 4, 5)
 
 
@@ -283,8 +283,8 @@ def test_a_beam_of_one_is_greedy_search(variant, seed):
     """In a batch of sources of several lengths, with what is kept from step to step."""
     model, source = peaked_model(seed, **variant), random_ids(5, 6, seed=seed)
     source[1, 4:], source[3, 1:] = PAD, PAD
-    wanted = [greedy(model, row[row != PAD], 9) for row in source]
-    assert [list(tokens) for tokens in model.translate(source, max_new_tokens=9)] == wanted
+    expected = [greedy(model, row[row != PAD], 9) for row in source]
+    assert [list(tokens) for tokens in model.translate(source, max_new_tokens=9)] == expected
 
 
 @pytest.mark.parametrize("beam_size", [2, 3])

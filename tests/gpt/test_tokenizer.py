@@ -19,7 +19,8 @@ from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, DataError, GPT
 from gpt.text import tokenizer as tokenizers
 from gpt.text.bpe import MAX_TOKEN_BYTES, learn_merges
 from gpt.text.tokenizer import END_OF_TEXT, GPT2_PIECES, BPETokenizer, GPT2Tokenizer, StreamDecoder
-from tests.gpt.gpt2_files import PLACES, SHARED, gpt2_tokenizer
+from tests.gpt.gpt2_files import PLACES, gpt2_tokenizer
+from tests.needs import data_file
 
 TEXTS = st.text(min_size=1)  # any Unicode but lone surrogates
 RHYME = "the cat sat on the mat.\nthe dog's log — 12 früh'ling 五五五 🍎🍎\n\n  the end" * 5
@@ -368,9 +369,7 @@ def test_learned_byte_pairs_have_the_size_that_was_asked_for():
 
 
 def test_a_thousand_merges_of_tiny_shakespeare():
-    if not (SHARED / "tinyshakespeare.txt").is_file():
-        pytest.skip("shared/data beside this repository does not hold tinyshakespeare.txt")
-    text = (SHARED / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    text = data_file("tinyshakespeare.txt").read_text(encoding="utf-8")
     tokenizer = BPETokenizer.train(text, 1257)
     assert tokenizer.tokens[256:262] == [b" t", b"he", b" a", b"ou", b" s", b" m"]
     assert tokenizer.tokens[267] == b" the"
@@ -496,7 +495,7 @@ def nowhere(monkeypatch):
 def test_without_gpt2s_files_it_says_what_to_put_where(nowhere, tmp_path, monkeypatch, variable, damaged):
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
-    tokenizer = GPT2Tokenizer()  # so far nothing is wanted
+    tokenizer = GPT2Tokenizer()  # so far nothing is expected
     assert tokenizer.vocab_size == 50257
     places = [tmp_path / tokenizers.cache_name(url) for url in nowhere]
     if damaged:
@@ -524,9 +523,9 @@ def test_a_variable_without_a_folder_is_what_it_is_for_tiktoken(nowhere, tmp_pat
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
     with pytest.raises(DataError) as caught:
         GPT2Tokenizer().encode("the cat")
-    wanted = "".join(f"\n  {url}\n  as {tokenizers.cache_name(url)}" for url in nowhere)
+    expected = "".join(f"\n  {url}\n  as {tokenizers.cache_name(url)}" for url in nowhere)
     assert str(caught.value) == (
-        f"GPT-2's byte-pair encoding could not be loaded: no network\nDownload its files, and put{wanted}\n"
+        f"GPT-2's byte-pair encoding could not be loaded: no network\nDownload its files, and put{expected}\n"
         "into a folder, with TIKTOKEN_CACHE_DIR set to that folder"
     )
     assert not list(tmp_path.iterdir())

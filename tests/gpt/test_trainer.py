@@ -15,41 +15,19 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from gpt import GPT, CharTokenizer, CheckpointError, ConfigError, GPTConfig, checkpoint
+from gpt import CheckpointError, ConfigError, checkpoint
 from gpt import trainer as trainer_module
 from gpt.config import TrainConfig
 from gpt.run import RUN_FILES, DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
-from gpt.text.data import Dataset
-from gpt.trainer import Trainer, choose_processes
-from minigrad.distributed import can_share
-
-WORDS = ["amber", "birch", "cedar", "dunes", "ember", "flint", "grove", "heath"]
-TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 3000))
-
-
-def new_trainer(out, text=TEXT, dropout=0.1, n_embd=16, **options):
-    """A small run on a small text; everything random starts from the seed."""
-    settings = {"max_iters": 20, "batch_size": 4, "warmup_iters": 5, "lr_decay_iters": 40, "eval_interval": 10}
-    config = TrainConfig(**{**settings, "eval_iters": 2, **options})
-    mg.manual_seed(config.seed)
-    tokenizer = CharTokenizer.from_text(text)
-    shape = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": n_embd, "dropout": dropout}
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
-    return Trainer(model, Dataset(tokenizer.encode(text), 16), tokenizer, config, out, data_id=text[:10])
+from gpt.trainer import choose_processes
+from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
+from tests.needs import needs_fork
 
 
 def trained(out, **options):
     trainer = new_trainer(out, **options)
     assert trainer.train()
     return trainer
-
-
-def weights(trainer):
-    return {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()}
-
-
-def without_speed(rows):
-    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
 
 
 def assert_same_run(a, b):
@@ -80,7 +58,7 @@ def test_same_seed_same_run(tmp_path):
     assert without_speed(one.rows) != without_speed(other.rows)
 
 
-PROCESSES = [1, pytest.param(2, marks=pytest.mark.skipif(not can_share(), reason="this system cannot copy a process"))]
+PROCESSES = [1, pytest.param(2, marks=needs_fork)]
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
@@ -112,7 +90,7 @@ def test_a_resumed_run_continues_exactly(tmp_path, stop, processes):
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
 
 
-@pytest.mark.skipif(not can_share(), reason="this system cannot copy a process")
+@needs_fork
 def test_processes_that_share_the_batches_learn_what_one_learns(tmp_path):
     """The same batches, and without dropout the same losses but for rounding; also with batches added up."""
     options = {"dropout": 0.0, "batch_size": 5, "grad_accum": 2}

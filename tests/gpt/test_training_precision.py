@@ -1,6 +1,6 @@
 """Training in other precisions than float32, and batches that lie on the GPU.
 
-Here on the stand-in for CuPy, with the emulator in place of the card, and the twin of cuBLASLt; see on_card.py.
+Here on the fake GPU.
 """
 
 import math
@@ -16,16 +16,17 @@ from gpt.text import data
 from gpt.text.data import Dataset
 from minigrad import kernels, optim
 from minigrad.kernels.cuda import cublaslt, products
-from tests.cuda.on_card import TEXT, a_card, new_trainer
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
+from tests.gpt.runs import SHORT_TEXT, new_gpu_trainer
 
 HALF = ["bfloat16", "float16"]
 
 
 @pytest.fixture
 def card(monkeypatch):
-    with a_card(monkeypatch) as launches:
+    with fake_gpu(monkeypatch) as launches:
         yield launches
 
 
@@ -46,9 +47,9 @@ def test_the_cpu_computes_in_float32(tmp_path):
     assert precision.choose("auto", "cpu") == precision.choose("float32", "cpu") == "float32"
     for dtype in ("tf32", "bfloat16", "float16"):
         with pytest.raises(ConfigError, match=f"dtype is '{dtype}', but the CPU computes in 'float32': NumPy has no"):
-            new_trainer(tmp_path, "cpu", dtype=dtype)
+            new_gpu_trainer(tmp_path, "cpu", dtype=dtype)
     with pytest.raises(ConfigError, match="dtype is 'float8'; expected 'auto' or 'float32' or 'tf32' or"):
-        new_trainer(tmp_path, "cpu", dtype="float8")
+        new_gpu_trainer(tmp_path, "cpu", dtype="float8")
 
 
 @needs_compiler
@@ -71,23 +72,23 @@ def test_a_gpu_computes_in_what_it_has(card, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), [("auto", 2e-2), ("float16", 3e-3)])
 def test_16_bits_train_as_float32_does(card, tmp_path, dtype, tolerance):
-    wanted = losses(new_trainer(tmp_path, "cpu", {"dropout": 0.0}), 5)
-    trainer = new_trainer(tmp_path, shape={"dropout": 0.0}, dtype=dtype)
+    expected = losses(new_gpu_trainer(tmp_path, "cpu", {"dropout": 0.0}), 5)
+    trainer = new_gpu_trainer(tmp_path, shape={"dropout": 0.0}, dtype=dtype)
     assert {str(p.dtype) for p in trainer.model.parameters()} == {"bfloat16" if dtype == "auto" else dtype}
     assert trainer.config.dtype == str(trainer.model.wte.weight.dtype)
-    np.testing.assert_allclose(losses(trainer, 5), wanted, rtol=tolerance)
+    np.testing.assert_allclose(losses(trainer, 5), expected, rtol=tolerance)
 
 
 @needs_compiler
 def test_tf32_is_for_products_inside_a_run(card, tmp_path):
     things = cublaslt.library.things
-    trainer = new_trainer(tmp_path, dtype="tf32", max_iters=1)
+    trainer = new_gpu_trainer(tmp_path, dtype="tf32", max_iters=1)
     trainer.train()
     assert cublaslt.COMPUTE_TF32 in {thing.get("compute") for thing in things.values()}
     assert not products.tf32
     things.clear()
-    cublaslt._plan.cache_clear()
-    new_trainer(tmp_path, dtype="float32", max_iters=1).train()
+    cublaslt.forget()
+    new_gpu_trainer(tmp_path, dtype="float32", max_iters=1).train()
     assert cublaslt.COMPUTE_TF32 not in {thing.get("compute") for thing in things.values()}
 
 
@@ -113,7 +114,7 @@ def test_the_scale_falls_with_an_overflow_and_rises_after_good_steps():
 @pytest.mark.parametrize("max_norm", [math.inf, 1e-7])
 def test_clipping_divides_by_the_scale(monkeypatch, device, max_norm):
     """Gradients that float16 has no numbers for become those that they are."""
-    with a_card(monkeypatch):
+    with fake_gpu(monkeypatch):
         tiny = np.array([3e-8, -4e-8], np.float32)
         p = mg.Tensor(np.ones(2), dtype="float16", device=device, requires_grad=True)
         p.grad = mg.Tensor(tiny * 65536, dtype="float16", device=device).data
@@ -126,7 +127,7 @@ def test_clipping_divides_by_the_scale(monkeypatch, device, max_norm):
 
 @needs_compiler
 def test_a_step_that_overflows_is_left_out(card, tmp_path):
-    trainer = new_trainer(tmp_path, dtype="float16")
+    trainer = new_gpu_trainer(tmp_path, dtype="float16")
     trainer.scaler.scale = 2.0**40
     before = [p.numpy().tobytes() for p in trainer.model.parameters()]
     loss, norm = trainer.step(1e-2)
@@ -143,7 +144,7 @@ def test_a_step_that_overflows_is_left_out(card, tmp_path):
 
 @needs_compiler
 def test_float16_waits_once_a_step(card, tmp_path):
-    trainer = new_trainer(tmp_path, dtype="float16")
+    trainer = new_gpu_trainer(tmp_path, dtype="float16")
     before = fake_cupy.synchronizations
     for _ in range(3):
         trainer.step(1e-3)
@@ -172,7 +173,7 @@ def test_several_batches_are_one_large_one(card, tmp_path):
     """The mean of the gradients of batches is that of all their rows, but for rounding."""
     shape = {"dropout": 0.0}
     one, several = (
-        new_trainer(tmp_path, shape=shape, batch_size=b, grad_accum=n, dtype="bfloat16", graph=False)
+        new_gpu_trainer(tmp_path, shape=shape, batch_size=b, grad_accum=n, dtype="bfloat16", graph=False)
         for b, n in ((8, 1), (2, 4))
     )
     parts = [one.batch("train", mg.random.new_generator(i)) for i in range(1)]
@@ -191,10 +192,10 @@ def test_several_batches_are_one_large_one(card, tmp_path):
 @needs_compiler
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_resumed_run_goes_on_exactly(card, tmp_path, dtype):
-    whole = new_trainer(tmp_path / "whole", dtype=dtype)
+    whole = new_gpu_trainer(tmp_path / "whole", dtype=dtype)
     whole.train()
-    new_trainer(tmp_path / "part", dtype=dtype, max_iters=4).train()
-    rest = new_trainer(tmp_path / "part", dtype=dtype)
+    new_gpu_trainer(tmp_path / "part", dtype=dtype, max_iters=4).train()
+    rest = new_gpu_trainer(tmp_path / "part", dtype=dtype)
     rest.resume(checkpoint.load(tmp_path / "part" / checkpoint.LAST))
     assert rest.iteration == 4
     rest.train()
@@ -211,7 +212,7 @@ def test_a_resumed_run_goes_on_exactly(card, tmp_path, dtype):
 @needs_compiler
 @pytest.mark.parametrize("dtype", HALF)
 def test_checkpoints_hold_the_masters_and_work_on_the_cpu(card, tmp_path, dtype):
-    trainer = new_trainer(tmp_path, dtype=dtype, max_iters=3)
+    trainer = new_gpu_trainer(tmp_path, dtype=dtype, max_iters=3)
     trainer.train()
     saved = checkpoint.load(tmp_path / checkpoint.LAST)
     parts = saved.part("model"), dict(trainer.model.named_parameters())
@@ -233,7 +234,7 @@ def test_checkpoints_hold_the_masters_and_work_on_the_cpu(card, tmp_path, dtype)
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_run_begins_with_all_digits_of_its_weights(card, tmp_path, dtype):
     """What the first checkpoint holds is what a float32 run begins with."""
-    half, single = (new_trainer(tmp_path / each, dtype=each, max_iters=0) for each in (dtype, "float32"))
+    half, single = (new_gpu_trainer(tmp_path / each, dtype=each, max_iters=0) for each in (dtype, "float32"))
     half.train()
     saved = checkpoint.load(tmp_path / dtype / checkpoint.LAST).part("model")
     for name, value in single.model.state_dict().items():
@@ -242,9 +243,9 @@ def test_a_run_begins_with_all_digits_of_its_weights(card, tmp_path, dtype):
 
 @needs_compiler
 def test_a_run_can_go_on_in_another_precision(card, tmp_path):
-    new_trainer(tmp_path, dtype="bfloat16", max_iters=3).train()
+    new_gpu_trainer(tmp_path, dtype="bfloat16", max_iters=3).train()
     saved = checkpoint.load(tmp_path / checkpoint.LAST)
-    other = new_trainer(tmp_path, "cpu")
+    other = new_gpu_trainer(tmp_path, "cpu")
     other.resume(saved)
     assert not other.optimizer.masters()
     np.testing.assert_array_equal(other.model.wte.weight.numpy(), saved.part("model")["wte.weight"].numpy())
@@ -258,17 +259,17 @@ def test_a_run_can_go_on_in_another_precision(card, tmp_path):
 def test_a_gpu_gets_the_cpus_batches_without_waiting(monkeypatch, most):
     fake_cupy.install(monkeypatch)
     monkeypatch.setattr(data, "MOST_TOKENS_ON_GPU", most)
-    tokenizer = CharTokenizer.from_text(TEXT)
-    dataset = Dataset(tokenizer.encode(TEXT), 12)
+    tokenizer = CharTokenizer.from_text(SHORT_TEXT)
+    dataset = Dataset(tokenizer.encode(SHORT_TEXT), 12)
     for split in ("train", "val"):
         ours, theirs = np.random.default_rng(0), np.random.default_rng(0)
         for _ in range(3):
             before = fake_cupy.synchronizations
             got = dataset.batch(split, 5, ours, "cuda")
             assert fake_cupy.synchronizations == before
-            for part, wanted in zip(got, dataset.batch(split, 5, theirs), strict=True):
+            for part, expected in zip(got, dataset.batch(split, 5, theirs), strict=True):
                 assert part.dtype == np.int32
-                np.testing.assert_array_equal(part.get(), wanted)
+                np.testing.assert_array_equal(part.get(), expected)
     assert len(dataset._copies) == (2 if most else 0)
 
 
@@ -276,7 +277,7 @@ def test_a_gpu_gets_the_cpus_batches_without_waiting(monkeypatch, most):
 def test_what_a_gpu_drops_leaves_the_batches_alone(card, tmp_path):
     states = []
     for device, dropout in (("cpu", 0.0), ("cuda", 0.2)):
-        losses(new_trainer(tmp_path, device, {"dropout": dropout}), 2)
+        losses(new_gpu_trainer(tmp_path, device, {"dropout": dropout}), 2)
         states.append(mg.random.get_state())
     assert states[0]["cpu"] == states[1]["cpu"]
     assert states[0]["gpu"] < states[1]["gpu"]

@@ -548,8 +548,8 @@ def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
             training.step(step, batch)
             training.average(rate=1 / min(step + 1, average))
             weights.append(translator.model.lm_head.weight.numpy().copy())
-        wanted = weights[-1] if average == 1 else np.mean(weights, axis=0)
-        np.testing.assert_allclose(training.averaged.model.lm_head.weight.numpy(), wanted, rtol=1e-5, atol=1e-6)
+        expected = weights[-1] if average == 1 else np.mean(weights, axis=0)
+        np.testing.assert_allclose(training.averaged.model.lm_head.weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_model(tmp_path):

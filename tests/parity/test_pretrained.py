@@ -55,10 +55,10 @@ def assert_same_model(ours, theirs, shape, length):
     for name, their_parameter in theirs.transformer.named_parameters():
         if name.endswith("bias") and not ours.config.bias:
             continue
-        wanted = their_parameter.grad.numpy()
-        wanted = wanted.T if name.startswith("h.") else wanted  # a linear layer's weight is (in, out) there
+        expected = their_parameter.grad.numpy()
+        expected = expected.T if name.startswith("h.") else expected  # a linear layer's weight is (in, out) there
         gradient = parameters.pop(name).grad
-        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-4 * largest(wanted), err_msg=name)
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-4 * largest(expected), err_msg=name)
     assert not parameters
 
 

@@ -1,4 +1,4 @@
-"""How the exercises are checked: on which arguments, by what, and what a wrong gradient says of the mistake."""
+"""How the exercises are checked: the cases, the check, and the diagnosis of a wrong gradient."""
 
 from .exercises import EXERCISES, Exercise
 from .grade import Grade, grade, grade_file

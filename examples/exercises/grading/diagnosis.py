@@ -1,9 +1,9 @@
-"""What a wrong gradient says of the mistake that made it.
+"""Find the mistake behind a wrong gradient.
 
-It is compared with what known mistakes give: the exercise's own (`Exercise.mistakes`), then those that can be made
-anywhere. Most of the rest is found at one stroke: the right gradient is a sum of terms (`Exercise.terms`), and if the
-wrong one is a sum of multiples of the same terms, least squares finds the multiples. A term that is missing has the
-multiple 0, one with the wrong sign -1.
+The gradient is compared with the results of known mistakes: first those of the exercise (`Exercise.mistakes`), then
+those that can happen in any exercise. One method finds most of the others. The right gradient is a sum of terms
+(`Exercise.terms`). If the wrong one is a sum of multiples of the same terms, least squares finds the multiples: 0 for a
+term that is missing, -1 for a term with the wrong sign.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .exercises import Case, Exercise
 
 
 def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, g: Any) -> str:
-    """Why `given` is not the gradient of the argument `name`, as far as can be told.
+    """Explain, as far as possible, why `given` is not the gradient of the argument `name`.
 
-    right: the gradient by finite differences, which is not exact; the comparisons use the sum of the terms, which is.
+    right: the gradient by finite differences. It is not exact, so the comparisons use the sum of the terms, which is.
     """
     what = f"dL/d{name}"
     x = case.arguments[name]
@@ -27,7 +27,7 @@ def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, 
     for message, wrong in exercise.mistakes(g, **case.arguments).get(name, {}).items():
         if same(given, wrong) and not same(wrong, exact):
             return message
-    if given.shape != np.shape(g) or given.shape == x.shape:  # else it may just not be summed
+    if given.shape != np.shape(g) or given.shape == x.shape:  # otherwise it may only lack a sum
         for other, other_terms in exercise.terms(g, **case.arguments).items():
             if other != name and same(given, sum(other_terms.values())):
                 return f"{what} is what dL/d{other} should be: return the gradients in the order of the arguments"
@@ -37,13 +37,13 @@ def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, 
         place = first(~np.isfinite(given))
         return f"{what} has a NaN or an infinity at {place}, where {name} is {x[place]}"
     if x.size and not given.any():
-        return f"{what} is zero throughout"
+        return f"{what} is zero everywhere"
     ones = sum(exercise.terms(np.ones_like(g), **case.arguments)[name].values())
     if same(given, ones):
         return f"{what} does not depend on g: multiply by the gradient that arrives (the chain rule)"
     copies = np.size(g) // x.size if x.size else 1
     if copies > 1 and same(given * copies, exact):
-        return f"{what} is the mean over the {copies} places that {name} was copied to; expected the sum"
+        return f"{what} is the mean over the {copies} places that {name} was copied to; it should be the sum"
     multiples = fit(given, list(terms.values()))
     if multiples is not None:
         return explain_multiples(what, dict(zip(terms, multiples, strict=True)))
@@ -65,18 +65,18 @@ def explain_shape(what: str, name: str, given: Any, x: Any, g: Any, exact: Any) 
         start = f"{what} has the shape of the result, {given.shape}, but {name} is {x.shape}"
         return f"{start}: sum over the axes along which {name} was copied"
     if given.ndim == 2 and same(given.T, exact):
-        return f"{start}: a transposition is missing, or the factors of the product are in the wrong order"
+        return f"{start}: a transpose is missing, or the factors of the product are in the wrong order"
     if given.size == x.size and same(given.reshape(x.shape), exact):
         return f"{start}: the numbers are right; keep axes of size 1 (keepdims=True), or reshape to the shape of {name}"
     if given.ndim > x.ndim and same(given.sum(axis=tuple(range(given.ndim - x.ndim))), exact):
-        return f"{start}: it is not summed over the axes that {name} lacks"
+        return f"{start}: sum over the axes that {name} does not have"
     if given.ndim < g.ndim and same(given.sum(), exact.sum()):
-        return f"{start}: the sum runs over other axes than those along which {name} was copied"
+        return f"{start}: the sum runs over the wrong axes; sum over those along which {name} was copied"
     return start
 
 
 def fit(given: Any, terms: list[Any]) -> list[float] | None:
-    """The multiples of the terms that add up to `given`, or None if there are none, or more than one choice."""
+    """The multiples of the terms that add up to `given`, or None if there is no choice of them, or more than one."""
     columns = np.stack([np.ravel(term) for term in terms], axis=1)
     if len(columns) < 2 * len(terms) and len(terms) > 1:
         return None
@@ -87,12 +87,12 @@ def fit(given: Any, terms: list[Any]) -> list[float] | None:
 
 
 def explain_multiples(what: str, multiples: dict[str, float]) -> str:
-    """Words for the multiples of the terms that a wrong gradient is made of."""
+    """Describe a wrong gradient by the multiples of the right terms that it is made of."""
     values = list(multiples.values())
     if np.allclose(values, values[0], rtol=1e-6):
         if np.isclose(values[0], -1, rtol=1e-6):
-            return f"{what} is the right one with its sign flipped"
-        return f"{what} is {values[0]:.4g} times the right one"
+            return f"{what} has the wrong sign"
+        return f"{what} is {values[0]:.4g} times the right gradient"
     said = []
     for term, multiple in multiples.items():
         if np.isclose(multiple, 1, rtol=1e-6):

@@ -1,4 +1,4 @@
-"""The ten exercises: the operation each stands for, what it is checked on, the terms of its gradients, known mistakes.
+"""The ten exercises: the engine's operation, the cases to check, the terms of the gradients, and known mistakes.
 
 This file contains the answers. It is written for the checker; the derivations are in minigrad/ops.
 """
@@ -24,14 +24,14 @@ from minigrad.ops.softmax import Softmax, softmax
 
 
 class Case(NamedTuple):
-    """Arguments of forward, by name. Floating arrays are those whose gradients are checked."""
+    """Arguments of forward, by name. The gradients of the floating arrays are checked."""
 
     what: str
     arguments: dict[str, Any]
 
 
-Terms = dict[str, dict[str, Any]]  # for each argument: terms by what they are called, which add up to its gradient
-Mistakes = dict[str, dict[str, Any]]  # for each argument: what to say of a gradient, and the gradient
+Terms = dict[str, dict[str, Any]]  # for each argument: named terms that add up to its gradient
+Mistakes = dict[str, dict[str, Any]]  # for each argument: the message for a mistake, and the gradient that it gives
 
 
 class Exercise(NamedTuple):
@@ -53,7 +53,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def no_mistakes(g: Any, **arguments: Any) -> Mistakes:
-    """For an exercise whose mistakes are all found in other ways."""
+    """For an exercise whose mistakes are all found in other ways than by comparison."""
     return {}
 
 
@@ -95,8 +95,8 @@ def multiply_mistakes(g, a, b):
         return {
             f"dL/d{name} is g {name}: dy/d{name} is the other factor, {other}": sum_to(g * own_value, shape),
             f"dL/d{name} is g alone: the factor dy/d{name} is missing": sum_to(g, shape),
-            f"dL/d{name} is (sum of g) (sum of {other}): sum over the axes that were broadcast after the product, not "
-            f"before it": sum_to(g, shape) * sum_to(np.broadcast_to(other_value, g.shape), shape),
+            f"dL/d{name} is (sum of g) (sum of {other}): multiply first, then sum over the axes that were "
+            f"broadcast": sum_to(g, shape) * sum_to(np.broadcast_to(other_value, g.shape), shape),
         }
 
     return {"a": of("a", "b", a, b), "b": of("b", "a", b, a)}
@@ -124,7 +124,7 @@ def gelu_mistakes(g, x):
             "dL/dx: dt/du is 1 - t^2, not 1 + t^2": g * ((1 + t) / 2 + x / 2 * (1 + t * t) * du),
             "dL/dx: the factor dt/du is missing": g * ((1 + t) / 2 + x / 2 * du),
             "dL/dx: the factor du/dx is missing": g * ((1 + t) / 2 + x / 2 * (1 - t * t)),
-            "dL/dx: the term x/2 dt/dx is missing: t depends on x too": g * (1 + t) / 2,
+            "dL/dx: the term x/2 dt/dx is missing: t also depends on x": g * (1 + t) / 2,
             "dL/dx: the term (1 + t)/2 is missing: x is also a factor of y": g * x / 2 * (1 - t * t) * du,
         }
     }
@@ -155,15 +155,15 @@ def matmul_terms(g, a, b):
 
 
 def matmul_mistakes(g, a, b):
-    """The product the wrong way round, which the reshape at the end of the backward gives the right shape."""
+    """The product in the wrong order, to which the reshape at the end of the backward gives the right shape."""
     rows = a[None, :] if a.ndim == 1 else a
     columns = b[:, None] if b.ndim == 1 else b
     g = np.reshape(g, (rows @ columns).shape)
     da = sum_to(columns @ transposed(g), transposed(rows).shape).reshape(a.shape)
     db = sum_to(transposed(g) @ rows, transposed(columns).shape).reshape(b.shape)
     return {
-        "a": {"dL/da is b g^T, in another shape: a transposition is in the wrong place, it is g b^T": da},
-        "b": {"dL/db is g^T a, in another shape: a transposition is in the wrong place, it is a^T g": db},
+        "a": {"dL/da is b g^T in another shape: a transpose is in the wrong place; it should be g b^T": da},
+        "b": {"dL/db is g^T a in another shape: a transpose is in the wrong place; it should be a^T g": db},
     }
 
 
@@ -186,7 +186,7 @@ def linear_mistakes(g, x, weight, bias):
     if n == 1:
         return {}
     return {
-        name: {f"dL/d{name} is the mean over the {n} rows; expected the sum": sum(terms.values()) / n}
+        name: {f"dL/d{name} is the mean over the {n} rows; it should be the sum": sum(terms.values()) / n}
         for name, terms in linear_terms(g, x, weight, bias).items()
         if name != "x"
     }
@@ -214,11 +214,11 @@ def embedding_mistakes(g, ids, weight):
     ones[ids] = 1
     return {
         "weight": {
-            "dL/dweight: ids that occur several times keep only the last of their rows of g; add them all "
-            "(dW[ids] += g does not either)": assigned,
-            "dL/dweight: rows whose id occurs several times have the mean of their rows of g; expected the sum": total
+            "dL/dweight: an id that occurs several times keeps only the last of its rows of g; add all of them "
+            "(dW[ids] += g does not add them either)": assigned,
+            "dL/dweight: an id that occurs several times has the mean of its rows of g; it should be the sum": total
             / np.maximum(counts, 1),
-            f"dL/dweight has the shape of the result, {g.shape}: expected {weight.shape}, a row for every row of W": g,
+            f"dL/dweight has the shape of the result, {g.shape}; expected {weight.shape}, a row for every row of W": g,
         }
     }
 
@@ -239,18 +239,19 @@ def softmax_mistakes(g, x, axis):
     y = softmax(x, axis)
     return {
         "x": {
-            "dL/dx: the term - y sum(g y) is missing: x_i also changes every other y_j": y * g,
-            "dL/dx is g y (1 - y): the other y_j, which x_i changes too, are missing": g * y * (1 - y),
-            "dL/dx: the sum is of g y, not of g": y * (g - g.sum(axis=axis, keepdims=True)),
-            "dL/dx: the mean of g y is subtracted; expected the sum": y * (g - (g * y).mean(axis=axis, keepdims=True)),
-            "dL/dx: the sum runs over the whole array; expected along the axis": y * (g - (g * y).sum()),
-            "dL/dx: the sum runs along another axis": y * (g - (g * y).sum(axis=axis - 1, keepdims=True)),
+            "dL/dx: the term - y sum(g y) is missing: x_i also affects every other y_j": y * g,
+            "dL/dx is g y (1 - y): the other y_j are missing, which x_i also affects": g * y * (1 - y),
+            "dL/dx: the sum is over g; it should be over g y": y * (g - g.sum(axis=axis, keepdims=True)),
+            "dL/dx: the mean of g y is subtracted; it should be the sum": y
+            * (g - (g * y).mean(axis=axis, keepdims=True)),
+            "dL/dx: the sum runs over the whole array; it should run along the axis": y * (g - (g * y).sum()),
+            "dL/dx: the sum runs along the wrong axis": y * (g - (g * y).sum(axis=axis - 1, keepdims=True)),
             "dL/dx: the factor y is missing": g - (g * y).sum(axis=axis, keepdims=True),
-            "dL/dx: in the term - y sum(g y) the y before the sum is missing": y * g
+            "dL/dx: in the term - y sum(g y), the y before the sum is missing": y * g
             - (g * y).sum(axis=axis, keepdims=True),
-            "dL/dx: in the term - y sum(g y) the second y stands outside of the sum; each g_j belongs to its y_j": y * g
+            "dL/dx: in the term - y sum(g y), the second y is outside the sum; multiply each g_j by its y_j": y * g
             - y * y * g.sum(axis=axis, keepdims=True),
-            "dL/dx is g - y sum(g), which is for the logarithm of softmax": g - y * g.sum(axis=axis, keepdims=True),
+            "dL/dx is g - y sum(g), which is the gradient of log-softmax": g - y * g.sum(axis=axis, keepdims=True),
         }
     }
 
@@ -265,7 +266,7 @@ def loss_case(what: str, targets: list[Any], reduction: str = "mean", x: Any = N
 
 
 def loss_parts(g, x, targets, ignore_index, reduction, label_smoothing):
-    """p, q, and what every row is multiplied by: (…, V), (…, V), (…, 1); and which rows count, (…, 1)."""
+    """p and q (…, V), the factor of every row (…, 1), and which rows are not ignored (…, 1)."""
     V = x.shape[-1]
     counted = (targets != ignore_index)[..., None]
     q = (1 - label_smoothing) * (targets[..., None] == np.arange(V)) + label_smoothing / V
@@ -285,20 +286,20 @@ def cross_entropy_mistakes(g, **arguments):
     right, rows, V = (p - q) * g_row * counted, counted.size, p.shape[-1]
     found = {
         "dL/dx: the 1 at the target (q) is not subtracted": p * g_row * counted,
-        "dL/dx: rows whose target is ignore_index have a gradient; expected zeros": (p - q) * g_row,
+        "dL/dx: rows whose target is ignore_index have a gradient; it should be zero": (p - q) * g_row,
     }
     if arguments["reduction"] == "mean":
         n = max(counted.sum(), 1)
         found |= {
             f"dL/dx is not divided by the number of targets, {n}, although the loss is their mean": right * n,
             f"dL/dx is divided by the number of targets, {n}, twice": right / n,
-            f"dL/dx is divided by {rows}, the number of rows; the mean is over the {n} that count": right * n / rows,
+            f"dL/dx is divided by {rows}, the number of rows; the mean is over the {n} not ignored": right * n / rows,
             f"dL/dx is divided by {rows * V}, the number of logits; the mean is over the {n} targets": right / V,
             f"dL/dx is divided by {V}, the number of classes; the mean is over the {n} targets": right * n / V,
         }
     else:
         n = max(counted.sum(), 1)
-        found[f'dL/dx is divided by the number of targets, {n}, which is for "mean" alone'] = right / n
+        found[f'dL/dx is divided by the number of targets, {n}, which is right only for "mean"'] = right / n
     return {"x": found}
 
 
@@ -343,29 +344,29 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
     projected = g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat * x_hat)
     return {
         "x": {
-            "dL/dx uses g where g_hat = g gamma is expected": r * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
-            "dL/dx: gamma belongs inside of the means: they are of g_hat = g gamma and of g_hat x_hat": r
+            "dL/dx uses g; it should use g_hat = g gamma": r * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
+            "dL/dx: gamma belongs inside the means, which are of g_hat = g gamma and of g_hat x_hat": r
             * (1 if gamma is None else gamma)
             * (g - row_mean(g) - x_hat * row_mean(g * x_hat)),
             "dL/dx: the factor r is missing": projected,
-            "dL/dx: in the term - r mean(g_hat) the factor r is missing": r * (g_hat - x_hat * row_mean(g_hat * x_hat))
+            "dL/dx: in the term - r mean(g_hat), the factor r is missing": r * (g_hat - x_hat * row_mean(g_hat * x_hat))
             - row_mean(g_hat),
-            "dL/dx: in the term - r x_hat mean(g_hat x_hat) the factor r is missing": r * (g_hat - row_mean(g_hat))
+            "dL/dx: in the term - r x_hat mean(g_hat x_hat), the factor r is missing": r * (g_hat - row_mean(g_hat))
             - x_hat * row_mean(g_hat * x_hat),
-            "dL/dx: the term - r x_hat mean(g_hat x_hat) has r^3 in place of r: each x - mu in it is x_hat / r": r
+            "dL/dx: the term - r x_hat mean(g_hat x_hat) has r^3 instead of r: each x - mu in it is x_hat / r": r
             * (g_hat - row_mean(g_hat) - r * r * x_hat * row_mean(g_hat * x_hat)),
-            "dL/dx: the factor r is there twice": r * r * projected,
-            "dL/dx is divided by r; expected multiplied": projected / r,
-            "dL/dx: the sums of g_hat and of g_hat x_hat are subtracted; expected the means": r
+            "dL/dx: the factor r appears twice": r * r * projected,
+            "dL/dx is divided by r; it should be multiplied by r": projected / r,
+            "dL/dx: the sums of g_hat and of g_hat x_hat are subtracted; they should be means": r
             * (g_hat - sum_g - x_hat * sum_gx),
-            "dL/dx: the means run over the whole array; expected over every row": r
+            "dL/dx: the means run over the whole array; they should run over each row": r
             * (g_hat - g_hat.mean() - x_hat * (g_hat * x_hat).mean()),
-            "dL/dx: in the term - r x_hat mean(g_hat x_hat) the x_hat before the mean is missing": r
+            "dL/dx: in the term - r x_hat mean(g_hat x_hat), the x_hat before the mean is missing": r
             * (g_hat - row_mean(g_hat) - row_mean(g_hat * x_hat)),
         },
         "gamma": {
             "dL/dgamma is the sum of g; the factor x_hat is missing": sum_to(g, x.shape[-1:]),
-            "dL/dgamma uses g_hat where g is expected": sum_to(g_hat * x_hat, x.shape[-1:]),
+            "dL/dgamma uses g_hat; it should use g": sum_to(g_hat * x_hat, x.shape[-1:]),
         },
         "beta": {},
     }
@@ -374,15 +375,17 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
 # 10: attention
 
 
-def look_case(what: str, q: Any, k: Any, v: Any, causal: bool = False, mask: Any = None, dropout: float = 0.0) -> Case:
+def attention_case(
+    what: str, q: Any, k: Any, v: Any, causal: bool = False, mask: Any = None, dropout: float = 0.0
+) -> Case:
     return Case(what, {"q": q, "k": k, "v": v, "causal": causal, "mask": mask, "dropout_p": dropout})
 
 
-SEES = np.array([[True, False, True, True], [False] * 4, [True, True, False, False]])
+MASK = np.array([[True, False, True, True], [False] * 4, [True, True, False, False]])
 
 
-def look_parts(g, q, k, v, causal, mask, dropout_p):
-    """q and k scaled so that their product is S, P, the factors of dropout, and dP: all with the leading axes of g."""
+def attention_parts(g, q, k, v, causal, mask, dropout_p):
+    """The scale, P, the factors of dropout, dP and S, all arrays with the leading axes of g."""
     scale = q.shape[-1] ** -0.5
     s = scale * q @ transposed(k)
     sees = np.tri(*s.shape[-2:], k=s.shape[-1] - s.shape[-2], dtype=bool) if causal else np.ones(s.shape[-2:], bool)
@@ -395,14 +398,14 @@ def look_parts(g, q, k, v, causal, mask, dropout_p):
     return scale, p, m, m * (g @ transposed(v)), s
 
 
-def look_gradients(ds, scale, q, k):
+def attention_gradients(ds, scale, q, k):
     return sum_to(scale * ds @ k, q.shape), sum_to(scale * transposed(ds) @ q, k.shape)
 
 
 def attention_terms(g, q, k, v, causal, mask, dropout_p):
-    scale, p, m, dp, _ = look_parts(g, q, k, v, causal, mask, dropout_p)
-    through = look_gradients(p * dp, scale, q, k)
-    back = look_gradients(-p * (dp * p).sum(axis=-1, keepdims=True), scale, q, k)
+    scale, p, m, dp, _ = attention_parts(g, q, k, v, causal, mask, dropout_p)
+    through = attention_gradients(p * dp, scale, q, k)
+    back = attention_gradients(-p * (dp * p).sum(axis=-1, keepdims=True), scale, q, k)
     names = "the P dP of dS", "the - P sum(dP P) of dS"
     return {
         "q": dict(zip(names, (through[0], back[0]), strict=True)),
@@ -412,7 +415,7 @@ def attention_terms(g, q, k, v, causal, mask, dropout_p):
 
 
 def attention_mistakes(g, q, k, v, causal, mask, dropout_p):
-    scale, p, m, dp, s = look_parts(g, q, k, v, causal, mask, dropout_p)
+    scale, p, m, dp, s = attention_parts(g, q, k, v, causal, mask, dropout_p)
 
     def through_softmax(p, dp, axis=-1):
         return p * (dp - (dp * p).sum(axis=axis, keepdims=True))
@@ -425,31 +428,33 @@ def attention_mistakes(g, q, k, v, causal, mask, dropout_p):
         for name, wrong in zip("qk", dq_dk, strict=True):
             found[name][f"dL/d{name}: {message}"] = wrong
 
-    both("the softmax's term - P sum(dP P) is missing", look_gradients(p * dp, scale, q, k))
-    both("the scale 1/sqrt(D) is missing", look_gradients(ds, 1.0, q, k))
-    both("the scale 1/sqrt(D) is there twice", look_gradients(ds, scale * scale, q, k))
-    both("multiplied by sqrt(D) instead of 1/sqrt(D)", look_gradients(ds, root, q, k))
-    both("the softmax's backward is missing: dP is used as dS", look_gradients(dp, scale, q, k))
+    both("softmax's term - P sum(dP P) is missing", attention_gradients(p * dp, scale, q, k))
+    both("the scale 1/sqrt(D) is missing", attention_gradients(ds, 1.0, q, k))
+    both("the scale 1/sqrt(D) appears twice", attention_gradients(ds, scale * scale, q, k))
+    both("multiplied by sqrt(D) instead of 1/sqrt(D)", attention_gradients(ds, root, q, k))
+    both("softmax's backward is missing: dP is used as dS", attention_gradients(dp, scale, q, k))
     both(
-        "the sum of softmax's backward runs over the queries; expected over the keys",
-        look_gradients(through_softmax(p, dp, axis=-2), scale, q, k),
+        "the sum in softmax's backward runs over the queries; it should run over the keys",
+        attention_gradients(through_softmax(p, dp, axis=-2), scale, q, k),
     )
     unmasked = softmax(s, axis=-1)
     if causal or mask is not None:
         both(
-            f"the {'causal ' if causal else ''}mask is not applied: queries get gradients from keys they may not see",
-            look_gradients(through_softmax(unmasked, dp), scale, q, k),
+            f"the {'causal ' if causal else ''}mask is not applied: queries get gradients from keys that are masked",
+            attention_gradients(through_softmax(unmasked, dp), scale, q, k),
         )
-        found["v"]["dL/dv: the mask is not applied: values get gradients from queries that may not see them"] = sum_to(
+        found["v"]["dL/dv: the mask is not applied: values get gradients from queries they are masked for"] = sum_to(
             transposed(unmasked * m) @ g, v.shape
         )
     if dropout_p:
-        undropped = look_gradients(through_softmax(p, g @ transposed(v)), scale, q, k)
-        both("the dropout is missing in dP = drop(dA)", undropped)
-        found["v"]["dL/dv: the dropout is missing: y = A v, and A is drop(P)"] = sum_to(transposed(p) @ g, v.shape)
+        undropped = attention_gradients(through_softmax(p, g @ transposed(v)), scale, q, k)
+        both("dropout is missing in dP = drop(dA)", undropped)
+        found["v"]["dL/dv: dropout is missing: y = A v, and A is drop(P)"] = sum_to(transposed(p) @ g, v.shape)
     if q.shape == k.shape:
-        found["q"]["dL/dq: dS is multiplied by q; expected by k"] = sum_to(scale * ds @ q, q.shape)
-        found["k"]["dL/dk: dS is multiplied by k; expected by q"] = sum_to(scale * transposed(ds) @ k, k.shape)
+        found["q"]["dL/dq: dS is multiplied by q; it should be multiplied by k"] = sum_to(scale * ds @ q, q.shape)
+        found["k"]["dL/dk: dS is multiplied by k; it should be multiplied by q"] = sum_to(
+            scale * transposed(ds) @ k, k.shape
+        )
         found["k"]["dL/dk: dS is not transposed"] = sum_to(scale * ds @ q, k.shape)
         found["v"]["dL/dv: A is not transposed"] = sum_to((p * m) @ g, v.shape)
     return found
@@ -519,9 +524,9 @@ EXERCISES = [
             loss_case("each loss by itself", [0, 4, 2, 4], "none"),
             loss_case("a batch", [[0, 4, 2], [1, 1, 3]]),
             loss_case("each loss of a batch", [[0, 4, 2], [1, 1, 3]], "none"),
-            loss_case("targets that are ignored", [0, -100, 2, -100, 4, 1]),
-            loss_case("targets that are ignored, each loss by itself", [[0, -100], [-100, 2]], "none"),
-            loss_case("no target that counts", [-100, -100], "sum"),
+            loss_case("ignored targets", [0, -100, 2, -100, 4, 1]),
+            loss_case("ignored targets, each loss by itself", [[0, -100], [-100, 2]], "none"),
+            loss_case("only ignored targets", [-100, -100], "sum"),
             loss_case("label smoothing", [0, 4, -100, 4], smoothing=0.3),
             loss_case("very large, very small and infinite logits", [2, 4, 2, 4], x=FAR),
         ],
@@ -545,15 +550,21 @@ EXERCISES = [
         "ex10_attention.py",
         Attention,
         [
-            look_case("as many queries as keys", normal(3, 4), normal(3, 4, seed=1), normal(3, 4, seed=2)),
-            look_case("more keys than queries", normal(3, 4), normal(5, 4), normal(5, 4, seed=1)),
-            look_case("causal", normal(2, 4, 3), normal(2, 4, 3, seed=1), normal(2, 4, 3, seed=2), causal=True),
-            look_case("causal, more keys than queries", normal(2, 3), normal(4, 3), normal(4, 3, seed=1), causal=True),
-            look_case("a mask that lets one query look nowhere", normal(3, 2), normal(4, 2), normal(4, 5), mask=SEES),
-            look_case("heads", normal(2, 2, 3, 4), normal(2, 2, 3, 4, seed=1), normal(2, 2, 3, 4, seed=2), causal=True),
-            look_case("keys that all heads share", normal(2, 3, 4), normal(3, 4), normal(1, 3, 4)),
-            look_case("queries that all heads share", normal(3, 4), normal(2, 3, 4), normal(2, 3, 4, seed=1)),
-            look_case("dropout", normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4, seed=1), dropout=0.4),
+            attention_case("as many queries as keys", normal(3, 4), normal(3, 4, seed=1), normal(3, 4, seed=2)),
+            attention_case("more keys than queries", normal(3, 4), normal(5, 4), normal(5, 4, seed=1)),
+            attention_case("causal", normal(2, 4, 3), normal(2, 4, 3, seed=1), normal(2, 4, 3, seed=2), causal=True),
+            attention_case(
+                "causal, more keys than queries", normal(2, 3), normal(4, 3), normal(4, 3, seed=1), causal=True
+            ),
+            attention_case(
+                "a mask that hides all keys from one query", normal(3, 2), normal(4, 2), normal(4, 5), mask=MASK
+            ),
+            attention_case(
+                "heads", normal(2, 2, 3, 4), normal(2, 2, 3, 4, seed=1), normal(2, 2, 3, 4, seed=2), causal=True
+            ),
+            attention_case("keys that all heads share", normal(2, 3, 4), normal(3, 4), normal(1, 3, 4)),
+            attention_case("queries that all heads share", normal(3, 4), normal(2, 3, 4), normal(2, 3, 4, seed=1)),
+            attention_case("dropout", normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4, seed=1), dropout=0.4),
         ],
         attention_terms,
         attention_mistakes,

@@ -1,4 +1,4 @@
-"""Is a backward right? It is called on raw arrays, and what it returns is compared with central finite differences."""
+"""Is a backward right? It is called on raw arrays, and its result is compared with central finite differences."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .exercises import Case, Exercise
 
 
 class Grade(NamedTuple):
-    """What became of an exercise: RIGHT, WRONG or NOT_WRITTEN, and what to say about it."""
+    """The state of an exercise, RIGHT, WRONG or NOT_WRITTEN, and a message about it."""
 
     state: str
     message: str = ""
 
 
 class Mistake(Exception):
-    """Something is wrong, and this is what."""
+    """Something is wrong; the message says what."""
 
 
 def grade_file(exercise: Exercise, folder: Path) -> Grade:
@@ -45,7 +45,7 @@ def grade_file(exercise: Exercise, folder: Path) -> Grade:
 
 
 def grade(exercise: Exercise, own: type[mg.Function]) -> Grade:
-    """The grade of a class. The cases go from simple to tricky, and the first that fails speaks."""
+    """The grade of a class. The cases go from simple to tricky; the first that fails gives the message."""
     for case in exercise.cases:
         try:
             check(exercise, case, own)
@@ -57,16 +57,16 @@ def grade(exercise: Exercise, own: type[mg.Function]) -> Grade:
 
 
 def check(exercise: Exercise, case: Case, own: type[mg.Function]) -> None:
-    """Raise `Mistake` unless forward and backward are right in float64, and keep to float32 in float32."""
+    """Raise `Mistake` unless forward and backward are right in float64, and stay in float32 for float32 arguments."""
     names, values = list(case.arguments), list(case.arguments.values())
-    wanted = [i for i, value in enumerate(values) if is_floating(value)]
+    floating = [i for i, value in enumerate(values) if is_floating(value)]
     ctx, y = forward(own, values)
     _, engines = forward(exercise.operation, values)
     if np.shape(y) != np.shape(engines) or not np.allclose(y, engines, rtol=1e-10, atol=1e-12, equal_nan=True):
-        raise Mistake("forward gives another result than the engine's; only backward is yours to write")
+        raise Mistake("forward gives a different result than the engine's; change only backward")
     g = np.asarray(np.random.default_rng(1).standard_normal(np.shape(y)))
     gradients = backward(own, ctx, g, names, values)
-    for i in wanted:
+    for i in floating:
         right = numeric_gradient(own, values, i, g)
         if gradients[i] is None:
             raise Mistake(f"backward returns None for {names[i]}; expected dL/d{names[i]}")
@@ -77,12 +77,12 @@ def check(exercise: Exercise, case: Case, own: type[mg.Function]) -> None:
     values = [value.astype(np.float32) if is_floating(value) else value for value in values]
     ctx, _ = forward(own, values)
     gradients = backward(own, ctx, g.astype(np.float32), names, values)
-    for i in wanted:
+    for i in floating:
         dtype = np.asarray(gradients[i]).dtype
         if dtype != np.float32:
             raise Mistake(
-                f"dL/d{names[i]} is {dtype} although all inputs are float32: an array or a NumPy number of another "
-                f"dtype takes part; Python's numbers do no harm"
+                f"dL/d{names[i]} is {dtype} although all inputs are float32: it is computed with an array or a NumPy "
+                f"number of another dtype; Python numbers are fine"
             )
 
 
@@ -98,13 +98,13 @@ def forward(own: type[mg.Function], values: list[Any]) -> tuple[Context, Any]:
 
 
 def backward(own: type[mg.Function], ctx: Context, g: Any, names: list[str], values: list[Any]) -> list[Any]:
-    """What backward returns, with one entry for each argument of forward. It may not write to what it was given."""
+    """What backward returns, with one entry for each argument of forward. It must not write to its inputs."""
     borrowed = [array for array in (g, *values, *ctx.saved) if isinstance(array, np.ndarray)]
     writeable = [array.flags.writeable for array in borrowed]
     for array in borrowed:
         array.flags.writeable = False
     try:
-        with np.errstate(all="ignore"):  # NaN and infinity are found, and named, later
+        with np.errstate(all="ignore"):  # NaN and infinity are reported later
             result = own.backward(ctx, g)
     except NotImplementedError:
         raise
@@ -119,19 +119,19 @@ def backward(own: type[mg.Function], ctx: Context, g: Any, names: list[str], val
     for each in result:
         if each is not None and not isinstance(each, (np.ndarray, np.number)):
             raise Mistake(f"backward returns a {type(each).__name__} as a gradient; expected a NumPy array")
-    wanted = [i for i, value in enumerate(values) if is_floating(value)]
+    floating = [i for i, value in enumerate(values) if is_floating(value)]
     if len(result) == len(values):
         return result
-    if len(result) == len(wanted):  # one for each array that can have a gradient, as the engine allows
-        return [result[wanted.index(i)] if i in wanted else None for i in range(len(values))]
+    if len(result) == len(floating):  # one for each array that can have a gradient, as the engine allows
+        return [result[floating.index(i)] if i in floating else None for i in range(len(values))]
     raise Mistake(
         f"backward returns {len(result)} gradient{'s' * (len(result) != 1)}; expected {len(values)}, one for each of "
-        f"{', '.join(names)}, with None for those that take none"
+        f"{', '.join(names)}, with None for those that have no gradient"
     )
 
 
 def describe_error(error: Exception, g: Any, names: list[str], values: list[Any]) -> str:
-    """An exception that backward raised: where, what, the shapes at hand, and the likely reason."""
+    """Describe an exception that backward raised: where, what, the shapes involved, and the likely reason."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.name == "backward" or Path(frame.filename).name.startswith("ex"):
@@ -141,18 +141,18 @@ def describe_error(error: Exception, g: Any, names: list[str], values: list[Any]
     message = f"line {place.lineno}, {place.line}: {type(error).__name__}: {said}; g is {np.shape(g)}, {shapes}"
     if "read-only" in said:
         return (
-            f"line {place.lineno}, {place.line}: writes to g, to an argument or to an array that was saved; others "
-            f"use them too, so make a new array"
+            f"line {place.lineno}, {place.line}: writes to g, to an argument or to a saved array; these are also used "
+            f"elsewhere, so make a new array"
         )
     if "broadcast together" in said and (lost := lost_axis(said)) is not None:
         return f"{message}. Does a sum or a mean lose axis {lost}? With keepdims=True the axis stays, with size 1"
     if "core dimension" in said:
-        return f"{message}. A transposition is missing, or the factors of a product are in the wrong order"
+        return f"{message}. A transpose is missing, or the factors of a product are in the wrong order"
     return message
 
 
 def lost_axis(said: str) -> int | None:
-    """The axis that one of the two shapes in NumPy's message has and the other lacks, if that is their difference."""
+    """The axis that only one of the two shapes in NumPy's message has, if this is their only difference."""
     shapes = [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\(([\d,]*)\)", said)]
     if len(shapes) != 2:
         return None

@@ -1,13 +1,13 @@
-"""Kernels for the CPU: NumPy in pieces that stay in the cache, several pieces at a time.
+"""Kernels for the CPU: NumPy on pieces of arrays that fit into the cache, several pieces at a time.
 
-What makes them fast, in the order of what it brings:
-  - threads: NumPy's functions let go of Python's interpreter lock while they compute, so two threads that each work on
-    half of the rows need half of the time, as long as a piece is large enough to pay for handing it over (threads.py);
-  - matrix products on one thread each, split here, where that beats the library's own threads, which also spin for
-    milliseconds after every product and so take the core from whatever comes next (products.py);
-  - few calls, and few arrays that are written afresh: after a product neither is in the cache any more;
-  - pieces that fit into the cache: the second pass over a piece finds it there (pieces.py);
-  - half of causal attention is not computed at all (attention.py).
+What makes them fast, the most important first:
+  - Threads. NumPy releases Python's interpreter lock while it computes, so two threads that each work on half of the
+    rows need half of the time, as long as a piece is large enough to justify handing it over (threads.py).
+  - Matrix products that run on one thread each and are split here, where that is faster than the library's own threads.
+    Those also spin for milliseconds after every product and so take the core from the work that follows (products.py).
+  - Few calls and few new arrays: after a matrix product, neither their code nor their memory is in the cache any more.
+  - Pieces that fit into the cache: a second pass over a piece finds it there (pieces.py).
+  - The masked half of causal attention is not computed at all (attention.py).
 """
 
 from .activation import GELUTanh

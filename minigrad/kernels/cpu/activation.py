@@ -1,4 +1,4 @@
-"""GELU in pieces that stay in the cache. See ops/activation.py for the formulas and where they come from."""
+"""GELU in pieces that fit into the cache. See ops/activation.py for the formulas and their derivation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .products import same_floats
 
 
 class GELUTanh:
-    """As ops/activation.py, step by step, but in few arrays: what is written afresh has to be fetched first.
+    """The steps of ops/activation.py in few arrays: the memory of a new array has to be fetched before it is written.
 
     float16 is left to the reference.
     """
@@ -27,7 +27,7 @@ class GELUTanh:
         c, ca = ctx.function.c, ctx.function.c * ctx.function.a
         y = np.empty_like(x)
         keep = ctx.needs_input_grad[0]
-        slope = np.empty_like(x) if keep else y  # without a backward a step on the way to y
+        slope = np.empty_like(x) if keep else y  # without a backward, only an intermediate result
         flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), slope.reshape(-1)
 
         def work(_: int, own: slice) -> None:

@@ -1,13 +1,14 @@
-"""Attention by tiles of queries. See ops/attention.py for the formulas and where they come from.
+"""Attention by tiles of queries. See ops/attention.py for the formulas and their derivation.
 
 Three things make it fast:
-  - Causal attention never computes what the mask would remove, but for the tiles on the diagonal.
-  - Softmax subtracts each row's largest score m so that nothing overflows. While all scores are within +-60 nothing
-    can, not even a sum of e^60 in float32, and e^-60 is far from underflow: then m is left out. To check that for a
-    whole tile takes a tenth of the time that m takes.
-  - In the backward, the sum over keys of dP P is g y (a row of both), as y = P v: a sum over D in place of T.
+  - Causal attention does not compute what the mask would remove, except in the tiles on the diagonal.
+  - Softmax subtracts each row's largest score m so that nothing overflows. If all scores are within +-60, nothing can
+    overflow, not even a sum of e^60 in float32, and e^-60 is far from underflow: m is then left out. Checking a whole
+    tile for this takes a tenth of the time that m takes.
+  - In the backward, the sum over keys of dP P is the dot product of a row of g and a row of y, since y = P v: a sum
+    over D instead of T.
 
-A product with the transpose of a small matrix takes OpenBLAS longer than to lay the transpose out and multiply by that.
+OpenBLAS takes longer to multiply by the transpose of a small matrix than to copy it out and multiply by the copy.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from .pieces import for_each
 from .products import same_floats
 from .threads import parts_for, stretch
 
-LEAST = 5e7  # multiplications that are worth handing to a thread, since a tile takes many calls that need Python's lock
+LEAST = 5e7  # multiplications that justify another thread: a tile takes many calls that need Python's lock
 SAFE = 60.0
 TILE = 64  # queries in a tile
-GROUP = 192 * 1024  # elements of a tile over all the heads that are worked on at once
+GROUP = 192 * 1024  # elements of a tile, over all heads that are processed together
 
 
 class Attention:
-    """Attention without a mask, or with the causal one, of queries, keys and values of equal leading axes (B, H)."""
+    """Attention without a mask or with the causal mask. Queries, keys and values have the same leading axes (B, H)."""
 
     returns_new_arrays = True
 
@@ -53,7 +54,7 @@ class Attention:
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool, mask: Any, dropout_p: float) -> Any:
         y = heads_of_tokens(q.shape[:3] + v.shape[3:], q)
-        parts = parts_for(4 * q.size * k.shape[2], LEAST)  # two products, and their weights in between
+        parts = parts_for(4 * q.size * k.shape[2], LEAST)  # two products, and the weights in between
         ctx.groups = groups(q, k, parts)
         ctx.parts = min(parts, len(ctx.groups))
         keep = any(ctx.needs_input_grad)
@@ -83,9 +84,9 @@ class Attention:
 
 
 def groups(q: Any, k: Any, parts: int) -> list[tuple[slice, slice]]:
-    """The sequences and heads (B, H) in groups that are worked on at once, as many for every thread."""
+    """The sequences and heads (B, H) in groups that are processed together, equally many for every thread."""
     B, H, T, _ = q.shape
-    size = max(1, GROUP // (min(T, TILE) * k.shape[2]))  # how many heads of how many sequences
+    size = max(1, GROUP // (min(T, TILE) * k.shape[2]))  # heads in a group, over all its sequences
     if parts > 1:
         size = min(size, max(1, B * H // parts))
     if size >= H and parts <= B:
@@ -97,7 +98,7 @@ def groups(q: Any, k: Any, parts: int) -> list[tuple[slice, slice]]:
 
 
 def tile_bounds(T: int, U: int, causal: bool) -> list[tuple[int, int, int]]:
-    """(first query, last query + 1, how many keys these may see) for each tile."""
+    """(first query, last query + 1, number of keys that they attend to) for each tile."""
     starts = range(0, T, TILE)
     return [(a, min(T, a + TILE), min(T, a + TILE) + U - T if causal else U) for a in starts]
 
@@ -121,7 +122,7 @@ def forward_group(q: Any, k: Any, v: Any, y: Any, causal: bool, drop: Masks | No
 
 
 def softmax_in_place(s: Any, causal: bool) -> None:
-    """Turn scores s (b, h, t, u) into weights, 0 for the future: exp(s) or exp(s - m), divided by its sums."""
+    """Turn scores s (b, h, t, u) into weights, 0 for the future: exp(s) or exp(s - m), divided by the row's sum."""
     t, u = s.shape[2:]
     past = triangle(t, s.dtype)
     if not (s.max() < SAFE and s.min() > -SAFE):
@@ -133,15 +134,15 @@ def softmax_in_place(s: Any, causal: bool) -> None:
     if causal:
         s[..., u - t :] *= past
     sums = s @ np.ones((u, 1), s.dtype)  # (b, h, t, 1)
-    sums[sums == 0] = 1  # where a query may look nowhere: as in ops/softmax.py
+    sums[sums == 0] = 1  # a query that may attend to no key: as in ops/softmax.py
     s *= 1 / sums
 
 
 @functools.lru_cache(maxsize=4)
 def triangle(t: int, dtype: Any) -> Any:
-    """A matrix (t, t) with 1 for what a query may look at in its own tile, 0 above the diagonal."""
+    """A matrix (t, t): 1 where a query may attend to a key of its own tile, 0 above the diagonal."""
     past = np.tri(t, dtype=dtype)
-    past.setflags(write=False)  # all calls have the same one
+    past.setflags(write=False)  # all calls share it
     return past
 
 
@@ -150,10 +151,10 @@ def backward_group(
 ) -> None:
     """Fill dq, dk and dv, all (b, h, …, D). The last tile comes first: it has all the keys and so starts dk and dv."""
     scale = q.dtype.type(1 / math.sqrt(q.shape[3]))
-    v = np.multiply(v.swapaxes(2, 3), scale, order="C")  # (b, h, D, U); with it dS is scaled, and so are dq and dk
+    v = np.multiply(v.swapaxes(2, 3), scale, order="C")  # (b, h, D, U); this scales dS, and so dq and dk
     stop = T = q.shape[2]
     sums = [dk, dv]
-    if len(tiles) > 1:  # heads of packed projections lie far apart: adding there takes longer
+    if len(tiles) > 1:  # heads of packed projections lie far apart in memory: adding to them is slow
         sums = [np.empty(part.shape, part.dtype) for part in sums]
     dk_sum, dv_sum = sums
     for number in reversed(range(len(tiles))):

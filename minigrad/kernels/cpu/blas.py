@@ -1,9 +1,10 @@
-"""One matrix product: NumPy's, or Intel's MKL where it is installed (pip install "minigrad[mkl]") and faster.
+"""One matrix product: NumPy's, or Intel MKL's where MKL is installed (pip install "minigrad[mkl]") and faster.
 
-NumPy's wheels carry OpenBLAS, which on many Intel processors reaches two thirds of MKL's speed in float32, and matrix
-products are most of a training step. On AMD's Zen 4 it is OpenBLAS that is faster. MINIGRAD_BLAS=mkl or numpy chooses.
+Most of a training step is matrix multiplication. NumPy's wheels contain OpenBLAS. On many Intel processors it reaches
+two thirds of MKL's speed in float32; on AMD's Zen 4 it is the faster one. MINIGRAD_BLAS=mkl or numpy overrides the
+choice.
 
-On how many threads a library multiplies, threads.py decides.
+threads.py decides how many threads a library uses.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-ROWS = 16  # for fewer, two of MKL's products at a time took as long as one after the other; OpenBLAS's do not
-KEPT = 500  # np.matmul keeps the interpreter's lock for results of so few elements, np.dot never does
-_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of cblas.h
-_INTEL_THREADS, _GNU_THREADS = 0, 3  # of mkl_service.h: of intel-openmp, which comes with `mkl`, and of libgomp
-_WHOLE_OF_32_BITS = 0  # sizes, whatever MKL_INTERFACE_LAYER says
-_WAIT = "10"  # milliseconds for which MKL's threads keep a core after a product, in case another follows; else 200
+ROWS = 16  # with fewer, two MKL products at a time took as long as one after the other; OpenBLAS's do not
+KEPT = 500  # np.matmul holds the interpreter lock for results of at most this many elements, np.dot never does
+_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # from cblas.h
+_INTEL_THREADS, _GNU_THREADS = 0, 3  # from mkl_service.h: intel-openmp, which comes with `mkl`, and libgomp
+_WHOLE_OF_32_BITS = 0  # 32-bit sizes, whatever MKL_INTERFACE_LAYER says
+_WAIT = "10"  # milliseconds that MKL's threads keep a core after a product, in case another follows; default 200
 
 
 def _has_global(name: str) -> bool:
-    """Is there a C function of this name that every library of the process finds?"""
+    """True if every library of the process can find a C function of this name."""
     return os.name == "posix" and hasattr(ctypes.CDLL(None), name)
 
 
-def _has_amd_processor() -> bool:
+def has_amd_processor() -> bool:
     """Is the processor AMD's, as Linux or Windows names it?"""
     try:
         with open("/proc/cpuinfo") as file:
@@ -40,12 +41,12 @@ def _has_amd_processor() -> bool:
     return "AuthenticAMD" in name
 
 
-def _load_mkl() -> dict[np.dtype[Any], Any]:
+def load_mkl() -> dict[np.dtype[Any], Any]:
     """MKL's product for float32 and float64, or nothing if NumPy's is wanted, or faster, or MKL is not installed."""
     wanted = os.environ.get("MINIGRAD_BLAS")
     if wanted and wanted not in ("mkl", "numpy"):
         raise ValueError(f"MINIGRAD_BLAS is {wanted!r}; expected mkl or numpy")
-    if wanted == "numpy" or (not wanted and _has_amd_processor()):
+    if wanted == "numpy" or (not wanted and has_amd_processor()):
         return {}
     try:
         files = importlib.metadata.files("mkl") or []
@@ -55,11 +56,11 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
         if wanted:
             raise ImportError('MINIGRAD_BLAS is mkl, which is not installed: pip install "minigrad[mkl]"') from error
         return {}
-    os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # is read when the threads start
+    os.environ.setdefault("KMP_BLOCKTIME", _WAIT)  # read when the threads start
     mkl.MKL_Set_Interface_Layer(_WHOLE_OF_32_BITS)
     mkl.MKL_Set_Threading_Layer(_layer)
-    mkl.MKL_Get_Max_Threads()  # loads the layer, which looks for its functions now, before somebody else brings libgomp
-    mkl.MKL_Set_Num_Threads(1)  # in every thread that does not set a number of its own
+    mkl.MKL_Get_Max_Threads()  # loads the layer, which finds its functions now, before another library loads libgomp
+    mkl.MKL_Set_Num_Threads(1)  # for every thread that does not set its own number
     whole, address = ctypes.c_int, ctypes.c_void_p
     found = {}
     for name, scalar in (("float32", ctypes.c_float), ("float64", ctypes.c_double)):
@@ -70,24 +71,24 @@ def _load_mkl() -> dict[np.dtype[Any], Any]:
     return found
 
 
-# Where libgomp's names are everybody's, as PyTorch makes them, the Intel layer would call some of its functions and get
-# sums wrong.
+# If libgomp's functions are visible to all libraries, as with PyTorch, the Intel layer would call some of them and
+# compute wrong sums.
 _layer = _GNU_THREADS if _has_global("GOMP_parallel") else _INTEL_THREADS
-_mkl = _load_mkl()
+mkl_products = load_mkl()  # by dtype; empty where NumPy multiplies
 
 
 def library() -> str:
     """Which library multiplies matrices: "mkl" or "numpy"."""
-    return "mkl" if _mkl else "numpy"
+    return "mkl" if mkl_products else "numpy"
 
 
 def survives_fork() -> bool:
     """Can the matrix library's threads start again in a forked child? libgomp's cannot."""
-    return not _mkl or _layer != _GNU_THREADS
+    return not mkl_products or _layer != _GNU_THREADS
 
 
 def _layout(a: Any) -> tuple[int, int]:
-    """How the matrix lies in memory, by rows or by columns, and how many elements apart these are; 0 if neither."""
+    """The order of a matrix in memory, by rows or by columns, and their distance in elements, 0 if it has neither."""
     (rows, columns), (down, right), size = a.shape, a.strides, a.itemsize
     if right == size and down >= columns * size and down % size == 0:
         return _PLAIN, down // size
@@ -99,9 +100,9 @@ def _layout(a: Any) -> tuple[int, int]:
 def product(a: Any, b: Any, out: Any) -> Callable[[], Any]:
     """A call that computes out = a @ b for matrices a (M, K), b (K, N) and out (M, N) of one dtype.
 
-    The arrays must outlive it.
+    The arrays must outlive the call.
     """
-    function = _mkl.get(a.dtype)
+    function = mkl_products.get(a.dtype)
     if function is not None and min(out.shape) >= ROWS and a.size:
         (a_order, a_step), (b_order, b_step), (out_order, out_step) = _layout(a), _layout(b), _layout(out)
         if a_step and b_step and out_step and out_order == _PLAIN:

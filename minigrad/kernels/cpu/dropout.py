@@ -1,4 +1,4 @@
-"""Dropout whose masks are drawn piece by piece, each from a generator of its own."""
+"""Dropout whose masks are drawn piece by piece, each from its own generator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .pieces import for_each, is_large, pieces
 
 
 class Masks:
-    """Masks of `minigrad.random.dropout_mask`, from a generator with this seed, kept in the order of drawing."""
+    """Masks from `minigrad.random.dropout_mask`, drawn from a generator with this seed and kept in that order."""
 
     def __init__(self, p: float, seed: int) -> None:
         self.p, self.generator = p, np.random.SFC64(seed)
-        self.scale = 1.0  # known with the first mask
+        self.scale = 1.0  # set with the first mask
         self.drawn: list[Any] = []
 
     def draw(self, shape: tuple[int, ...]) -> Any:
@@ -25,7 +25,7 @@ class Masks:
 
 
 class Dropout:
-    """As ops/dropout.py, with other random numbers: y = x m / (1 - p)."""
+    """Like ops/dropout.py, but with different random numbers: y = x m / (1 - p)."""
 
     returns_new_arrays = True
 
@@ -46,7 +46,7 @@ class Dropout:
 
 
 def _drop(ctx: Any, rows: Any, draw: bool) -> Any:
-    """x m / (1 - p), with masks that are drawn now or were drawn in the forward."""
+    """x m / (1 - p), with masks that are drawn now (`draw`) or were drawn in the forward."""
     y = np.empty_like(rows)
 
     def work(number: int, own: slice) -> None:

@@ -1,4 +1,4 @@
-"""Cross-entropy in few passes. See ops/loss.py for the formulas and where they come from."""
+"""Cross-entropy in few passes. See ops/loss.py for the formulas and their derivation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .products import same_floats
 
 
 class CrossEntropy:
-    """As ops/loss.py. Each piece of the rows is exponentiated, added up and divided while it is in the cache."""
+    """Like ops/loss.py, but each piece of the rows is exponentiated, summed and divided while it is in the cache."""
 
     returns_new_arrays = True
 
@@ -40,14 +40,14 @@ class CrossEntropy:
             highest = logits[own].max(axis=-1, keepdims=True)
             highest[highest == -np.inf] = 0  # a row of -inf has p = 0, as in the reference
             np.subtract(logits[own], highest, out=rows)
-            wanted = rows[np.arange(len(rows)), flat[own]]
+            qx = rows[np.arange(len(rows)), flat[own]]  # sum_j q_j x_j, without smoothing
             if label_smoothing:
-                wanted = (1 - label_smoothing) * wanted + label_smoothing * rows.mean(axis=-1)
+                qx = (1 - label_smoothing) * qx + label_smoothing * rows.mean(axis=-1)
             np.exp(rows, out=rows)
-            total = np.dot(rows, np.ones(rows.shape[1], x.dtype))  # which, unlike matmul, always frees the interpreter
+            total = np.dot(rows, np.ones(rows.shape[1], x.dtype))  # dot, unlike matmul, always releases Python's lock
             total[total == 0] = 1
             rows *= (1 / total)[:, None]
-            losses[own] = np.where(counted[own], np.log(total) - wanted, 0)
+            losses[own] = np.where(counted[own], np.log(total) - qx, 0)
 
         for_each(ctx.cut, ctx.parts, work)
         ctx.save(p, flat, counted)
@@ -63,7 +63,7 @@ class CrossEntropy:
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         p, flat, counted = ctx.saved
-        g_row = np.where(counted, g.reshape(-1) / ctx.n, p.dtype.type(0))  # (N,), for the mean and the sum from (1,)
+        g_row = np.where(counted, g.reshape(-1) / ctx.n, p.dtype.type(0))  # (N,); g is (1,) for mean and sum
         dx = np.empty_like(p)
         e, V = ctx.label_smoothing, p.shape[-1]
 

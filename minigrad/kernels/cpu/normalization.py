@@ -1,4 +1,4 @@
-"""Layer normalization in few passes. See ops/normalization.py for the formulas and where they come from."""
+"""Layer normalization in few passes. See ops/normalization.py for the formulas and their derivation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALL = 4096  # elements below which the reference, with fewer calls, is as fast
 
 
 class LayerNorm:
-    """As ops/normalization.py, with the row sums as products with a vector: four times as fast as NumPy's `sum`."""
+    """Like ops/normalization.py, but row sums are products with a vector: four times as fast as NumPy's `sum`."""
 
     returns_new_arrays = True
 
@@ -31,7 +31,7 @@ class LayerNorm:
         n = x.shape[-1]
         rows = x.reshape(-1, n)
         y, r = np.empty_like(rows), np.empty((len(rows), 1), x.dtype)
-        x_hat = np.empty_like(rows) if any(ctx.needs_input_grad) else y  # without a backward a step on the way to y
+        x_hat = np.empty_like(rows) if any(ctx.needs_input_grad) else y  # without a backward, only intermediate
         ctx.cut, ctx.parts = pieces(*rows.shape)
         ones = np.ones(n, x.dtype)
 

@@ -1,4 +1,9 @@
-"""Elementwise and row-by-row work, in pieces that the cache holds."""
+"""Elementwise and row-by-row work, piece by piece.
+
+A piece is a slice of consecutive rows or elements, small enough for the arrays of a computation to stay in a core's
+cache. A NumPy expression passes over its arrays several times; on a piece, all passes but the first read the cache. The
+pieces are shared among the threads of the pool.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +14,28 @@ import numpy as np
 
 from .threads import in_parallel, parts_for, stretch
 
-ALONE = 64 * 1024  # elements in a piece for one thread: a handful of arrays of this size fit into a core's own cache
-TOGETHER = 128 * 1024  # with several threads: the fewer the calls, the less they wait for Python's interpreter lock
-LEAST = 256 * 1024  # elements that are worth handing to a thread,
-LEAST_WHOLE = 32 * 1024  # and where work takes whole matrices, which is dearer
+ALONE = 64 * 1024  # elements in a piece with one thread: several arrays of this size fit into a core's own cache
+TOGETHER = 128 * 1024  # with several threads: with fewer calls they wait less for Python's interpreter lock
+LEAST = 256 * 1024  # elements that justify another thread
+LEAST_WHOLE = 32 * 1024  # the same for work on whole matrices, which costs more per element
 
 
 def is_large(x: Any) -> bool:
-    """Does it pay to cut the array?"""
+    """True if cutting the array into pieces pays."""
     return x.size > ALONE
 
 
 def pieces(rows: int, row_size: int) -> tuple[list[slice], int]:
-    """The rows of an array cut into pieces, and by how many threads to work on them."""
+    """The rows of an array cut into pieces, and the number of threads to use for them."""
     elements = rows * row_size
     parts = parts_for(elements, LEAST)
     size = TOGETHER if parts > 1 else ALONE
-    count = max(1, min(rows, parts * round(elements / (size * parts))))  # as many for every thread
+    count = max(1, min(rows, parts * round(elements / (size * parts))))  # equally many for every thread
     return [stretch(rows, i, count) for i in range(count)], min(parts, count)
 
 
 def for_each(cut: Sequence[Any], parts: int, work: Callable[[int, Any], None]) -> None:
-    """work(number, piece) for every piece of `cut`, by `parts` threads."""
+    """Call work(number, piece) for every piece of `cut`, on `parts` threads."""
 
     def share(i: int, parts: int) -> None:
         mine = stretch(len(cut), i, parts)
@@ -41,11 +46,10 @@ def for_each(cut: Sequence[Any], parts: int, work: Callable[[int, Any], None]) -
 
 
 class RowByRow:
-    """For operations f(x, …) in which every row of the result depends on the same row of x alone, like SiLU or RMSNorm.
+    """For operations f(x, …) in which each row of the result depends only on the same row of x, like SiLU or RMSNorm.
 
-    The operation's own forward and backward run on one piece of the rows after the other, each with a context of its
-    own. The gradient of x is put together from those of the pieces; gradients of further arguments, which all rows
-    share, are added up.
+    The operation's own forward and backward run piece by piece, each piece with its own context. The gradients of the
+    pieces make up the gradient of x. The gradients of other arguments, which all rows share, are summed.
     """
 
     returns_new_arrays = False
@@ -83,9 +87,10 @@ class RowByRow:
 
 
 def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
-    """function(*arrays) for each job, whose arrays have one shape and meet element by element.
+    """Call function(*arrays) for each job. Its arrays have one shape and are combined element by element.
 
-    Every job is cut into pieces, and each thread gets an even share of all elements. What the pieces return, in order.
+    Every job is cut into pieces, and each thread gets an equal share of all elements. Returns the results of all
+    pieces, in order.
     """
     cut = []
     for function, arrays in jobs:
@@ -109,7 +114,7 @@ def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
 
 
 def in_whole(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> None:
-    """function(*arrays) for each job, several jobs at a time, the largest first."""
+    """Call function(*arrays) for each job, several jobs at a time, the largest first."""
     largest_first = sorted(jobs, key=lambda job: -job[1][0].size)
 
     def share(i: int, parts: int) -> None:

@@ -1,6 +1,7 @@
-"""Matrix products on all threads: those of the library that multiplies, or the pool's, which split the result.
+"""Matrix products on all threads: on those of the BLAS library, or on the pool's, which split the result.
 
-MKL shares out its products well, OpenBLAS those of few rows. Of many rows, two of its products side by side are faster.
+MKL divides its products well among its threads, OpenBLAS only those of few rows. For many rows, two OpenBLAS products
+side by side are faster.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import numpy as np
 from .blas import library, product
 from .threads import in_parallel, one_after_the_other, parts_for, run_together, stretch, with_library_threads
 
-LEAST = 4e6  # multiplications that are worth handing to a thread: some tens of microseconds of work
-SMALL = 2e6  # and below which the reference, with fewer calls, is as fast
-LATE = 4e6  # and that a thread has done by the time another has begun, woken up, and reported that it is done
-FEW = 16  # for fewer rows than this the time goes into fetching the weights, not into multiplying
-SHARED = 256  # rows up to which OpenBLAS's own threads are faster: products side by side lay out the weights apart
+LEAST = 4e6  # multiplications that justify another thread: some tens of microseconds of work
+SMALL = 2e6  # multiplications up to which the reference, with fewer calls, is as fast
+LATE = 4e6  # multiplications that a thread does in the time that another takes to wake up, begin and report back
+FEW = 16  # with fewer rows than this, the time is spent on fetching the weights, not on multiplying
+SHARED = 256  # rows up to which OpenBLAS's own threads are faster: products side by side each pack the weights
 FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def same_floats(first: Any, *others: Any) -> bool:
-    """True for arrays that are all float32 or all float64; None, where it is not the first, does not count."""
+    """True if the arrays are all float32 or all float64. None among the others is ignored."""
     return first.dtype in FLOATS and all(array is None or array.dtype == first.dtype for array in others)
 
 
 class Linear:
-    """y = x W^T + b; see ops/matmul.py. The pool shares the rows of y, or its columns if there are more of those."""
+    """y = x W^T + b; see ops/matmul.py. The threads split the rows of y, or its columns if there are more columns."""
 
     returns_new_arrays = True
 
@@ -96,7 +97,7 @@ class Linear:
         for i in range(ctx.parts):
             calls = []
             if dx is not None:
-                own = stretch(n, i, ctx.parts, ctx.head_start / 2)  # of twice the work
+                own = stretch(n, i, ctx.parts, ctx.head_start / 2)  # half of it, for twice the work
                 calls.append(product(g_rows[own], weight, dx[own]))
             own = stretch(outputs, i, ctx.parts, ctx.head_start / 2)
             if dweight is not None:
@@ -109,7 +110,7 @@ class Linear:
 
 
 def multiply(call: Callable[[], Any], parts: int) -> None:
-    """A whole product in one call: on the library's own threads if it is worth several parts, else on this one."""
+    """Run a whole product in one call: on the library's own threads if it is worth several parts, else on this one."""
     if parts > 1:
         with_library_threads(call)
     else:
@@ -142,7 +143,7 @@ class MatMul:
 
 
 def shared_product(a: Any, b: Any, parts: int) -> Any:
-    """a @ b, by `parts` threads that share the matrices of the stack, or else the rows of y."""
+    """a @ b on `parts` threads, which split the stack of matrices, or else the rows of y."""
     y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
     by_matrix = a.ndim > 2 and len(a) >= parts
 

@@ -1,11 +1,11 @@
 """One pool of threads for all kernels, and one setting for it.
 
-The work is always cut in the same way for the same number of threads, whoever computes a part, so a result is the same
-bit for bit in every run.
+For the same number of threads the work is always cut in the same way, whichever thread computes a part. So a result is
+the same in every run, bit for bit.
 
-Once the pool is in use, matrix libraries multiply on one thread, here and wherever else the process uses them. Their
-own threads wait in a busy loop after every product, for milliseconds, on the cores that the pool may need next. Where
-that pays, since such a thread takes up the next product at once, `with_library_threads` allows them for one product.
+Once the pool is in use, matrix libraries multiply on one thread, here and everywhere else in the process. Their own
+threads wait in a busy loop for milliseconds after every product, on the cores that the pool may need next. But such a
+thread starts the next product at once: where that pays, `with_library_threads` allows them for one product.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def _cores() -> int:
 
 
 class Pool:
-    """`size` - 1 threads that wait for work; whoever hands out work is the remaining one."""
+    """`size` - 1 threads that wait for work. The thread that hands out the work is the remaining one."""
 
-    libraries: tuple[Any, ...] = ()  # for matrix products; they are held to one thread once any pool is in use
+    libraries: tuple[Any, ...] = ()  # for matrix products; limited to one thread once any pool is in use
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -57,14 +57,14 @@ class Pool:
             library.set_num_threads(threads)
 
     def run(self, tasks: Sequence[Callable[[], Any]]) -> None:
-        """Call all tasks, each in a thread of its own as far as these go; the first in the thread that asks.
+        """Call all tasks, each in its own thread if there are enough, the first in the calling thread.
 
-        There are more tasks than threads where a forward cut its work for a larger pool than the one of its backward.
-        What the thread that asks has set, such as `np.errstate`, holds in the others too.
+        There are more tasks than threads if a forward cut its work for a larger pool than its backward uses. Settings
+        of the calling thread, such as `np.errstate`, hold in the other threads too.
         """
         if not self.started:
             self.start()
-        if len(tasks) == 1 or not self.inboxes or sys.is_finalizing():  # at the end of the process threads are gone
+        if len(tasks) == 1 or not self.inboxes or sys.is_finalizing():  # at exit the threads are gone
             one_after_the_other(tasks)
             return
         finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -87,7 +87,7 @@ class Pool:
 
 
 def serve(inbox: queue.SimpleQueue[Any]) -> None:
-    """What a thread of a pool does until nobody has the pool any more."""
+    """The loop of a thread of a pool. It ends when the pool is deleted."""
     while (order := inbox.get()) is not None:
         task, finished = order
         failure: BaseException | None = None
@@ -95,7 +95,7 @@ def serve(inbox: queue.SimpleQueue[Any]) -> None:
             task()
         except BaseException as error:
             failure = error
-        del order, task  # or this thread would keep the arrays of its last task alive
+        del order, task  # else this thread would keep the arrays of its last task alive
         finished.put(failure)
 
 
@@ -116,7 +116,7 @@ _has_library_threads = True
 
 
 def _start_afresh() -> None:
-    """After a fork the child has the pool, but none of its threads, and of libraries' those that can start again."""
+    """After a fork the child has none of the pool's threads. A library's threads are used if they can start again."""
     global _pool, _has_library_threads
     _pool, _has_library_threads = Pool(_pool.size), survives_fork()
 
@@ -126,21 +126,21 @@ if hasattr(os, "register_at_fork"):
 
 
 def set_num_threads(n: int) -> None:
-    """Use n threads on the CPU: the engine's kernels share their work, and their matrix products, among so many.
+    """Use n threads on the CPU for the engine's kernels and their matrix products.
 
-    The default is the number of cores, or MINIGRAD_NUM_THREADS or OMP_NUM_THREADS. As long as one thread at a time
-    calls the engine, results are the same bit for bit from run to run for the same n; another n may round differently,
-    and dropout drops other elements. NumPy's own matrix library is held to one thread.
+    The default is MINIGRAD_NUM_THREADS, else OMP_NUM_THREADS, else the number of cores. For the same n, results are the
+    same bit for bit from run to run, as long as one thread at a time calls the engine. Another n may round differently,
+    and dropout drops different elements. NumPy's own matrix library is limited to one thread.
     """
     global _pool
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads: expected a whole number of at least 1, got {n!r}")
-    _pool = Pool(n)  # the old one ends when the last who uses it is done
+    _pool = Pool(n)  # the old pool ends when its last user is done
 
 
 @contextlib.contextmanager
 def using(pool: Pool) -> Iterator[None]:
-    """Inside this context the engine's kernels use another pool."""
+    """Inside this context, the engine's kernels use another pool."""
     global _pool
     before, _pool = _pool, pool
     try:
@@ -150,26 +150,26 @@ def using(pool: Pool) -> Iterator[None]:
 
 
 def get_num_threads() -> int:
-    """How many threads the engine uses on the CPU."""
+    """The number of threads that the engine uses on the CPU."""
     return _pool.size
 
 
 def parts_for(work: float, least: float) -> int:
-    """In how many parts to do `work`, if a part smaller than `least` does not pay for handing it to a thread."""
+    """The number of parts to cut `work` into, if a part smaller than `least` does not justify another thread."""
     return max(1, min(_pool.size, int(work / least)))
 
 
 def in_parallel(work: Callable[[int, int], None], parts: int) -> None:
-    """work(i, parts) for i = 0 … parts - 1 at the same time. The parts must not write to the same places."""
+    """Call work(i, parts) for i = 0 … parts - 1 at the same time. The parts must not write to the same elements."""
     run_together([functools.partial(work, i, parts) for i in range(parts)])
 
 
 def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
-    """All tasks at the same time, no more of them than there are threads. They must not write to the same places.
+    """Run all tasks at the same time, on at most all threads. They must not write to the same elements.
 
     A task that is one call into NumPy starts sooner than one written in Python, which has to wait until the thread
-    that handed it out leaves the interpreter. If the pool is at work for somebody else, or if a task itself calls
-    this, the tasks run one after the other.
+    that handed it out leaves the interpreter. If the pool is busy with other work, or if a task itself calls this
+    function, the tasks run one after the other.
     """
     pool = _pool
     if len(tasks) == 1 and pool.started:
@@ -184,10 +184,10 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
 
 
 def with_library_threads(product: Callable[[], Any]) -> None:
-    """A matrix product on as many of its library's own threads as the pool has.
+    """Run a matrix product on its library's own threads, as many as the pool has.
 
-    They take up a task within a microsecond. A thread of the pool takes a tenth of a millisecond to wake up, to wait
-    for the interpreter and to report: as long as a product of one row with a whole matrix of weights takes.
+    They start a task within a microsecond. A thread of the pool takes a tenth of a millisecond to wake up, wait for the
+    interpreter and report back, as long as the product of one row with a whole weight matrix takes.
     """
     pool = _pool
     if pool.size > 1 and _has_library_threads and pool.busy.acquire(blocking=False):
@@ -206,15 +206,15 @@ def with_library_threads(product: Callable[[], Any]) -> None:
 
 
 def one_after_the_other(calls: Sequence[Callable[[], Any]]) -> None:
-    """A task of several calls."""
+    """Run several calls as one task."""
     for call in calls:
         call()
 
 
 def stretch(n: int, i: int, parts: int, head_start: float = 0.0) -> slice:
-    """The i-th of `parts` stretches of range(n), as even as it goes.
+    """The i-th of `parts` slices of range(n), as even as possible.
 
-    With a head start the first, which is for the thread that hands out the others, is longer by this fraction of n.
+    `head_start` makes the first slice longer by this fraction of n. It is for the thread that hands out the others.
     """
     even = n * (1 - head_start) / parts
     ends = [round(n * head_start + even * (j + 1)) for j in range(parts)]

@@ -119,9 +119,9 @@ def _tiles(head_size: int) -> dict[str, tuple[int, int]]:
 
 def _rows(x: Any) -> Any:
     """x where it lies, if kernels can read it 16 bytes at a time, else a copy that they can."""
-    *strides, neighbour = x.strides
+    *strides, neighbor = x.strides
     aligned = all(n % ACCESS_BYTES == 0 for n in (address(x), *strides))
-    readable = aligned and neighbour == x.itemsize and max(strides) // x.itemsize < 2**31
+    readable = aligned and neighbor == x.itemsize and max(strides) // x.itemsize < 2**31
     return x if readable else x.copy()
 
 

@@ -78,6 +78,12 @@ class Product(NamedTuple):
     alignments: tuple[int, ...]  # of b, a and y
 
 
+def forget() -> None:
+    """Forget all plans, handles and workspaces: the next product makes them anew, with the library of then."""
+    for made in (_plan, _handle, _workspace):
+        made.cache_clear()
+
+
 def matrix_of(x: Any) -> Matrix | None:
     """How x (…, R, C) can be given to cuBLASLt without a copy; None if it cannot."""
     size = x.dtype.itemsize

@@ -2,7 +2,7 @@
 //
 //     y = x m / (1 - p), where every element of the mask m is 0 with probability p, else 1
 //
-// No mask is stored: the backward, which is the same function of g, computes it again. Eight neighbours share a block of
+// No mask is stored: the backward, which is the same function of g, computes it again. Eight neighbors share a block of
 // random bits, that of the place i / 8, and each has 16 of them; an element is dropped if they are below 65536 p.
 //
 // `earlier`, where it is not null, is added to the number of the draw. It lies on the card, so that a captured step can

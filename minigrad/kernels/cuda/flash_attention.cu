@@ -77,7 +77,7 @@ struct Size {
     int heads, queries, keys;  // heads: of one batch; 0 <= head < batches * heads below
 };
 
-struct Strides {  // in elements; neighbours in a row are neighbours in memory
+struct Strides {  // in elements; neighbors in a row are neighbors in memory
     int batch, head, row;
 };
 
@@ -204,7 +204,7 @@ __device__ __forceinline__ uint4 query_bits(int head, int query, int key, Size s
 }
 
 // Where rows are keys, a lane needs keys g and g + 8 and queries 2t, 2t + 1, 2t + 8, 2t + 9: one half of the words of
-// two calls. The lane whose g is its neighbour, 4 lanes away, needs the other halves: each makes one call.
+// two calls. The lane whose g is its neighbor, 4 lanes away, needs the other halves: each makes one call.
 __device__ __forceinline__ uint4 key_bits(int head, int query, int key, Size size, Dropout dropout) {
     const int g = lane() / 4, odd = g % 2;
     const uint4 own = square_bits(head, query + lane() % 4 * 2 + odd, key + g, size, dropout);

@@ -97,7 +97,7 @@ def packed(x: Any) -> Any:
 
 
 def width(dtype: Any, *lengths: int) -> int:
-    """How many neighbouring elements a thread reads at once, from rows of these lengths: up to 16 bytes."""
+    """How many neighboring elements a thread reads at once, from rows of these lengths: up to 16 bytes."""
     size = np.dtype(dtype).itemsize
     return next(w for w in (8, 4, 2, 1) if w * size <= ACCESS_BYTES and all(n % w == 0 for n in lengths))
 

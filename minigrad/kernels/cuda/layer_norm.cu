@@ -1,4 +1,4 @@
-// Layer normalisation of the rows of x (N, C). The reference is LayerNorm in minigrad/ops/normalization.py:
+// Layer normalization of the rows of x (N, C). The reference is LayerNorm in minigrad/ops/normalization.py:
 //
 //     mu = mean(x)    r = 1/sqrt(mean((x - mu)^2) + eps)    x_hat = (x - mu) r    y = gamma x_hat + beta
 //     dx = r (g_hat - mean(g_hat) - x_hat mean(g_hat x_hat))    with g_hat = g gamma

@@ -39,8 +39,8 @@ extern "C" __global__ void softmax_backward(const scalar *g, const scalar *y, in
 //     p = softmax(s / sqrt(D)) over the keys that a query may look at      w = dropout(p)
 //     dp = dropout(dw)                                                     ds = p (dp - sum over keys of dp p) / sqrt(D)
 //
-// where ds is dL/ds. Dropout is dropout.cu's: 8 neighbours in memory share a block of random numbers. So a thread has 8
-// neighbours at a time, those at 8 i to 8 i + 7 of the whole array, and where U is no multiple of 8 some of these belong
+// where ds is dL/ds. Dropout is dropout.cu's: 8 neighbors in memory share a block of random numbers. So a thread has 8
+// neighbors at a time, those at 8 i to 8 i + 7 of the whole array, and where U is no multiple of 8 some of these belong
 // to the row before or the one after. One block has one row; of the keys after the causal diagonal nothing is read.
 
 struct Scores {
@@ -63,7 +63,7 @@ __device__ __forceinline__ Row row_of_block(Scores scores) {
     return Row{(long long)blockIdx.x * scores.keys, scores.keys, scores.causal ? max(0, seen) : scores.keys};
 }
 
-// The columns of the first of this thread's neighbours, up to `end`.
+// The columns of the first of this thread's neighbors, up to `end`.
 #define EACH_EIGHT(column, row, end) \
     for (int column = 8 * (int)threadIdx.x - (int)(row.start % 8); column < end; column += 8 * blockDim.x)
 

@@ -1,7 +1,7 @@
 // Products on tensor cores, and copies that go on while the threads compute: the PTX instructions behind them (sm_80).
 //
 // A warp multiplies a (16, 16) by b (16, 8) and adds to c (16, 8) in one instruction, mma.m16n8k16. The matrices are
-// spread over the registers of its 32 lanes. Lane l = 4 g + t holds, as pairs of neighbours,
+// spread over the registers of its 32 lanes. Lane l = 4 g + t holds, as pairs of neighbors,
 //
 //     of a:  a[0] = (g, 2t)  a[1] = (g + 8, 2t)  a[2] = (g, 2t + 8)  a[3] = (g + 8, 2t + 8)   and the column after it
 //     of b:  b[0] = (2t, g)  b[1] = (2t + 8, g)                                               and the row after it
@@ -14,7 +14,7 @@
 //         |  a[1]  |  a[3]  | 8       |  b[1]  | 8       | c[2,3] | 8      column g and rows 2t, 2t + 1.
 //         +--------+--------+         +--------+         +--------+
 //
-// So two neighbouring c, rounded, are an a: what one product gives can go straight into the next (`as_left`).
+// So two neighboring c, rounded, are an a: what one product gives can go straight into the next (`as_left`).
 // ldmatrix reads four 8 x 8 matrices from shared memory into this arrangement; the lanes name the rows' addresses.
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -82,7 +82,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
 #endif
 }
 
-// c of two neighbouring products, (16, 8) and (16, 8), as an a (16, 16).
+// c of two neighboring products, (16, 8) and (16, 8), as an a (16, 16).
 __device__ __forceinline__ void as_left(unsigned (&a)[4], const float (&left)[4], const float (&right)[4]) {
     a[0] = pack(left[0], left[1]);
     a[1] = pack(left[2], left[3]);

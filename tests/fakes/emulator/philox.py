@@ -1,4 +1,4 @@
-"""A NumPy twin of philox.cuh, and of the dropout that flash_attention.cu makes with it."""
+"""philox.cuh in NumPy, and the dropout that flash_attention.cu makes with it. Both give the same bits as a card."""
 
 from __future__ import annotations
 

@@ -1,13 +1,8 @@
 """The CUDA kernels give what the operations that they replace give.
 
-There is no card here: an emulator runs them on the CPU (cuda_emulator), in two orders of the threads, since a race
-shows as a difference between the two. nvcc, where it is at hand, compiles them for cards from Turing to Hopper.
+The emulator runs them on the CPU, in two orders of the threads, since a race shows as a difference between the two; and
+a card, where there is one. test_nvcc.py compiles them for cards from Turing to Hopper.
 """
-
-import itertools
-import re
-import shutil
-import subprocess
 
 import ml_dtypes
 import numpy as np
@@ -16,62 +11,40 @@ import pytest
 import minigrad as mg
 from minigrad import optim, random
 from minigrad.kernels import cuda
-from minigrad.kernels.cuda import launch
 from minigrad.kernels.cuda import optimizer as fused
 from minigrad.kernels.cuda.sums import sum_rows
 from minigrad.ops import activation, embedding, loss, normalization, softmax
-from tests.fakes.emulator import emulated, needs_compiler
+from tests.cuda.kernels.calls import Call, run
 
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 PRECISION = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}  # of a result that is rounded once
 RNG = np.random.default_rng(0)
 
 
-class Call:
-    """What the tape gives to forward and backward."""
-
-    def __init__(self, *needs_input_grad):
-        self.needs_input_grad = needs_input_grad
-        self.retained = False
-
-    def save(self, *arrays):
-        self.saved = arrays
-
-
-def run(implementation, upstream, *arguments):
-    """The value, and the gradients, of one call."""
-    call = Call(*(isinstance(a, np.ndarray) and a.dtype.kind in "fV" for a in arguments))
-    y = implementation.forward(call, *arguments)
-    gradients = implementation.backward(call, upstream)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    return [np.asarray(y), *(g for g in gradients if g is not None)]
-
-
 def numbers(dtype, *shape):
     return RNG.standard_normal(shape).astype(DTYPES[dtype])
 
 
-def assert_same(kernel, operation, dtype, upstream, *arguments, sums=1):
+def assert_same(machine, kernel, operation, dtype, upstream, *arguments, sums=1):
     """The kernel agrees with the operation, which computes in float64 on the same, rounded, numbers.
 
     `sums`: of so many numbers the gradients of parameters are sums, which float32 adds up one by one.
     """
     assert kernel.fits(*arguments)
     wide = [a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind in "fV" else a for a in arguments]
-    wanted = run(operation, upstream.astype(np.float64), *wide)
+    expected = run(operation, upstream.astype(np.float64), *wide)
     tolerance = 2 * PRECISION[dtype] + 2e-6 * np.sqrt(sums)
     got = []
     for order in (0, 1):
-        with emulated(order):
+        with machine(order):
             got.append(run(kernel, upstream, *(a.copy() if isinstance(a, np.ndarray) else a for a in arguments)))
-    for ours, again, theirs in zip(*got, wanted, strict=True):
+    for ours, again, theirs in zip(*got, expected, strict=True):
         np.testing.assert_array_equal(ours, again)
         assert str(ours.dtype) == dtype or (kernel is cuda.CrossEntropy and ours is got[0][0])
         scale = np.abs(theirs[np.isfinite(theirs)]).max(initial=1e-6)
         np.testing.assert_allclose(ours.astype(np.float64), theirs, rtol=tolerance, atol=tolerance * scale)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "shape", "affine"),
     [
@@ -79,69 +52,68 @@ def assert_same(kernel, operation, dtype, upstream, *arguments, sums=1):
         ("float16", (2, 3, 200), True),
         ("bfloat16", (1, 1), True),
         ("bfloat16", (5, 7, 129), False),
-        ("bfloat16", (3, 1600), True),
+        ("bfloat16", (3, 1600), True),  # from here on the threads of a block share a row
+        ("float32", (1, 1025), True),
+        ("float16", (37, 1032), True),
+        ("float32", (9, 4095), True),
+        ("bfloat16", (8, 4096), True),
     ],
 )
-def test_layer_norm(dtype, shape, affine):
+def test_layer_norm(machine, dtype, shape, affine):
     gamma, beta = (numbers(dtype, shape[-1]) if affine else None for _ in range(2))
     arguments = numbers(dtype, *shape), gamma, beta, 1e-5
-    assert_same(cuda.LayerNorm, normalization.LayerNorm, dtype, numbers(dtype, *shape), *arguments, sums=35)
+    assert_same(machine, cuda.LayerNorm, normalization.LayerNorm, dtype, numbers(dtype, *shape), *arguments, sums=35)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gelu(dtype):
+def test_gelu(machine, dtype):
     x = numbers(dtype, 7, 111)
     x[0, :6] = [0, -9, 9, -60, 60, -250]
     x[1, 0] = {"float16": -60000}.get(dtype, -1e9)
-    assert_same(cuda.GELU, activation.GELUTanh, dtype, numbers(dtype, *x.shape), x)
+    assert_same(machine, cuda.GELU, activation.GELUTanh, dtype, numbers(dtype, *x.shape), x)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (6, 33), (2, 3, 1000)])
-def test_softmax(dtype, shape):
+def test_softmax(machine, dtype, shape):
     x = numbers(dtype, *shape)
     x[0, ..., : shape[-1]] = -np.inf  # a row that may look nowhere
-    assert_same(cuda.Softmax, softmax.Softmax, dtype, numbers(dtype, *shape), x, -1)
+    assert_same(machine, cuda.Softmax, softmax.Softmax, dtype, numbers(dtype, *shape), x, -1)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("vocabulary", [1, 65, 2048])
-def test_cross_entropy(dtype, reduction, vocabulary):
+def test_cross_entropy(machine, dtype, reduction, vocabulary):
     x = numbers(dtype, 2, 5, vocabulary) * DTYPES[dtype].type(4)
     targets = RNG.integers(0, vocabulary, x.shape[:-1])
     targets[0, 2] = -100
     x[1, 1, : vocabulary // 2] = -np.inf
     x[1, 1, targets[1, 1]] = 1
     upstream = np.abs(RNG.standard_normal((2, 5) if reduction == "none" else ())).astype(np.float32)
-    assert_same(cuda.CrossEntropy, loss.CrossEntropy, dtype, upstream, x, targets, -100, reduction)
+    assert_same(machine, cuda.CrossEntropy, loss.CrossEntropy, dtype, upstream, x, targets, -100, reduction)
 
 
-@needs_compiler
-def test_cross_entropy_of_impossible_and_of_no_targets():
+def test_cross_entropy_of_impossible_and_of_no_targets(machine):
     x, targets = np.full((2, 3), -np.inf, np.float32), np.array([1, 2])
-    with emulated():
+    with machine():
         value, gradient = run(cuda.CrossEntropy, np.float32(1), x, targets, -100, "sum")
     assert value == np.inf
     assert not np.isnan(gradient).any()
-    with emulated():
+    with machine():
         value, gradient = run(cuda.CrossEntropy, np.float32(1), x, np.full(2, -100), -100, "mean")
     assert np.isnan(value)
     assert not gradient.any()
 
 
-@needs_compiler
-def test_the_gradient_of_logits_that_nobody_else_holds_is_written_over_them():
+def test_the_gradient_of_logits_that_nobody_else_holds_is_written_over_them(machine):
     x, targets = numbers("float32", 4, 9), np.array([1, 2, 3, 4])
     for holders, retained in [([], False), ([x], False), ([x[1:]], False), ([], True)]:
         call = Call(True)
         call.retained = retained
         logits = x if holders else x.copy()
         place = logits.ctypes.data
-        with emulated():
+        with machine():
             cuda.CrossEntropy.forward(call, logits, targets, -100, "mean")
             before = logits.copy()
             if not holders:
@@ -152,22 +124,20 @@ def test_the_gradient_of_logits_that_nobody_else_holds_is_written_over_them():
             np.testing.assert_array_equal(logits, before)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_nan_among_the_logits_is_never_lost(dtype):
+def test_a_nan_among_the_logits_is_never_lost(machine, dtype):
     x = numbers(dtype, 3, 4096)
     x[0, 8:16] = np.nan  # all that a thread reads at once, where the maximum does not show it
     x[1] = np.nan
-    with emulated():
+    with machine():
         losses, gradient = run(cuda.CrossEntropy, np.float32(1), x, np.array([0, 5, 7]), -100, "none")
     assert list(np.isnan(losses)) == [True, True, False]
     assert list(np.isnan(gradient).all(axis=1)) == [True, True, False]
 
 
-@needs_compiler
-def test_the_loss_of_a_target_that_is_no_column_is_nan():
+def test_the_loss_of_a_target_that_is_no_column_is_nan(machine):
     x = numbers("float32", 4, 9)
-    with emulated():
+    with machine():
         losses, _ = run(cuda.CrossEntropy, np.float32(1), x, np.array([-1, 9, 8, -100]), -100, "none")
     assert list(np.isnan(losses)) == [True, True, False, False]
 
@@ -184,7 +154,6 @@ def spread(x):
     return np.repeat(x, 2, axis=-1)[..., ::2]
 
 
-@needs_compiler
 @pytest.mark.parametrize("lie", [further, spread])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -198,7 +167,7 @@ def spread(x):
         (cuda.Embedding, (np.array([5, 2, 5]), (6, 16))),
     ],
 )
-def test_arrays_may_lie_anywhere(kernel, arguments, dtype, lie):
+def test_arrays_may_lie_anywhere(machine, kernel, arguments, dtype, lie):
     values = [numbers(dtype, *a) if isinstance(a, tuple) else a for a in arguments]
     elsewhere = [lie(a) if isinstance(a, np.ndarray) else a for a in values]
     results = []
@@ -206,50 +175,47 @@ def test_arrays_may_lie_anywhere(kernel, arguments, dtype, lie):
         assert kernel.fits(*given)
         RNG.bit_generator.state = np.random.PCG64(1).state  # the same gradient twice
         mg.manual_seed(3)
-        with emulated():
+        with machine():
             shape = (4,) if kernel is cuda.CrossEntropy else (3, 16) if kernel is cuda.Embedding else (4, 16)
             results.append(run(kernel, place(numbers(dtype, *shape)), *given))
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "vocabulary", "channels", "places"),
     [("float32", 65, 48, 1500), ("float16", 9, 33, 700), ("bfloat16", 300, 384, 40), ("bfloat16", 1, 1, 1)],
 )
-def test_embedding(dtype, vocabulary, channels, places):
+def test_embedding(machine, dtype, vocabulary, channels, places):
     ids = RNG.integers(0, vocabulary, (2, places)) % max(1, vocabulary - 3)  # repeated ids, and rows never asked for
     weight, upstream = numbers(dtype, vocabulary, channels), numbers(dtype, 2, places, channels)
-    assert_same(cuda.Embedding, embedding.Embedding, dtype, upstream, ids, weight, sums=2 * places)
+    assert_same(machine, cuda.Embedding, embedding.Embedding, dtype, upstream, ids, weight, sums=2 * places)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (70, 129), (1000, 8), (3, 640), (0, 4), (5, 0)])
-def test_sum_of_rows(dtype, shape):
+def test_sum_of_rows(machine, dtype, shape):
     x = numbers(dtype, *shape)
-    wanted = x.astype(np.float64).sum(axis=0)
-    with emulated():
+    expected = x.astype(np.float64).sum(axis=0)
+    with machine():
         total = sum_rows(x)
     assert total.dtype == x.dtype
-    np.testing.assert_allclose(total.astype(np.float64), wanted, rtol=2 * PRECISION[dtype], atol=1e-4)
+    np.testing.assert_allclose(total.astype(np.float64), expected, rtol=2 * PRECISION[dtype], atol=1e-4)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
-def test_dropout_drops_what_the_reference_drops(dtype, p):
+def test_dropout_drops_what_the_reference_drops(machine, dtype, p):
     x = numbers(dtype, 7, 301)
     mg.manual_seed(5)
     bits = random.Counter("cpu").words(-(-x.size // 2)).view(np.uint16)[: x.size].reshape(x.shape)
     dropped, scale = random.dropout_threshold(p)
-    wanted = np.where(bits >= dropped, x.astype(np.float32) * np.float32(scale), 0).astype(x.dtype)
+    expected = np.where(bits >= dropped, x.astype(np.float32) * np.float32(scale), 0).astype(x.dtype)
     mg.manual_seed(5)
-    with emulated():
+    with machine():
         y, dx = run(cuda.Dropout, x, x, p)
-    np.testing.assert_array_equal(y, wanted)
-    np.testing.assert_array_equal(dx, wanted)  # the same elements, from the number of the draw alone
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(dx, expected)  # the same elements, from the number of the draw alone
 
 
 SHAPES = [(3, 5), (1,), (130, 40), (2, 2, 2)]
@@ -261,37 +227,34 @@ def parameters_and_gradients(dtype, gradient_dtype, seed):
     return weights, [rng.standard_normal(shape).astype(DTYPES[gradient_dtype]) for shape in SHAPES]
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "gradients"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
 )
 @pytest.mark.parametrize("max_norm", [0.5, 1e9, np.inf])
-def test_clipping(dtype, gradients, max_norm):
+def test_clipping(machine, dtype, gradients, max_norm):
     weights, grads = parameters_and_gradients(dtype, gradients, 1)
-    wanted = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads))
-    factor = min(max_norm / wanted, 1)
+    expected = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads))
+    factor = min(max_norm / expected, 1)
     before = [g.astype(np.float64) for g in grads]
-    with emulated():
+    with machine():
         norm = fused.clip_grad_norm(weights, grads, max_norm)
     assert norm.dtype == np.float32
-    np.testing.assert_allclose(norm, wanted, rtol=1e-5)
+    np.testing.assert_allclose(norm, expected, rtol=1e-5)
     for g, was in zip(grads, before, strict=True):
         np.testing.assert_allclose(g.astype(np.float64), was * factor, rtol=2 * PRECISION[gradients] + 1e-5)
 
 
-@needs_compiler
-def test_clipping_hides_no_nan():
+def test_clipping_hides_no_nan(machine):
     weights, grads = parameters_and_gradients("float32", "float32", 1)
     grads[0][1, 2] = np.nan
-    with emulated():
+    with machine():
         norm = fused.clip_grad_norm(weights, grads, 1.0)
     assert np.isnan(norm)
     assert all(np.isnan(g).all() for g in grads)
 
 
-@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_adamw(dtype):
+def test_adamw(machine, dtype):
     """Five steps against the optimizer itself; a 16-bit parameter is its master, rounded."""
     weights, _ = parameters_and_gradients(dtype, dtype, 0)
     masters = [w.astype(np.float32) for w in weights]
@@ -305,7 +268,7 @@ def test_adamw(dtype):
         adamw.step()
         kept = masters if dtype != "float32" else [None] * len(weights)
         rows = [(w, g, m, v, k) for w, g, (m, v), k in zip(weights, grads, moments, kept, strict=True)]
-        with emulated():
+        with machine():
             fused.adamw(rows, 1e-2, (0.9, 0.99), 1e-8, 0.1, t)
     for p, w, master in zip(reference, weights, masters, strict=True):
         learned = w if dtype == "float32" else master
@@ -334,42 +297,3 @@ def test_adamw(dtype):
 )
 def test_what_a_kernel_cannot_do_is_left_to_the_reference(kernel, arguments):
     assert not kernel.fits(*arguments)
-
-
-NVCC = shutil.which("nvcc")
-ARCHITECTURES = (75, 80, 86, 89, 90)
-SOURCES = {
-    "adamw.cu": {},
-    "cross_entropy.cu": {"WIDTH": 8},
-    "dropout.cu": {},
-    "embedding.cu": {"CHANNELS": 768, "WIDTH": 8},
-    "gelu.cu": {"WIDTH": 8},
-    "layer_norm.cu": {"CHANNELS": 768, "WIDTH": 8, "ROW_THREADS": 32},
-    "random_words.cu": {},
-    "softmax.cu": {},
-    "sum_rows.cu": {"WIDTH": 8},
-}
-
-
-@pytest.mark.skipif(NVCC is None, reason="no nvcc to compile the kernels")
-@pytest.mark.parametrize("file", SOURCES)
-def test_kernels_compile_for_cards_from_turing_to_hopper(file, tmp_path):
-    code = tmp_path / "kernel.cu"
-    constants = {launch.SCALARS["bfloat16"]: 1, **SOURCES[file]}
-    code.write_text(launch.source(file, constants))
-    targets = itertools.chain(*(["-gencode", f"arch=compute_{a},code=sm_{a}"] for a in ARCHITECTURES))
-    built = subprocess.run(
-        [NVCC, "-std=c++17", "-fatbin", *targets, "-Xptxas", "-v", "-o", tmp_path / "kernel.fatbin", code],
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    assert "warning" not in built.stderr, built.stderr
-    assert set(re.findall(r"(\d+) bytes (?:spill|stack frame)", built.stderr)) == {
-        "0"
-    }  # all variables are in registers
-
-
-def test_every_source_is_compiled_by_a_test():
-    files = {path.name for path in launch.FOLDER.glob("*.cu")}
-    assert files - {"flash_attention.cu"} == set(SOURCES)  # which has a test file of its own

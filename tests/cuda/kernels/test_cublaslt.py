@@ -1,7 +1,7 @@
 """Products through cuBLASLt: what minigrad tells it about matrices is right, and is told once.
 
-There is no card here. A twin that computes column-major products as cuBLAS documents them stands for it, and the
-library itself, where it is installed, says whether it takes the descriptors: they can be made without a card.
+The fake cuBLASLt computes the products, column-major as cuBLAS documents them. The library itself, where it is
+installed, says whether it takes the descriptors: they can be made without a card.
 """
 
 import ctypes
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from minigrad.kernels.cuda import cublaslt, products
 from minigrad.ops import matmul
-from tests.fakes.cublaslt import twin_of_cublaslt
+from tests.cuda.kernels.calls import run
+from tests.fakes.cublaslt import fake_cublaslt
+from tests.fakes.emulator import COMPILER, emulated
 
 PRECISION = {"float64": 1e-12, "float32": 1e-5, "float16": 2**-11, "bfloat16": 2**-8}
 DTYPES = [np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)]
@@ -57,12 +59,12 @@ def test_products_of_matrices_however_they_lie(data):
     a, b = (converted(data.draw(stacks(*sides, outer)), dtype) for sides in ((m, k), (k, n)))
     bias = np.arange(2 * n).astype(dtype)[:: data.draw(st.sampled_from([1, 2]))][:n]
     bias = bias if data.draw(st.booleans()) and not outer else None
-    with twin_of_cublaslt():
+    with fake_cublaslt():
         y = cublaslt.product(a, b, bias)
-    wanted = a.astype(float) @ b.astype(float) + (0 if bias is None else bias.astype(float))
+    expected = a.astype(float) @ b.astype(float) + (0 if bias is None else bias.astype(float))
     assert y.dtype == dtype
     tolerance = PRECISION[str(dtype)]
-    np.testing.assert_allclose(y.astype(float), wanted, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(y.astype(float), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_heads_of_a_batch_are_copied_only_where_they_must_be():
@@ -76,26 +78,26 @@ def test_heads_of_a_batch_are_copied_only_where_they_must_be():
 
 
 def test_a_plan_is_made_once_for_products_of_a_kind():
-    with twin_of_cublaslt() as twin:
+    with fake_cublaslt() as library:
         for scale in (1, 2, 3):
             a = np.full((4, 5), scale, np.float32)
             products_of_a_kind = cublaslt.product(a, np.ones((5, 6), np.float32))
             np.testing.assert_array_equal(products_of_a_kind, 5 * scale)
-        made = dict(twin.calls)
+        made = dict(library.calls)
         assert made["cublasLtMatmul"] == 3
         plans = made["cublasLtMatmulDescCreate"]
         assert plans <= 3  # NumPy's arrays may differ in their alignment, and that belongs to the kind
         assert made["cublasLtMatrixLayoutCreate"] == 3 * plans
-        assert twin.preferred[cublaslt.WORKSPACE_BYTES] == 4 * 2**20
+        assert library.preferred[cublaslt.WORKSPACE_BYTES] == 4 * 2**20
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_products_of_16_bits_are_added_up_in_32(dtype):
     """An algorithm that splits sums may keep the parts, here 4097 and -4096, in 16 bits unless it is told not to."""
     a = np.array([[4096, 1, -4096, 0]], dtype)
-    with twin_of_cublaslt() as twin:
+    with fake_cublaslt() as fake:
         y = cublaslt.product(a, np.ones((4, 1), dtype))
-        assert twin.preferred[cublaslt.REDUCTION_SCHEMES] == cublaslt.REDUCTION_IN_COMPUTE_TYPE
+        assert fake.preferred[cublaslt.REDUCTION_SCHEMES] == cublaslt.REDUCTION_IN_COMPUTE_TYPE
     assert y == 1
 
 
@@ -104,33 +106,30 @@ def test_an_algorithm_is_chosen_for_the_alignment_of_the_bias():
     a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
     memory = np.arange(64, dtype=np.float32)
     memory = memory[-memory.ctypes.data % 128 // 4 :]
-    with twin_of_cublaslt():
+    with fake_cublaslt():
         for start in (16, 4, 0, 4, 20):  # on 64, 16, 128, 16 and again 16 bytes
             bias = memory[start : start + 4]
             np.testing.assert_array_equal(cublaslt.product(a, b, bias), [3 + bias] * 2)
 
 
 def test_empty_products():
-    with twin_of_cublaslt() as twin:
+    with fake_cublaslt() as library:
         bias = np.array([1, 2], np.float32)
         assert cublaslt.product(np.ones((0, 3), np.float32), np.ones((3, 2), np.float32)).shape == (0, 2)
         y = cublaslt.product(np.ones((3, 0), np.float32), np.ones((0, 2), np.float32), bias)
         np.testing.assert_array_equal(y, [[1, 2]] * 3)
-        assert "cublasLtMatmul" not in twin.calls
+        assert "cublasLtMatmul" not in library.calls
 
 
 def test_a_refusal_is_an_error_that_says_what_was_asked():
-    with twin_of_cublaslt() as twin:
-        twin.cublasLtMatmulAlgoGetHeuristic = lambda *arguments: 15
+    with fake_cublaslt() as library:
+        library.cublasLtMatmulAlgoGetHeuristic = lambda *arguments: 15
         with pytest.raises(cublaslt.CublasError, match=r"status 15 .*float32"):
             cublaslt.product(np.ones((2, 3), np.float32), np.ones((3, 2), np.float32))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_linear_and_matmul_agree_with_the_reference(dtype):
-    from tests.cuda.test_cuda_kernels import run
-    from tests.fakes.emulator import COMPILER, emulated
-
     rng = np.random.default_rng(1)
 
     def numbers(*shape):
@@ -145,10 +144,10 @@ def test_linear_and_matmul_agree_with_the_reference(dtype):
     for kernel, operation, shape, arguments in cases:
         assert kernel.fits(*arguments)
         upstream = numbers(*shape)
-        with twin_of_cublaslt(), emulated():
+        with fake_cublaslt(), emulated():
             got = run(kernel, upstream, *arguments)
-        wanted = run(operation, upstream, *arguments)
-        for ours, theirs in zip(got, wanted, strict=True):
+        expected = run(operation, upstream, *arguments)
+        for ours, theirs in zip(got, expected, strict=True):
             assert ours.dtype == dtype
             tolerance = 4 * PRECISION[str(ours.dtype)]  # the reference adds up in float16
             np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Operations, models and training on the stand-in for CuPy, which is as strict as CuPy; and the stand-in itself."""
+"""Operations, models and training on the fake CuPy, and the fake itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cupy(monkeypatch):
         yield fake_cupy.cupy
 
 
-class TestOnTheStandIn(OnGPU):
+class TestOnFakeCuPy(OnGPU):
     """The same NumPy functions run on either side, so that little is rounded differently: sums in another order."""
 
     tolerance = {"float64": 1e-14, "float32": 1e-6, "float16": 2e-3}
@@ -36,24 +36,24 @@ def test_the_loss_is_read_only_when_it_is_logged(tmp_path, monkeypatch):
     """Two numbers, the loss and the gradient's norm, for each line of the log, and nothing in between."""
     trainer = trainer_on_gpu(tmp_path, max_iters=40)
     monkeypatch.setattr(trainer, "is_evaluated", lambda: True)  # so that it neither evaluates nor saves
-    before = fake_cupy.synchronisations
+    before = fake_cupy.synchronizations
     trainer.train()
     assert len(trainer.rows) == 5  # the first step and every tenth
-    assert fake_cupy.synchronisations - before == 2 * 5
+    assert fake_cupy.synchronizations - before == 2 * 5
 
 
 def test_an_evaluation_reads_its_losses_when_all_are_computed(tmp_path, monkeypatch):
     trainer = trainer_on_gpu(tmp_path, eval_iters=3)
     read = []
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda *args: (read.append(fake_cupy.synchronisations), loss(*args))[1])
+    monkeypatch.setattr(trainer, "loss", lambda *args: (read.append(fake_cupy.synchronizations), loss(*args))[1])
     trainer.estimate_losses()
     assert read[0] == read[2]
     assert read[3] == read[5]
-    assert fake_cupy.synchronisations - read[0] == 6
+    assert fake_cupy.synchronizations - read[0] == 6
 
 
-# What the stand-in refuses
+# What the fake refuses
 
 
 @pytest.mark.parametrize("convert", [
@@ -82,7 +82,7 @@ def test_numpys_functions_find_their_way_to_cupys(cupy):
 def test_waiting_is_counted_and_can_be_forbidden(cupy, wait):
     x = cupy.ones(())
     wait(x)
-    assert fake_cupy.synchronisations == 1
+    assert fake_cupy.synchronizations == 1
     with no_waiting(), pytest.raises(fake_cupy.DeviceSynchronized):
         wait(x)
 
@@ -144,7 +144,7 @@ def test_a_gpu_that_is_not_there():
         mg.Tensor([1.0], device="cuda:2")
 
 
-# The stand-in beside CuPy
+# The fake beside CuPy
 
 
 mg.cuda_is_available()  # imports CuPy if it can be imported, and never raises
@@ -164,10 +164,10 @@ def parameters(text: str) -> list[str]:
     return [part.strip().split()[-1] for part in inside.split(",")]
 
 
-def test_the_stand_in_has_what_cupy_has(real):
+def test_the_fake_has_nothing_that_cupy_lacks(real):
     """Names, parameters and defaults. CuPy's elementwise functions have no signature to compare."""
     if not real.__version__.startswith("14."):
-        pytest.skip(f"the stand-in was made after CuPy 14, this is {real.__version__}")
+        pytest.skip(f"the fake follows CuPy 14, this is {real.__version__}")
     for name in vars(fake_cupy.cupy):
         assert name.startswith("__") or hasattr(real, name), name
     for name in [*fake_cupy.FUNCTIONS, "asarray", "array", "asnumpy", "where", "copyto", "nonzero", "flatnonzero"]:
@@ -184,7 +184,7 @@ def test_the_stand_in_has_what_cupy_has(real):
         assert isinstance(getattr(real, name), real.ufunc), name
 
 
-def test_the_errors_of_the_stand_in_are_cupys(real):
+def test_the_errors_of_the_fake_are_cupys(real):
     theirs = real.cuda.memory.OutOfMemoryError(2**20, 2**10)
     ours = fake_cupy.OutOfMemoryError(2**20, 2**10)
     assert (str(ours), ours._size) == (str(theirs), theirs._size)

@@ -1,4 +1,4 @@
-"""What test_standin.py runs on the stand-in for CuPy, here with CuPy on a card.
+"""What test_fake_cupy.py runs on the fake CuPy, here with CuPy on a card.
 
 A card rounds differently: it adds in another order, multiplies and adds in one rounding, and has its own exp.
 """

@@ -1,6 +1,6 @@
 """A training step as a CUDA graph: replays compute what eager steps do, bit for bit, and count what they count.
 
-Here on the stand-in for CuPy, whose streams capture and replay; see on_card.py.
+Here on the fake GPU, whose streams capture and replay.
 """
 
 import sys
@@ -13,30 +13,18 @@ import minigrad as mg
 from gpt import checkpoint
 from minigrad import optim
 from minigrad.kernels.cuda import graph
-from tests.cuda.on_card import a_card, new_trainer
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
+from tests.gpt.runs import losses, new_gpu_trainer, result
 
 pytestmark = needs_compiler
 
 
 @pytest.fixture
 def launches(monkeypatch):
-    with a_card(monkeypatch) as names:
+    with fake_gpu(monkeypatch) as names:
         yield names
-
-
-def result(trainer):
-    """All that a run leaves: what it logged, the weights, the optimizer's arrays and counters, the random numbers."""
-    rows = [{name: x for name, x in row.items() if name != "tokens_per_second"} for row in trainer.rows]
-    weights = {name: x.numpy().tobytes() for name, x in trainer.model.state_dict().items()}
-    kept = {name: x.numpy().tobytes() for name, x in trainer.optimizer.state_dict().items()}
-    return rows, weights, kept, mg.random.get_state()
-
-
-def losses(trainer, n):
-    """The losses and gradient norms of n steps."""
-    return [tuple(float(x) for x in trainer.step(trainer.learning_rate())) for _ in range(n)]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +33,7 @@ def losses(trainer, n):
 def test_a_run_with_a_graph_is_the_run_without(launches, tmp_path, dtype, shape):
     runs, numbers = [], []
     for replayed in (False, True):
-        trainer = new_trainer(tmp_path / str(replayed), shape=shape, dtype=dtype, graph=replayed)
+        trainer = new_gpu_trainer(tmp_path / str(replayed), shape=shape, dtype=dtype, graph=replayed)
         before = len(launches)
         assert trainer.train()
         runs.append(result(trainer))
@@ -57,23 +45,23 @@ def test_a_run_with_a_graph_is_the_run_without(launches, tmp_path, dtype, shape)
 
 def test_losses_of_every_step_and_of_several_batches(launches, tmp_path):
     eager, replayed = (
-        losses(new_trainer(tmp_path, dtype="bfloat16", graph=on, grad_accum=2), 6) for on in (False, True)
+        losses(new_gpu_trainer(tmp_path, dtype="bfloat16", graph=on, grad_accum=2), 6) for on in (False, True)
     )
     assert eager == replayed
     assert len(set(eager)) == 6
 
 
 def test_the_step_waits_for_nothing(launches, tmp_path):
-    trainer = new_trainer(tmp_path, dtype="bfloat16")
-    before = fake_cupy.synchronisations
+    trainer = new_gpu_trainer(tmp_path, dtype="bfloat16")
+    before = fake_cupy.synchronizations
     for _ in range(5):
         trainer.step(1e-3)
-    assert fake_cupy.synchronisations == before
+    assert fake_cupy.synchronizations == before
     assert trainer.graph.recording is not None
 
 
 def test_the_streams_wait_for_each_other(launches, tmp_path):
-    trainer = new_trainer(tmp_path)
+    trainer = new_gpu_trainer(tmp_path)
     caller = fake_cupy.Stream.current[-1]
     for n in range(1, 6):
         trainer.step(1e-3)
@@ -85,11 +73,11 @@ def test_the_streams_wait_for_each_other(launches, tmp_path):
 
 def test_dropout_drops_others_in_every_replay(launches, tmp_path):
     """With the same batch and without learning, only the dropout makes one loss differ from the next."""
-    trainer = new_trainer(tmp_path, weight_decay=0.0, shape={"dropout": 0.3})
+    trainer = new_gpu_trainer(tmp_path, weight_decay=0.0, shape={"dropout": 0.3})
     batch = trainer.batch("train", mg.random.new_generator(0))
     trainer.batch = lambda *_: batch
     assert len(set(losses_without_learning(trainer))) == 6
-    trainer = new_trainer(tmp_path, weight_decay=0.0, shape={"dropout": 0.0})
+    trainer = new_gpu_trainer(tmp_path, weight_decay=0.0, shape={"dropout": 0.0})
     trainer.batch = lambda *_: batch
     assert len(set(losses_without_learning(trainer))) == 1
 
@@ -100,12 +88,12 @@ def losses_without_learning(trainer):
 
 @pytest.mark.parametrize("stop", [2, 5])
 def test_runs_with_and_without_a_graph_can_go_on_with_each_other(launches, tmp_path, stop):
-    whole = new_trainer(tmp_path / "whole", graph=False, eval_interval=stop)
+    whole = new_gpu_trainer(tmp_path / "whole", graph=False, eval_interval=stop)
     whole.train()
     for first, second in ((True, False), (False, True)):
         out = tmp_path / f"{first}{second}"
-        new_trainer(out, graph=first, eval_interval=stop, max_iters=stop).train()
-        trainer = new_trainer(out, graph=second, eval_interval=stop)
+        new_gpu_trainer(out, graph=first, eval_interval=stop, max_iters=stop).train()
+        trainer = new_gpu_trainer(out, graph=second, eval_interval=stop)
         trainer.resume(checkpoint.load(out / checkpoint.LAST))
         trainer.train()
         ours, theirs = result(trainer), result(whole)
@@ -113,7 +101,7 @@ def test_runs_with_and_without_a_graph_can_go_on_with_each_other(launches, tmp_p
 
 
 def test_another_seed_or_shape_is_captured_anew(launches, tmp_path):
-    trainer = new_trainer(tmp_path)
+    trainer = new_gpu_trainer(tmp_path)
     losses(trainer, 5)
     first = trainer.graph.recording
     mg.manual_seed(11)
@@ -135,7 +123,7 @@ def test_another_seed_or_shape_is_captured_anew(launches, tmp_path):
 def test_a_step_that_cannot_be_captured_goes_on_as_it_is(launches, tmp_path, spoil, reason):
     said, runs = [], []
     for replayed in (False, True):
-        trainer = new_trainer(tmp_path / str(replayed), graph=replayed, shape={"n_layer": 1})
+        trainer = new_gpu_trainer(tmp_path / str(replayed), graph=replayed, shape={"n_layer": 1})
         compute = trainer.compute_step
         trainer.compute_step = lambda batches, compute=compute, t=trainer: (compute(batches), spoil(t))[0]
         if replayed:
@@ -146,7 +134,7 @@ def test_a_step_that_cannot_be_captured_goes_on_as_it_is(launches, tmp_path, spo
     (text,) = said
     assert text.startswith("this step cannot be a CUDA graph, so its kernels are launched one by one")
     assert reason in text
-    assert fake_cupy._capturing is None
+    assert not fake_cupy.is_capturing()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -154,7 +142,7 @@ def test_muon_is_not_captured_and_trains_all_the_same(launches, tmp_path, dtype)
     said, runs = [], []
     for graph_wanted in (False, True):
         options = {"optimizer": "muon", "dtype": dtype, "graph": graph_wanted}
-        trainer = new_trainer(tmp_path / str(graph_wanted), **options)
+        trainer = new_gpu_trainer(tmp_path / str(graph_wanted), **options)
         if graph_wanted:
             trainer.graph.say = said.append
         assert trainer.train()
@@ -188,7 +176,7 @@ def test_a_capture_that_runs_out_of_memory_leaves_the_pool_as_it_is(launches):
     said, pools = [], []
 
     def step(x):
-        if fake_cupy._capturing is not None:
+        if fake_cupy.is_capturing():
             pools[0].allocator(2**40)
         return x * 2
 
@@ -215,7 +203,7 @@ def test_outside_of_a_capture_everything_is_done_at_once():
     assert graph.upload(np, lambda: np.arange(3)).tolist() == [0, 1, 2]
 
 
-def test_the_stand_ins_streams_have_what_cupys_have():
+def test_the_fake_streams_have_nothing_that_cupys_lack():
     real = pytest.importorskip("cupy", reason="CuPy is not installed")
     for ours, theirs in (
         (fake_cupy.Stream, "Stream"),

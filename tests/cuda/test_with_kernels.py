@@ -1,15 +1,15 @@
 """What on_gpu.py says of every GPU, with the CUDA kernels on: they change no result, and make nothing wait.
 
-On the stand-in for CuPy with the emulator of kernels and the twin of cuBLASLt, see on_card.py; and on a card.
+On the fake GPU, and on a card.
 """
 
 import pytest
 
 from minigrad.kernels.cuda import launch
-from tests.cuda.on_card import a_card
 from tests.cuda.on_gpu import OnGPU, trainer_on_gpu
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
 
 
 class WithKernels(OnGPU):
@@ -28,13 +28,13 @@ class WithKernels(OnGPU):
 
 
 @needs_compiler
-class TestOnTheStandIn(WithKernels):
-    # The emulator takes long for these; test_cuda_graph.py and test_training_precision.py have them, for smaller runs
+class TestOnFakeGPU(WithKernels):
+    # The emulator takes long for these; test_graph.py and test_training_precision.py have them, for smaller runs
     test_training_learns_what_the_cpu_learns = None
     test_a_resumed_run_continues_exactly = None
 
     def gpu(self, monkeypatch):
-        return a_card(monkeypatch)
+        return fake_gpu(monkeypatch)
 
     def ask_for_too_much(self):
         raise fake_cupy.OutOfMemoryError(2**51, 5 * 2**30)

@@ -1,4 +1,4 @@
-"""Training on a card: steps that CUDA captures, and every precision. test_cuda_graph.py has more, on a stand-in."""
+"""Training on a card: steps that CUDA captures, and every precision. test_graph.py has more, on the fake GPU."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,8 @@ import minigrad as mg
 from gpt import checkpoint
 from minigrad import kernels
 from minigrad.kernels.cuda import launch
-from tests.cuda.on_card import new_trainer
 from tests.cuda.on_gpu import no_waiting
-from tests.cuda.test_cuda_graph import losses, result
+from tests.gpt.runs import losses, new_gpu_trainer, result
 
 pytestmark = pytest.mark.cuda
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 128}
@@ -24,7 +23,7 @@ def _kernels_in_use():
 def trainer_in(out, dtype, **options):
     if dtype in ("tf32", "bfloat16") and launch.compute_capability() < 80:
         pytest.skip(f"{dtype} is for compute capability 8.0 and newer")
-    return new_trainer(out, shape=SHAPE, dtype=dtype, **options)
+    return new_gpu_trainer(out, shape=SHAPE, dtype=dtype, **options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])

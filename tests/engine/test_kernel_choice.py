@@ -1,0 +1,74 @@
+"""Which kernels run, and which library multiplies matrices: what contexts and environment variables choose."""
+
+import importlib.metadata
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minigrad import kernels
+from minigrad.kernels.cpu import blas
+
+
+def test_the_environment_variable_leaves_kernels_out():
+    code = (
+        "import numpy as np, minigrad as mg; from minigrad import functional as F;"
+        "y = F.linear(mg.Tensor(np.ones((200, 300)), requires_grad=True), mg.Tensor(np.ones((400, 300))));"
+        "print(y.origin[0].implementation.__module__)"
+    )
+    for value, module in (("reference", "minigrad.ops.matmul"), ("", "minigrad.kernels.cpu.products")):
+        environment = {**os.environ, "MINIGRAD_KERNELS": value}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == module
+
+
+def test_a_context_says_which_kernels_run():
+    with kernels.using("cpu", "cuda"):
+        assert kernels.in_use("cpu")
+        assert kernels.in_use("cuda")
+        with kernels.reference():
+            assert not kernels.in_use("cpu")
+            with kernels.using("cuda"):
+                assert not kernels.in_use("cpu")
+                assert kernels.in_use("cuda")
+            assert not kernels.in_use("cuda")
+        assert kernels.in_use("cpu")
+    with pytest.raises(ValueError, match=r"expected kinds of device, 'cpu' and 'cuda', got \['gpu'\]"):
+        kernels.using("gpu")
+
+
+# The library of matrix products
+
+
+@pytest.mark.parametrize("choice", ["numpy", "mkl"])
+def test_the_environment_variable_chooses_the_library_on_any_processor(choice):
+    code = "from minigrad.kernels.cpu import blas; print(blas.library())"
+    environment = {**os.environ, "MINIGRAD_BLAS": choice}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if choice == "numpy" or any(package.name == "mkl" for package in importlib.metadata.distributions()):
+        assert done.stdout.strip() == choice
+    else:
+        assert 'ImportError: MINIGRAD_BLAS is mkl, which is not installed: pip install "minigrad[mkl]"' in done.stderr
+
+
+def test_unless_it_is_asked_for_mkl_is_left_alone_on_amds_processors(monkeypatch):
+    monkeypatch.delenv("MINIGRAD_BLAS", raising=False)
+    monkeypatch.setattr(blas, "has_amd_processor", lambda: True)
+    assert blas.load_mkl() == {}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "is_amd"), [("vendor_id\t: AuthenticAMD\n", True), ("vendor_id\t: GenuineIntel\n", False)]
+)
+def test_who_made_the_processor_is_what_linux_or_windows_says(vendor, is_amd, monkeypatch):
+    monkeypatch.setattr(blas, "open", lambda path: io.StringIO("processor\t: 0\n" + vendor), raising=False)
+    assert blas.has_amd_processor() == is_amd
+
+    def no_such_file(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(blas, "open", no_such_file, raising=False)
+    monkeypatch.setenv("PROCESSOR_IDENTIFIER", "Family 25 Model 17, " + vendor.split()[-1])
+    assert blas.has_amd_processor() == is_amd

@@ -1,0 +1,92 @@
+"""The pool of threads that CPU kernels share: it starts, ends, fails and is copied as it should."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import minigrad as mg
+from minigrad.kernels.cpu import threads
+from tests.needs import needs_fork
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_afterwards():
+    before = mg.get_num_threads()
+    yield
+    mg.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, None])
+def test_set_num_threads_refuses_what_is_no_number_of_threads(n):
+    with pytest.raises(ValueError, match="set_num_threads: expected a whole number of at least 1"):
+        mg.set_num_threads(n)
+
+
+def test_a_pool_goes_on_for_those_who_have_it_when_there_is_another():
+    mine, done = threads.Pool(3), []
+    with threads.using(mine):
+        threads.in_parallel(lambda i, parts: done.append(i), 3)
+        mg.set_num_threads(2)
+    with threads.using(mine):
+        threads.in_parallel(lambda i, parts: done.append(i), 3)
+    assert sorted(done) == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_threads_of_a_pool_end_with_it():
+    before = set(threading.enumerate())  # threads of earlier tests' pools may end meanwhile
+    pool = threads.Pool(4)
+    pool.run([lambda: None] * 4)
+    started = set(threading.enumerate()) - before
+    assert [thread.name for thread in started] == ["minigrad"] * 3
+    del pool
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_thread_that_does_not_start_is_started_the_next_time(monkeypatch):
+    pool, start, done = threads.Pool(3), threading.Thread.start, []
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        pool.run([lambda: done.append(1)] * 3)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    pool.run([lambda: done.append(1)] * 3)
+    assert done == [1, 1, 1]
+
+
+@needs_fork
+def test_a_forked_child_has_threads_of_its_own():
+    check_in_a_forked_child(
+        "from minigrad.kernels.cpu import threads; done = []",
+        "threads.in_parallel(lambda i, parts: done.append(i), 3)",
+        "sorted(done) == [0, 0, 1, 1, 2, 2]",
+    )
+
+
+@needs_fork
+def test_a_forked_child_has_a_librarys_threads_of_its_own():
+    """Products of few rows are left to NumPy's library, those of many to MKL, if it is there."""
+    check_in_a_forked_child(
+        "weight = mg.Tensor(np.ones((2000, 1000), np.float32)); sums = []",
+        "sums += [F.linear(np.ones((n, 1000), np.float32), weight).sum().item() for n in (1, 100)]",
+        "sums == [2e6, 2e8, 2e6, 2e8]",
+    )
+
+
+def check_in_a_forked_child(before, work, check):
+    """A process does the work, and again in a forked child; in both the check has to hold."""
+    code = (
+        "import os, numpy as np, minigrad as mg; from minigrad import functional as F; mg.set_num_threads(3);"
+        f"{before};{work};"
+        f"pid = os.fork();{work};ok = {check};"
+        "os._exit(0 if ok else 1) if pid == 0 else None;"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or not ok)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60)
+    assert done.returncode == 0
