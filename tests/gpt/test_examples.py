@@ -82,11 +82,11 @@ def test_resume_goes_on_and_the_next_run_keeps_the_old(trained, text, tmp_path):
     # the whole run at once printed the same estimates and the same sample (lr_decay_iters is the preset's in both)
     assert estimates(result) == estimates(trained[1])[2:]
     assert (
-        result.stdout.partition("sample\n")[2].partition("more of it")[0]
-        == (trained[1].stdout.partition("sample\n")[2].partition("more of it")[0])
+        result.stdout.partition("sample\n")[2].partition("more samples")[0]
+        == (trained[1].stdout.partition("sample\n")[2].partition("more samples")[0])
     )
     again = run("train_shakespeare.py", *common, "--max-iters", 0)
-    assert f"an earlier run was in {tmp_path}; its files are now in {tmp_path / 'previous-1'}" in again.stdout
+    assert f"moved       the files of an earlier run in {tmp_path} to {tmp_path / 'previous-1'}" in again.stdout
 
 
 def estimates(result):
@@ -106,7 +106,7 @@ def test_interrupt_saves_and_says_how_to_resume(text, tmp_path):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    match = re.search(r"interrupted at step (\d+), and saved; go on with:\n  (python .*--resume)$", output, re.M)
+    match = re.search(r"interrupted; step (\d+) is saved\. To resume:\n  (python .*--resume)$", output, re.M)
     assert match, output
     assert f"--out {tmp_path}" in match[2]
     stopped = int(match[1])
@@ -140,8 +140,8 @@ def test_sample_continues_the_prompt(trained):
         ),
         ("sample.py", ["--prompt", "THE CAT"], "'T'"),
         ("sample.py", ["--prompt", ""], "--prompt is empty"),
-        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; expected at least 0"),
-        ("sample.py", ["--top-k", "0"], "top_k is 0; expected at least 1"),
+        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; expected a number of at least 0"),
+        ("sample.py", ["--top-k", "0"], "top_k is 0; expected a whole number of at least 1"),
     ],
 )
 def test_mistakes_get_one_clear_line(program, options, message, trained, text, tmp_path):
@@ -161,11 +161,11 @@ def test_mistakes_get_one_clear_line(program, options, message, trained, text, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--n-layer", 2], "--resume with n_layer 2, but the run has n_layer 1"),
-        (["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
+        (["--n-layer", 2], "--resume: n_layer is 2; expected 1, as in the run"),
+        (["--optimizer", "muon"], "--resume: optimizer is muon; expected adamw, as in the run"),
         (
             ["--preset", "baby"],
-            "--resume with preset baby, which has n_layer 6, but the run has n_layer 1; leave --preset out",
+            "--resume: n_layer is 6 in the preset baby; expected 1, as in the run; leave --preset out",
         ),
     ],
 )
@@ -214,7 +214,7 @@ def test_how_many_processes_is_chosen_anew_on_resume(text, tmp_path, monkeypatch
 def test_the_command_for_more_can_be_pasted(text, tmp_path, capsys):
     out = tmp_path / "my run"
     assert run_program("train_shakespeare", *SMALL, "--data", text, "--out", out, "--max-iters", 0) == 0
-    assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py --checkpoint '{out}'\n")
+    assert capsys.readouterr().out.endswith(f"more samples: python examples/sample.py --checkpoint '{out}'\n")
 
 
 def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_path, capsys):
@@ -229,5 +229,5 @@ def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_
 def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
     (tmp_path / "config.json").touch()
     message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
-    assert message.startswith(f"error: {tmp_path / 'config.json'} exists, so loading a model from {tmp_path}")
+    assert message.startswith(f"error: {tmp_path} holds a model in Hugging Face's layout (config.json)")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
