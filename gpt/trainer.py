@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 import minigrad as mg
-from minigrad import kernels, optim
+from minigrad import optim
 from minigrad.distributed import DataParallel, can_share
 from minigrad.serialization import naming, write_atomically
 
@@ -94,7 +94,7 @@ class Trainer:
         peak = config.learning_rate  # of the schedule, which is scaled for each group by the group's own peak
         self.lr_factors = [group["lr"] / peak if peak else 1.0 for group in self.optimizer.param_groups]
         self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
-        if graph and self.scaler is None and self.device != "cpu" and kernels.in_use("cuda"):
+        if graph and self.scaler is None and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
             self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
         self.iteration = 0  # steps done

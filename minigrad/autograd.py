@@ -70,10 +70,10 @@ class Function:
                 tensor_arguments.append(i)
                 needs_grad[i] = recording and argument.requires_grad
         ctx = Context(cls, tuple(needs_grad))
-        ctx.xp = get_array_module(*arrays)
+        ctx.xp, device = get_array_module(*arrays), "cpu"
         if ctx.xp is not np:
-            check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
-        run = ctx.implementation = implementation(cls, "cpu" if ctx.xp is np else "cuda", arrays)
+            device = check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
+        run = ctx.implementation = implementation(cls, device, arrays)
         started = perf_counter()
         try:
             result = run.forward(ctx, *arrays)
