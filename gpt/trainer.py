@@ -93,10 +93,13 @@ class Trainer:
         self.optimizer.start_masters(exact)
         peak = config.learning_rate  # of the schedule, which is scaled for each group by the group's own peak
         self.lr_factors = [group["lr"] / peak if peak else 1.0 for group in self.optimizer.param_groups]
-        self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
-        if graph and self.scaler is None and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
-            self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
+        self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
+        self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates
+        if graph and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
+            self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
+            if self.scaler is None:
+                self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -180,7 +183,10 @@ class Trainer:
 
     def loss(self, split: str, rng: Any) -> mg.Tensor:
         """The model's loss on a random batch."""
-        return self.parallel(*self.batch(split, rng))
+        batch = self.batch(split, rng)
+        if self.loss_graph is None:
+            return self.parallel(*batch)
+        return mg.Tensor(self.loss_graph(*batch).data.copy())  # the next replay overwrites the result
 
     def batch(self, split: str, rng: Any) -> tuple[Any, Any]:
         """Random ids and targets, (B, T), on the model's device."""
@@ -281,8 +287,8 @@ class Trainer:
             raise CheckpointError(f"{saved.path}: {error}") from error
         if self.scaler is not None and run.get("loss_scale"):
             self.scaler.load_state_dict(run["loss_scale"])
-        if self.graph is not None:
-            self.graph.restart()  # loading replaced the optimizer's arrays
+        for captured in filter(None, (self.graph, self.loss_graph)):
+            captured.restart()  # loading replaced the arrays
         mg.random.set_state(run["random"])
         self.iteration, self.rows = run["iteration"], run["rows"]
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
