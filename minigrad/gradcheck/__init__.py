@@ -75,8 +75,8 @@ def largest_error(
         if not np.all(error[mine] <= tolerance.of(numeric[mine])):  # `not all`, so that NaN fails
             shape = x.shape if np.sum(mine) == x.size else (-1,)
             raise GradcheckError(
-                f"the gradient of input {i}, of shape {x.shape}, is wrong (largest difference {np.max(error[mine]):.3g})\n"
-                f"backward gives\n{analytic[mine].reshape(shape)}\n"
+                f"the gradient of input {i}, of shape {x.shape}, is wrong "
+                f"(largest difference {np.max(error[mine]):.3g})\nbackward gives\n{analytic[mine].reshape(shape)}\n"
                 f"finite differences give\n{numeric[mine].reshape(shape)}"
             )
     problem.gradients(run=examine)

@@ -1,7 +1,7 @@
 """Derivatives from the forward alone: by a complex step where the forward is analytic, otherwise by differences.
 
     central differences    (L(x + eps) - L(x - eps)) / (2 eps)     error eps^2, and rounding of L divided by eps
-    a complex step         Im L(x + i h) / h                       error h^2 with h = 1e-20, so 1e-16: nothing is subtracted
+    a complex step         Im L(x + i h) / h                       error h^2 and no rounding, for h = 1e-20
 
 (Squire and Trapp, 1998.) A forward that takes no complex numbers, or takes the absolute value of one, is not analytic:
 then the complex step fails, or disagrees with a difference along a random direction, and differences are used.
@@ -98,15 +98,15 @@ def check_step_and_kinks(problem: Problem, directions: Sequence[Array], toleranc
         if np.any(lost):
             place = first(lost)
             raise GradcheckError(
-                f"input {i} at {place} is {x.data[place]}: the step eps = {tolerance.eps} is lost to rounding beside it; "
-                f"give a larger eps"
+                f"input {i} at {place} is {x.data[place]}: the step eps = {tolerance.eps} is lost to rounding "
+                f"beside it; give a larger eps"
             )
     if find_kink(problem, directions, tolerance):
         one_at_a_time = single_elements(problem) if sum(x.size for x in problem.tensors) <= EACH_UP_TO else []
         found = ((where, find_kink(problem, direction, tolerance)) for where, direction in one_at_a_time)
         where, kink = next(((w, k) for w, k in found if k), ("the inputs", find_kink(problem, directions, tolerance)))
         raise GradcheckError(
-            f"not smooth at {where}: {kink}. Either there is a kink or a jump, from which the inputs must stay away, or "
+            f"not smooth at {where}: {kink}. Either the inputs are at a kink or a jump, or "
             f"eps = {tolerance.eps} is too large or too small"
         )
 
@@ -143,7 +143,7 @@ def find_kink(problem: Problem, directions: Sequence[Array], tolerance: Toleranc
         size = max(slope * inputs, np.max(np.abs(wide[1][j]), initial=0, where=np.isfinite(wide[1][j])))
         allowed = tolerance.of(slope) + ROUNDING * size / narrow_eps
         ratio = np.abs(two_narrow[0] - two_narrow[1]) / np.maximum(jump, 1e-300)
-        at = (jump > allowed) & (0.5 < ratio) & (ratio < 2)
+        at = (jump > allowed) & (ratio > 0.5) & (ratio < 2)
         beside = np.abs(two.mean(0) - two_narrow.mean(0)) > allowed
         if np.any(at):
             place = first(at)
@@ -241,4 +241,6 @@ def _agrees(
     scales = [directions[group.tensor].flat[group.places[0]] / group.weights[0] for group in groups]
     by_difference = slope_along(problem, directions, tolerance.eps)
     allowed = tolerance.atol + tolerance.rtol * np.sum(np.abs(found * scales))
-    return bool(abs(np.sum(found * scales) - by_difference) <= allowed + rounding_of(problem, problem.values()) / tolerance.eps)
+    return bool(
+        abs(np.sum(found * scales) - by_difference) <= allowed + rounding_of(problem, problem.values()) / tolerance.eps
+    )

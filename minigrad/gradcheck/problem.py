@@ -61,6 +61,7 @@ class Problem:
         for x in self.tensors:
             x.zero_grad()
         ys = floating_outputs(self.fn(*self.arguments))
+        outputs = [y.data.copy() for y in ys]
         total = Weighted.apply([d.astype(y.dtype) for d, y in zip(self.u, ys, strict=True)], *ys)
         if between is not None:
             between()
@@ -70,22 +71,25 @@ class Problem:
             if x.grad is not None and (x.grad.shape != x.shape or x.grad.dtype != x.dtype):
                 raise GradcheckError(f"the gradient of input {i}: expected {describe(x)}, got {describe(x.grad)}")
         grads = [np.zeros_like(x.data) if x.grad is None else x.grad for x in self.tensors]
-        return Gradients([y.data for y in ys], grads)
+        return Gradients(outputs, grads, [y.data for y in ys])
 
 
 @dataclass
 class Gradients:
     """What a forward and a backward gave."""
 
-    outputs: list[Array]
+    outputs: list[Array]  # copied before the backward
     grads: list[Array]  # of the tensors under test; zeros where none arrived
+    held: list[Array]  # the outputs as the user holds them
 
 
 def floating_outputs(result: Any) -> list[Any]:
     """The floating-point tensors among what fn returned: only these have gradients."""
     outputs = list(result) if isinstance(result, (list, tuple)) else [result]
     if not all(isinstance(y, Variable) for y in outputs):
-        raise TypeError(f"gradcheck: expected fn to return a tensor or several, got {', '.join(map(describe, outputs))}")
+        raise TypeError(
+            f"gradcheck: expected fn to return a tensor or several, got {', '.join(map(describe, outputs))}"
+        )
     floating = [y for y in outputs if y.data.dtype.kind in "fc"]
     if not floating:
         raise ValueError(f"gradcheck: expected a floating output, got {', '.join(map(describe, outputs)) or 'none'}")
