@@ -183,7 +183,13 @@ def backward(root: Variable, grad: Any = None, retain_graph: bool = False, run: 
                 if not uses[parent[0]]:
                     ready.append(parent[0])
             elif parent is not None and gradient is not None:
-                gradients.add_to_leaf(parent, gradient, node.implementation.returns_new_arrays)
+                is_new = node.implementation.returns_new_arrays and _is_once(gradient, results, arrived)
+                gradients.add_to_leaf(parent, gradient, is_new)
+
+
+def _is_once(gradient: Array, results: list[Array | None], arrived: list[Array] | None) -> bool:
+    """Did a backward return this array for one argument alone, and not receive it? Else two tensors would share it."""
+    return sum(other is gradient for other in (*results, *(arrived or ()))) == 1
 
 
 def count_uses(root: Context) -> dict[Context, int]:
