@@ -1,10 +1,9 @@
 """A GPT in plain PyTorch, to measure against and to check against.
 
 It is written as nanoGPT's users would write it today: fused causal attention, AdamW's fused update, keys and values
-kept in buffers while generating. Its parameters carry GPT-2's names, so that weights can be copied by name.
+kept in buffers while generating. Its parameters carry GPT-2's names, so that weights can be copied by name; until then
+they are as PyTorch's layers begin (contestants.torch_model gives it GPT-2's).
 """
-
-import math
 
 import torch
 from torch import nn
@@ -22,33 +21,25 @@ class TorchGPT(nn.Module):
         self.h = nn.ModuleList(TorchBlock(n_head, n_embd, bias, dropout) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(n_embd, bias=bias)
         self.block_size, self.n_head = block_size, n_head
-        self.initialise()
 
-    def initialise(self):
-        """GPT-2's: weights normal(0, 0.02), those that end in the residual stream scaled down, biases 0."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim >= 2:
-                residual = name.endswith("c_proj.weight")
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * len(self.h)) if residual else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-
-    def forward(self, ids, targets=None, cache=None):
-        """Logits (B, T, V) and the loss, or None without targets. With a cache `ids` continue what is in it."""
+    def residual(self, ids, cache=None):
+        """The residual stream behind the last block (B, T, C). With a cache `ids` continue what is in it."""
         past = 0 if cache is None else cache[0].length
         x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, past + ids.shape[1], device=ids.device)))
         for i, block in enumerate(self.h):
             x = block(x, None if cache is None else cache[i])
-        logits = TF.linear(self.ln_f(x), self.wte.weight)
+        return x
+
+    def forward(self, ids, targets=None, cache=None):
+        """Logits (B, T, V), and the loss, which is None without targets."""
+        logits = TF.linear(self.ln_f(self.residual(ids, cache)), self.wte.weight)
         loss = None if targets is None else TF.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
     def configure_optimizer(self, lr, weight_decay, betas, fused=False):
         parameters = list(self.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        matrices, others = ([p for p in parameters if (p.ndim >= 2) == wanted] for wanted in (True, False))
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
     def new_cache(self, batch_size=1):

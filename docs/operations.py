@@ -86,9 +86,10 @@ def helpers_of(module: ModuleType) -> list[Any]:
     return [f for f in defined_in(module) if inspect.isfunction(inspect.unwrap(f)) and vars(module)[f.__name__] is f]
 
 
-def kernels_of(operation: type[Function]) -> dict[str, Any]:
-    """The operation's kernels by the kind of device. A derived class does not inherit them."""
-    return operation.__dict__.get("kernels", {})
+def kernels_of(operation: type[Function]) -> dict[Any, str]:
+    """The kind of device of each of the operation's kernels. A derived class does not inherit them."""
+    by_kind = operation.__dict__.get("kernels", {})
+    return {kernel: device for device, several in by_kind.items() for kernel in several}
 
 
 def signature_of(function: Any) -> str:
@@ -126,7 +127,7 @@ class Operations:
         self.operations = [operation for _, members in self.modules for operation in members]
         self.functions = functions_of_operations(self.operations)
         self.layers = sorted({layer for found in models.values() for layer in found}, key=layer_order)
-        self.kernels = {kernel: device for op in self.operations for device, kernel in kernels_of(op).items()}
+        self.kernels = {kernel: device for op in self.operations for kernel, device in kernels_of(op).items()}
         self.links = self._links()  # where a class or function is explained
 
     def _links(self) -> dict[Any, str]:
@@ -279,7 +280,7 @@ class Operations:
         said = [
             f"<p>{device.upper()}: {self.to(kernel)} of <code>{path_of(kernel)}</code>, where it fits.</p>"
             f"<blockquote>{self.doc(kernel.__doc__, {})}</blockquote>"
-            for device, kernel in kernels_of(operation).items()
+            for kernel, device in kernels_of(operation).items()
         ]
         return "".join(said) or "<p>None: the code above is what runs, on NumPy and CuPy.</p>"
 
@@ -304,7 +305,7 @@ class Operations:
             introduction += f"<h2>{device.upper()}</h2>{self.doc(package.__doc__, {})}"
         sections = []
         for kernel, device in self.kernels.items():
-            users = [operation for operation in self.operations if kernel in kernels_of(operation).values()]
+            users = [operation for operation in self.operations if kernel in kernels_of(operation)]
             about = self.doc(module_of(kernel).__doc__, {})
             html = where(kernel) + self.doc(kernel.__doc__, {}) + self.code(kernel)
             html += facts([("Used by", f"<p>{self.to(*users)}</p>"), *([("Its file", about)] if about else [])])

@@ -1,11 +1,11 @@
-"""Draw what a model's attention looks at: the weights of every head over a prompt.
+"""Draw a model's attention weights, for every head, over a prompt.
 
 python examples/attention_maps.py --checkpoint out --prompt "ROMEO: But soft, what light"
 python examples/attention_maps.py --model gpt2 --prompt "The cat sat because it was tired" --layer 5 --out heads.svg
 
-A row of pictures is a layer, a column a head. In each, row t is what token t looks at: weights that sum to 1, and none
-for the tokens after it, which stay blank. Names of tokens get smaller where there are many; where they would be too
-small to read, every second, third, … token is named, and the picture says so.
+Each row of panels is a layer, and each column a head. In a panel, row t has the weights of token t on the tokens up to
+itself, which sum to 1; later tokens are blank. The more tokens, the smaller their labels. If labels would be too small
+to read, only every second, third, … token is labeled, and the picture says so.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from minigrad.serialization import write_atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LONGEST = 12  # characters of a token's label
-LEAST, MOST = 1.4, 3.5  # inches of a picture's side
-WIDTH = 14.0  # inches for all columns, where that leaves each its least
-LARGEST, SMALLEST = 6.0, 4.0  # points of a label's letters
-LINE = 0.11 / 6  # inches that a label takes along its axis, for each point of its letters
-GAP, TITLE = 0.12, 0.25  # inches between columns, and above each picture
+LEAST, MOST = 1.4, 3.5  # inches: the side of a panel
+WIDTH = 14.0  # inches: all columns together, unless that makes panels smaller than LEAST
+LARGEST, SMALLEST = 6.0, 4.0  # points: the font size of labels
+LINE = 0.11 / 6  # inches per point of font size: the room of a label along its axis
+GAP, TITLE = 0.12, 0.25  # inches: between columns, and above each panel
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the attention weights of every head over a prompt.")
     add_model_options(parser)
-    parser.add_argument("--prompt", metavar="TEXT", required=True, help="what the model reads")
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the text that the model reads")
     parser.add_argument(
-        "--layer", metavar="N", type=int, help="this layer alone, larger; the first is 0 (default: all)"
+        "--layer", metavar="N", type=int, help="draw only this layer, larger; the first is 0 (default: all)"
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
         default="attention.png",
-        help="a .png, .svg or .pdf (default: attention.png)",
+        help="a .png, .svg or .pdf file (default: attention.png)",
     )
     add_device_option(parser)
     args = parser.parse_args()
 
     if args.out.suffix.lower() not in SUFFIXES:
-        raise GPTError(f"--out {args.out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise GPTError(f"--out is {args.out}; expected a name that ends in {' or '.join(SUFFIXES)}")
     if not args.prompt:
         raise GPTError("--prompt is empty; expected at least one character")
     try:
@@ -63,10 +63,10 @@ def main() -> None:
     model, tokenizer = load_model(args.checkpoint, args.adapters, args.device, dropout=0.0)  # dropout is for training
     n_layer, block_size = model.config.n_layer, model.config.block_size
     if args.layer is not None and not 0 <= args.layer < n_layer:
-        raise GPTError(f"--layer {args.layer}: the model has layers 0 to {n_layer - 1}")
+        raise GPTError(f"--layer is {args.layer}; expected 0 to {n_layer - 1}")
     ids = tokenizer.encode(args.prompt)  # (T,)
     if len(ids) > block_size:
-        raise GPTError(f"--prompt has {len(ids)} tokens; the model's context has room for {block_size}")
+        raise GPTError(f"--prompt has {len(ids)} tokens; expected at most the model's block_size {block_size}")
 
     weights = [w.numpy()[0] for w in model.attention_weights(mg.Tensor(ids[None], device=args.device))]  # (nh, T, T)
     layers = range(n_layer) if args.layer is None else [args.layer]
@@ -81,12 +81,12 @@ def main() -> None:
 
 
 def token_labels(tokenizer: Tokenizer, ids: Any) -> list[str]:
-    """Each token as a short text in which all can be seen: a space as ␣, a line break as \\n, odd bytes as \\xe2."""
+    """A label for each token with only visible characters: a space is ␣, a line break \\n, an invalid byte \\xe2."""
     return [visible(tokenizer.decode_bytes([int(token)]).decode("utf-8", "backslashreplace")) for token in ids]
 
 
 def visible(text: str) -> str:
-    """A short text, with an escape for each character that the picture's font does not have."""
+    """The text, shortened, with escapes for spaces and for all characters that the font lacks."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     glyphs = get_font(findfont(FontProperties())).get_charmap()
@@ -98,9 +98,9 @@ def visible(text: str) -> str:
 
 
 def draw(weights: dict[int, Any], labels: list[str], format: str) -> bytes:
-    """The heads' weights (nh, T, T) of some layers, by layer, as a grid; one layer alone fills a square.
+    """Draw the weights (nh, T, T) of some layers, by layer, as a grid of panels. The heads of one layer form a square.
 
-    Every part has its place in inches: matplotlib's own layouts take half a minute for the 144 heads of GPT-2.
+    Positions are computed in inches because matplotlib's layouts take half a minute for the 144 heads of GPT-2.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -110,15 +110,15 @@ def draw(weights: dict[int, Any], labels: list[str], format: str) -> bytes:
     columns = n_head if len(weights) > 1 else math.ceil(math.sqrt(n_head))
     rows = math.ceil(len(heads) / columns)
     side = min(max(LINE * LARGEST * n_tokens, LEAST), max(WIDTH / columns, LEAST), MOST)
-    every = math.ceil(LINE * SMALLEST * n_tokens / side)  # so many tokens share the room of the smallest label
-    size = min(LARGEST, side / n_tokens * every / LINE)  # the largest that fits
+    every = math.ceil(LINE * SMALLEST * n_tokens / side)  # tokens per label, so that the smallest label fits
+    size = min(LARGEST, side / n_tokens * every / LINE)  # the largest font size that fits
     ticks, shown = range(0, n_tokens, every), labels[::every]
-    thinned = f" (one token in {every} is named)" if every > 1 else ""
+    thinned = f" (one token in {every} is labeled)" if every > 1 else ""
     margin = 0.4 + 0.07 * max(map(len, shown))  # for the labels, at the left and below
     width, height = margin + columns * (side + GAP) + 0.9, margin + rows * (side + TITLE) + 0.1
 
     figure = Figure(figsize=(width, height))
-    scale = PowerNorm(0.5, 0, 1)  # the root, as most weights are small; the same in every picture
+    scale = PowerNorm(0.5, 0, 1)  # square root, as most weights are small; the same in every panel
     future = np.triu(np.ones((n_tokens, n_tokens), bool), k=1)
     for i, (layer, head) in enumerate(heads):
         row, column = divmod(i, columns)
@@ -137,7 +137,7 @@ def draw(weights: dict[int, Any], labels: list[str], format: str) -> bytes:
     bar.set_title("weight", fontsize=7, pad=4)
     bar.tick_params(labelsize=7)
     figure.text(0.1 / width, 0.5, "this token", fontsize=8, rotation=90, va="center")
-    figure.text(0.5, 0.1 / height, "looks at" + thinned, fontsize=8, ha="center")
+    figure.text(0.5, 0.1 / height, "attends to" + thinned, fontsize=8, ha="center")
     content = io.BytesIO()
     figure.savefig(content, format=format, dpi=150)
     return content.getvalue()

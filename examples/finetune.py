@@ -1,12 +1,12 @@
 """Fine-tune GPT-2, or a model of your own, on a text file.
 
     python examples/finetune.py --model gpt2 --data my.txt --block-size 256 --out out-mine
-    python examples/finetune.py --model gpt2 --data my.txt --lora-rank 8      # small adapters; the model stays as it is
-    python examples/finetune.py --resume --data my.txt --out out-mine         # go on exactly where the run stopped
+    python examples/finetune.py --model gpt2 --data my.txt --lora-rank 8      # train small adapters, not the model
+    python examples/finetune.py --resume --data my.txt --out out-mine         # continue exactly where the run stopped
 
-A run's folder holds what train_shakespeare.py's holds. With --lora-rank its checkpoints hold adapters only, and
-adapters.safetensors has those with the lowest validation loss. --save-pretrained writes the best model whole, in
-Hugging Face's layout, so that other tools open it.
+A run's folder holds the same files as one of train_shakespeare.py. With --lora-rank, the checkpoints hold only
+adapters, and adapters.safetensors holds the adapters with the lowest validation loss. --save-pretrained writes the
+complete best model in Hugging Face's layout, so that other tools can open it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import hashlib
 import shlex
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,29 @@ from gpt.config import TrainConfig
 from gpt.errors import run_program
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
 from gpt.options import (
+    MODEL_SOURCES,
     add_device_option,
     add_graph_option,
     add_options,
     add_run_options,
+    check_device,
+    check_whole,
     describe,
     fields_of,
     option,
     pick,
 )
 from gpt.options import given as given_options
-from gpt.run import ADAPTERS, BEST, LAST, keep_previous_run, resume_command, run_folder
+from gpt.run import (
+    ADAPTERS,
+    BEST,
+    LAST,
+    check_unchanged,
+    keep_previous_run,
+    print_above,
+    print_interrupted,
+    run_folder,
+)
 from gpt.text.data import Dataset, load_text
 from gpt.text.tokenizer import END_OF_TEXT
 from gpt.trainer import Trainer
@@ -46,23 +57,21 @@ from gpt.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(TrainConfig):
-    """How a model is fine-tuned: what it starts from, and what training has no options for."""
+    """How a model is fine-tuned: the options of training, the model to start from, adapters, and samples."""
 
-    model: str = option("", 'a run\'s folder, a checkpoint, a folder with GPT-2\'s files, or "gpt2", "gpt2-medium" …')
-    block_size: int = option(0, "tokens in each sequence; 0 for as many as the model takes")
-    lora_rank: int = option(0, "train adapters of this rank and leave the model as it is; 0 to train all weights")
+    model: str = option("", MODEL_SOURCES)
+    block_size: int = option(0, "tokens in each sequence; 0 for the model's block size")
+    lora_rank: int = option(0, "train adapters of this rank and leave the model unchanged; 0 to train all weights")
     lora_alpha: float = option(16.0, "adapters are scaled by alpha / rank")
-    lora_layers: str = option("attn.c_attn", "which linear layers of the blocks get adapters, separated by commas")
-    prompt: str = option("", "what the samples along the way continue; nothing for how the validation text begins")
+    lora_layers: str = option("attn.c_attn", "the linear layers of the blocks that get adapters, separated by commas")
+    prompt: str = option("", "the text that samples during training continue; by default, the first validation tokens")
     sample_tokens: int = option(50, "tokens in each of these samples; 0 for none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("block_size", "lora_rank", "sample_tokens"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a whole number of at least 0")
+        check_whole(self, {"block_size": 0, "lora_rank": 0, "sample_tokens": 0})
         if self.lora_rank and self.optimizer == "muon":
-            raise ConfigError("optimizer 'muon' is for whole matrices; expected 'adamw' for adapters")
+            raise ConfigError("optimizer is 'muon', which is for whole matrices; expected 'adamw' for adapters")
 
 
 OPTIONS = fields_of(FinetuneConfig)
@@ -79,7 +88,7 @@ FOLLOWING = {
 
 
 class Finetuner(Trainer):
-    """A trainer that shows a sample after each estimate of the losses, and keeps the best adapters in a file."""
+    """A trainer that prints a sample after each estimate of the losses, and saves the best adapters in a file."""
 
     config: FinetuneConfig
     less_memory = "or a smaller --block-size"
@@ -87,11 +96,10 @@ class Finetuner(Trainer):
     def evaluate(self, bar: tqdm) -> None:
         super().evaluate(bar)
         if self.config.sample_tokens:
-            with bar.external_write_mode(file=sys.stdout):
-                print(textwrap.indent(self.sample(), "    | ", lambda line: True), flush=True)
+            print_above(bar, textwrap.indent(self.sample(), "    | ", lambda line: True))
 
     def sample(self) -> str:
-        """A prompt and how the model goes on, without a trace in the training's random numbers."""
+        """The prompt, continued by the model. Does not change the training's random numbers."""
         ids = self.tokenizer.encode(self.config.prompt) if self.config.prompt else self.data.val[:12]
         stop = self.tokenizer.special_tokens.get(END_OF_TEXT)
         options = {"temperature": 0.8, "seed": self.config.seed, "vocab_size": self.tokenizer.vocab_size}
@@ -111,14 +119,14 @@ def parse_arguments() -> argparse.Namespace:
     add_run_options(parser, out="out-finetune")
     parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
     add_graph_option(parser)
-    parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model there at the end")
+    parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model to DIR at the end")
     add_options(parser, OPTIONS, {"default": {**DEFAULTS, **FOLLOWING}, "with adapters": LORA_DEFAULTS})
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    check_device(args.device)
     given = pick(given_options(args), OPTIONS)
     saved = checkpoint.load(args.out / LAST) if args.resume else None
     config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
@@ -131,20 +139,20 @@ def main() -> None:
     mg.manual_seed(config.seed)
     if saved is not None and not config.lora_rank:
         model, tokenizer = saved.model(args.device), saved.tokenizer
-    else:  # adapters are saved without the model that they belong to
+    else:  # checkpoints of adapters do not contain the model
         dropout = args.dropout if saved is None else saved.config.dropout
         model, tokenizer = load_model(config.model, device=args.device, dropout=dropout)
     n_weights = model.num_parameters()
-    tokenizer.encode(config.prompt)  # which says what is not in the vocabulary
+    tokenizer.encode(config.prompt)  # raises an error now if it does not fit the vocabulary
     if args.save_pretrained is not None:
         check_can_save_pretrained(model, args.save_pretrained)
     if config.lora_rank and saved is None:
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_layers.split(","))
     elif config.lora_rank:
-        lora.load_adapters(model, args.out / ADAPTERS)  # the best so far; they know what weights they are for
+        lora.load_adapters(model, args.out / ADAPTERS)  # checks the weights; the checkpoint then replaces the adapters
     dtype = precision.choose(config.dtype, model.wte.weight.device)
     if config.lora_rank and dtype in ("bfloat16", "float16"):
-        lora.convert(model, dtype)  # the trainer converts what learns
+        lora.convert(model, dtype)  # the trainer converts the trainable parameters
 
     text = load_text(args.data)
     block_size = config.block_size or model.config.block_size
@@ -163,7 +171,7 @@ def main() -> None:
 
         print(f"device      {args.device}")
         print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
-        print(f"model       {config.model}: {n_weights:,} parameters, and {model.num_parameters():,} learn")
+        print(f"model       {config.model}: {n_weights:,} parameters; trained: {model.num_parameters():,}")
         print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
         finished = trainer.train()
@@ -171,17 +179,17 @@ def main() -> None:
         if finished:
             finish(trainer, args.save_pretrained)
         else:
-            print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
+            print_interrupted(trainer.iteration)
 
 
 def new_config(given: dict[str, Any]) -> FinetuneConfig:
-    """The given options, and for the others the defaults, some of which follow from options."""
+    """The given options, and the defaults of the others. Some defaults depend on given options."""
     if not given.get("model"):
         raise ConfigError('--model is missing; expected a model to start from, for example "gpt2"')
     options = {**DEFAULTS, **(LORA_DEFAULTS if given.get("lora_rank") else {}), **given}
     for name in ("lora_alpha", "lora_layers"):
         if name in given and not given.get("lora_rank"):
-            raise ConfigError(f"{name} {given[name]} is for adapters, which want a lora_rank too")
+            raise ConfigError(f"{name} is {given[name]}, but there are no adapters; expected lora_rank too")
     options.setdefault("lr_decay_iters", options["max_iters"])
     options.setdefault("warmup_iters", options["max_iters"] // 10)
     options.setdefault("min_lr", options["learning_rate"] / 10)
@@ -189,37 +197,34 @@ def new_config(given: dict[str, Any]) -> FinetuneConfig:
 
 
 def keep_the_model(model: Path, option: str, folder: Path) -> None:
-    """Refuse to write where the model lies that adapters need: a new run moves the files there aside.
+    """Raise `ConfigError` if the folder contains the model that the adapters need: a new run would move it away.
 
-    A folder of the name of a model that is downloaded would be taken for it.
+    This also rejects a folder with the name of a downloaded model, because it would be loaded instead of that model.
     """
     place = model.resolve()
     if folder.resolve() in (place, *(place.parents if model.exists() else ())):
         raise ConfigError(
-            f"{option} {folder} is where --model {model} lies, which the adapters need; expected another folder"
+            f"{option} {folder} is the place of --model {model}, which the adapters need; expected another folder"
         )
 
 
 def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout: float | None) -> FinetuneConfig:
-    """The options of the run that is resumed, but for those that are given; the model stays what it is."""
+    """The options of the resumed run, updated with the given ones. Raises `ConfigError` if they change the model."""
     before = saved.run["train_config"]
     if "lora_rank" not in before:
-        raise ConfigError("--resume: the run is not one of finetune.py; start from it with --model")
-    fixed = {name: before[name] for name in ("lora_rank", "lora_alpha", "lora_layers", "optimizer")}
-    if not before["lora_rank"]:  # adapters are put on their model again, which may have been moved
-        fixed["model"] = before["model"]
-    for name, value in fixed.items():
-        if given.get(name, value) != value:
-            raise ConfigError(f"--resume with {name} {given[name]}, but the run has {name} {value}")
-    if dropout not in (None, saved.config.dropout):
-        raise ConfigError(f"--resume with dropout {dropout}, but the run has dropout {saved.config.dropout}")
+        raise ConfigError("--resume: expected a run of finetune.py, got another; start from it with --model")
+    fixed = ["lora_rank", "lora_alpha", "lora_layers", "optimizer"]
+    if not before["lora_rank"]:  # the model of adapters is loaded again, and may have been moved
+        fixed.append("model")
+    check_unchanged(before, given, fixed)
+    check_unchanged({"dropout": saved.config.dropout}, {} if dropout is None else {"dropout": dropout}, ["dropout"])
     return FinetuneConfig(**{**before, **given})
 
 
 def finish(trainer: Finetuner, folder: Path | None) -> None:
-    """Say where the best model is, and write it in Hugging Face's layout if a folder is given.
+    """Print where the best model is, and write it in Hugging Face's layout if a folder is given.
 
-    What is written is read from the run's files, which hold it in float32; the trainer's may have 16 bits.
+    The model is read from the run's files, which hold it in float32; the trainer's own may have 16 bits.
     """
     config, out = trainer.config, trainer.out
     best = checkpoint.load(out / BEST)
@@ -234,7 +239,7 @@ def finish(trainer: Finetuner, folder: Path | None) -> None:
             model = best.model()
         save_pretrained(lora.merge(model), trainer.tokenizer, folder)
         print(f"saved       {folder}, in Hugging Face's layout")
-    print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', *where])}")
+    print(f"\nmore samples: {shlex.join(['python', 'examples/sample.py', *where])}")
 
 
 if __name__ == "__main__":

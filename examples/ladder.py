@@ -1,12 +1,12 @@
-"""Climb the ladder from a table of character pairs to a Transformer: train each rung of gpt.course.ladder on one text.
+"""Train the rungs of gpt.course.ladder, from a table of character pairs to a Transformer, on one text.
 
     python examples/ladder.py --rung bigram           # then head, heads, feed-forward, residual, layer-norm
     python examples/ladder.py --all                   # these six, one after the other
     python examples/ladder.py --rung gpt              # the last rung: train_shakespeare.py with the preset "baby"
 
-All small rungs are trained alike: batches of 32 times 8 tokens, AdamW with a learning rate of 0.003. The validation
-loss is over the whole validation text, cut into blocks, each token predicted once. The folder --out holds ladder.csv
-and ladder.png with the curves of all rungs that were trained into it; training a rung again replaces its curve.
+All small rungs are trained in the same way: batches of 32 times 8 tokens, and AdamW with a learning rate of 0.003. The
+validation loss is over the whole validation text, in blocks, with each token predicted once. The folder --out collects
+the curves of all rungs in ladder.csv and ladder.png; training a rung again replaces its curve.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from gpt.config import PRESETS
 from gpt.course.ladder import RUNGS, SMALL
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
-from gpt.figures import new_figure, save_figure
+from gpt.figures import NO_FIGURE, new_figure, save_figure
+from gpt.options import check_count, check_device
 from gpt.run import BEST, LAST, progress_bar, run_folder
 from gpt.text.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
 from minigrad import optim
@@ -38,7 +39,7 @@ EVAL_INTERVAL = 250  # steps between points of a curve
 
 
 class Climb(NamedTuple):
-    """What came of a rung: how many parameters learned, and (step, validation loss) from the start to the end."""
+    """The result of a rung: the number of parameters, and its curve as (step, validation loss)."""
 
     parameters: int
     curve: list[tuple[int, float]]
@@ -48,20 +49,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the rungs from a bigram model to a GPT on one text.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--rung", choices=RUNGS, help="the rung to train")
-    which.add_argument("--all", action="store_true", help="train all rungs but gpt")
+    which.add_argument("--all", action="store_true", help="train all rungs except gpt")
     parser.add_argument("--steps", "--max-iters", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
-    parser.add_argument("--seed", type=int, default=1337, help="seed of everything random (default: 1337)")
+    parser.add_argument("--seed", type=int, default=1337, help="random seed (default: 1337)")
     parser.add_argument("--data", metavar="FILE", help="a text file (default: Tiny Shakespeare, downloaded once)")
     parser.add_argument(
-        "--out", metavar="DIR", default="out-ladder", type=Path, help="folder of the curves (default: out-ladder)"
+        "--out", metavar="DIR", default="out-ladder", type=Path, help="folder for the curves (default: out-ladder)"
     )
     parser.add_argument(
-        "--device", help='"cpu", "cuda" or "cuda:N" (default: cpu; for gpt cuda if there is a GPU, else cpu)'
+        "--device", help='"cpu", "cuda" or "cuda:N" (default: cpu; for the rung gpt, cuda if there is a GPU)'
     )
     args = parser.parse_args()
     for name in ("steps", "seed"):
-        if getattr(args, name) < 0:
-            raise ConfigError(f"{name} is {getattr(args, name)}; expected at least 0")
+        check_count(name, getattr(args, name), 0)
     if args.device is None:
         args.device = "cuda" if args.rung == "gpt" and mg.cuda_is_available() else "cpu"
     return args
@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    check_device(args.device)
     tokens = load_data(args.data)
     with run_folder(args.out):
         climbs = read_climbs(args.out / "ladder.csv", tokens.data_id)
@@ -84,32 +84,32 @@ def main() -> None:
         print_table(climbs, tokens)
         picture = plot(climbs, args.out / "ladder.png")
         print(f"\ncurves  {args.out / 'ladder.csv'}")
-        print(f"plot    {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
+        print(f"plot    {picture or NO_FIGURE}")
 
 
 # The small rungs
 
 
 def train_small(args: argparse.Namespace, tokens: Tokens, climbs: dict[str, Climb]) -> None:
-    """Train one small rung, or all of them, and show a sample of each. What is finished is on the disk."""
+    """Train one small rung, or all of them, and print a sample of each. Each curve is saved when it is finished."""
     config = GPTConfig(vocab_size=tokens.tokenizer.vocab_size, **SMALL)
     data = Dataset.of_parts(tokens.train, tokens.val, config.block_size, config.vocab_size)
     print(f"training    {args.steps} steps of {BATCH_SIZE} x {config.block_size} tokens, AdamW {LEARNING_RATE}")
     start = time.perf_counter()
     for name in [args.rung] if args.rung else [name for name in RUNGS if name != "gpt"]:
-        mg.manual_seed(args.seed)  # a rung comes out the same, alone or among others
+        mg.manual_seed(args.seed)  # so that a rung gives the same result with --rung and with --all
         model = RUNGS[name].model(config).to(args.device)
         print(f"\n{name}: {RUNGS[name].about}; {model.num_parameters():,} parameters", flush=True)
         climbs[name] = Climb(model.num_parameters(), train(model, data, args.steps, args.device))
         write_climbs(args.out / "ladder.csv", climbs, tokens.data_id)
         row = model.generate(tokens.val[None, : config.block_size], 200, seed=args.seed)[0]
-        print(f"validation loss {climbs[name].curve[-1][1]:.4f}; a sample, from where the validation text begins:")
+        print(f"validation loss {climbs[name].curve[-1][1]:.4f}; a sample that continues the first validation tokens:")
         print(textwrap.indent(tokens.tokenizer.decode(row), "    | ", lambda line: True), flush=True)
-    print(f"\n{time.perf_counter() - start:.0f} seconds in all")
+    print(f"\n{time.perf_counter() - start:.0f} seconds in total")
 
 
 def train(model: Any, data: Dataset, steps: int, device: str) -> list[tuple[int, float]]:
-    """The whole of training: a batch, its loss, the gradients, a step. (step, validation loss) along the way."""
+    """The training loop: a batch, its loss, the gradients, a step. Returns the curve of (step, validation loss)."""
     optimizer = optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     curve = []
     with progress_bar(total=steps) as bar:
@@ -131,9 +131,9 @@ def train(model: Any, data: Dataset, steps: int, device: str) -> list[tuple[int,
 
 
 def validation_loss(model: Any, ids: Any) -> float:
-    """The mean loss over a whole text, in blocks that follow each other."""
+    """The mean loss over a whole text, in consecutive blocks."""
     block_size = model.config.block_size
-    batch_size = max(1, 16384 // block_size)  # blocks at a time, so that memory stays small
+    batch_size = max(1, 16384 // block_size)  # blocks at a time; limits memory
     return evaluate(model, ids, n_bytes=len(ids), stride=block_size, batch_size=batch_size).loss
 
 
@@ -141,9 +141,9 @@ def validation_loss(model: Any, ids: Any) -> float:
 
 
 def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
-    """Run examples/train_shakespeare.py with the preset "baby" in the folder --out/gpt, and evaluate its best model.
+    """Run examples/train_shakespeare.py with the preset "baby" in the subfolder gpt, and evaluate its best model.
 
-    A run there that was stopped goes on.
+    A stopped run in that folder is resumed.
     """
     program, out = Path(__file__).with_name("train_shakespeare.py"), args.out / "gpt"
     options = ["--preset", "baby", "--device", args.device, "--out", out, "--seed", args.seed]
@@ -158,14 +158,14 @@ def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
         sys.argv = before
     best, last = checkpoint.load(out / BEST), checkpoint.load(out / LAST)
     if last.run["iteration"] < args.steps:
-        raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; the same command goes on")
+        raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; the same command resumes it")
     model = best.model(args.device)
     curve = [(row["iteration"], row["val_loss"]) for row in last.run["rows"] if "val_loss" in row]
     return Climb(model.num_parameters(), [*curve[:-1], (args.steps, validation_loss(model, tokens.val))])
 
 
 def is_unfinished(last: Path, args: argparse.Namespace, tokens: Tokens) -> bool:
-    """Was a run stopped there that these options ask for?"""
+    """Whether this checkpoint is from a stopped run with the same options and text."""
     if not last.exists():
         return False
     saved = checkpoint.load(last)
@@ -174,11 +174,11 @@ def is_unfinished(last: Path, args: argparse.Namespace, tokens: Tokens) -> bool:
     return same and saved.run["data_id"] == tokens.data_id and saved.run["iteration"] < args.steps
 
 
-# What came of it
+# Results
 
 
 def read_climbs(path: Path, data_id: str) -> dict[str, Climb]:
-    """The curves that earlier runs left in a folder; refuses those of another text, which cannot be compared."""
+    """Read the curves of earlier runs. Raises `ConfigError` for curves of another text, which cannot be compared."""
     climbs: dict[str, Climb] = {}
     if not path.exists():
         return climbs
@@ -188,7 +188,9 @@ def read_climbs(path: Path, data_id: str) -> dict[str, Climb]:
             for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
         ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not what this program writes; move it away, or name another --out") from error
+        raise DataError(
+            f"{path}: not written by this program; move it away, or name another folder with --out"
+        ) from error
     for data, name, parameters, step, loss in rows:
         if data != data_id:
             raise ConfigError(f"{path} has curves of another text; name another folder with --out")
@@ -217,11 +219,11 @@ def print_table(climbs: dict[str, Climb], tokens: Tokens) -> None:
         step, loss = curve[-1]
         print(f"{name:<14}{parameters:>12,}{step:>8,}{loss:>18.4f}{RUNGS[name].lecture:>10.2f}")
     if tokens.data_id != TINY_SHAKESPEARE_SHA256:
-        print("The lecture's values are for Tiny Shakespeare, which this text is not.")
+        print("The lecture's values are for Tiny Shakespeare, not for this text.")
 
 
 def plot(climbs: dict[str, Climb], path: Path) -> Path | None:
-    """Draw all curves, each with the lecture's value as a dotted line; None without matplotlib."""
+    """Draw all curves, each with the lecture's value as a dotted line. Returns the path, or None without matplotlib."""
     figure = new_figure()
     if figure is None:
         return None
@@ -231,7 +233,7 @@ def plot(climbs: dict[str, Climb], path: Path) -> Path | None:
         (line,) = axes.plot(steps, losses, marker="o", markersize=3, label=f"{name} {losses[-1]:.2f}")
         axes.axhline(RUNGS[name].lecture, color=line.get_color(), linestyle=":", linewidth=1)
     ends = [climbs[name].curve[-1][1] for name in climbs]
-    axes.set_ylim(min(ends) - 0.1, max(ends) + 0.6)  # the first steps, from ln(V) and above, are off the scale
+    axes.set_ylim(min(ends) - 0.1, max(ends) + 0.6)  # cuts off the first steps, which begin at ln(V) or above
     axes.grid(alpha=0.3)
     axes.legend(title="dotted: the lecture's values")
     return save_figure(figure, path)

@@ -1,11 +1,11 @@
-"""Turn text files into token files to train on, larger than memory if need be.
+"""Turn text files, which may be larger than memory, into token files for training.
 
     python examples/prepare_data.py books/ more.txt --tokenizer gpt2 --out tokens
     python examples/prepare_data.py books/ --tokenizer bpe.json --vocab-size 4096 --out tokens   # learn bpe.json first
     python examples/train_shakespeare.py --data tokens
 
-Files are taken in the order given, those of a folder sorted, but for what this program wrote there. Between two files
-stands <|endoftext|>, unless tokens are characters. The last tokens of all are kept for validation.
+Files are read in the given order. The files of a folder are read in sorted order, without those that this program wrote
+there. <|endoftext|> separates files, unless tokens are characters. The last tokens of all are for validation.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Turn text files into token files to train on.")
+    parser = argparse.ArgumentParser(description="Turn text files into token files for training.")
     parser.add_argument("files", metavar="FILE", nargs="+", help="a UTF-8 text file, or a folder of them")
     parser.add_argument(
         "--tokenizer",
         metavar="NAME",
         default="gpt2",
-        help='"char", "gpt2", or a JSON file with learned byte pairs (default: gpt2)',
+        help='"char", "gpt2", or a JSON file of a learned byte-pair encoding (default: gpt2)',
     )
     parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="first learn the JSON file from the texts, with N tokens in all"
+        "--vocab-size", type=int, metavar="N", help="first learn the JSON file from the texts, with N tokens in total"
     )
     parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder for the token files")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="kept for validation (default: 0.1)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one a processor)")
+    parser.add_argument(
+        "--val-fraction", type=float, default=0.1, help="fraction of the tokens for validation (default: 0.1)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per processor)")
     args = parser.parse_args()
 
     check_options(args.val_fraction, args.workers)
@@ -47,7 +49,7 @@ def main() -> None:
     if args.tokenizer not in ("char", "gpt2"):
         written.append(Path(args.tokenizer))
     files = text_files(args.files, leave_out=written)
-    args.out.mkdir(parents=True, exist_ok=True)  # an error before the work, if it cannot be made
+    args.out.mkdir(parents=True, exist_ok=True)  # now, so that an error comes before the work
     if args.vocab_size is not None:
         Path(args.tokenizer).parent.mkdir(parents=True, exist_ok=True)
     size = sum(file.stat().st_size for file in files)
@@ -61,12 +63,12 @@ def main() -> None:
     with bar("encoding") as progress:
         meta = prepare(files, tokenizer, args.out, args.val_fraction, args.workers, progress.update)
     counts = {name: about["tokens"] for name, about in meta["files"].items()}
-    print(f"tokens      {counts[TRAIN]:,} to train on and {counts[VAL]:,} to validate on, {meta['dtype']}")
+    print(f"tokens      {counts[TRAIN]:,} for training and {counts[VAL]:,} for validation, {meta['dtype']}")
     print(f"written     {', '.join(str(args.out / name) for name in (TRAIN, VAL, META))}")
 
 
 def choose_tokenizer(name: str, vocab_size: int | None, files: list[Path], bar: Callable[[str], tqdm]) -> Tokenizer:
-    """The tokenizer that was asked for, made from the texts if it is to be."""
+    """The tokenizer of this name. With "char" or a vocab_size, it is made from the texts."""
 
     def chunks(title: str) -> Iterator[str]:
         with bar(title) as progress:
@@ -78,9 +80,9 @@ def choose_tokenizer(name: str, vocab_size: int | None, files: list[Path], bar: 
             return CharTokenizer("".join(sorted(set().union(*map(set, chunks("characters"))))))
         return GPT2Tokenizer() if name == "gpt2" else load(name)
     if name in ("char", "gpt2"):
-        raise ConfigError(f"--vocab-size is for byte pairs to be learned; --tokenizer {name} has its own")
+        raise ConfigError(f"--vocab-size is for learning byte pairs, but --tokenizer is {name}; leave --vocab-size out")
     if Path(name).exists():
-        raise ConfigError(f"--vocab-size {vocab_size}, but {name} is there already; leave it out, or name a new file")
+        raise ConfigError(f"--vocab-size: {name} exists already; leave --vocab-size out, or name a new file")
     tokenizer = BPETokenizer.train(chunks("learning"), vocab_size)
     tokenizer.save(name)
     return tokenizer

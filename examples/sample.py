@@ -1,4 +1,4 @@
-"""Continue a text with a trained model, streaming.
+"""Continue a text with a trained model, and print the tokens as they are generated.
 
 python examples/sample.py --checkpoint out --prompt "ROMEO:" --max-new-tokens 300 --temperature 0.8 --top-k 40
 python examples/sample.py --model gpt2 --prompt "The meaning of life is" --max-new-tokens 50
@@ -11,8 +11,8 @@ import argparse
 from gpt import GPTError
 from gpt.errors import run_program
 from gpt.loading import load_model
-from gpt.options import add_device_option, add_model_options, add_options, fields_of, given, pick
-from gpt.sample import Sampling, check_count, stream
+from gpt.options import add_device_option, add_model_options, add_options, check_count, fields_of, given, pick
+from gpt.sample import Sampling, stream
 from gpt.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, first_ids
 
 OPTIONS = fields_of(Sampling, without=("use_cache", "stop_tokens", "vocab_size"))
@@ -23,19 +23,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Continue a text with a trained model.")
     add_model_options(parser)
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="what to continue (default: a line break, or the first token if it is none)"
+        "--prompt",
+        metavar="TEXT",
+        help="the text to continue (default: a line break, or token 0 if the vocabulary has no line break)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=500, help="tokens to add (default: 500)")
+    parser.add_argument("--max-new-tokens", type=int, default=500, help="tokens to generate (default: 500)")
     add_options(parser, OPTIONS, {"default": DEFAULTS})
     parser.add_argument(
-        "--stop", metavar="TOKEN", action="append", default=[], help="end before this token too (may be given again)"
+        "--stop", metavar="TOKEN", action="append", default=[], help="also end before this token (may be repeated)"
     )
     add_device_option(parser)
     args = parser.parse_args()
 
     options = {**DEFAULTS, **pick(given(args), OPTIONS)}
     check_count("max_new_tokens", args.max_new_tokens, 0)
-    Sampling(**options)  # which says what has no meaning, before a model is loaded
+    Sampling(**options)  # checks the options before a model is loaded
     if args.prompt == "":
         raise GPTError("--prompt is empty; expected at least one character")
     model, tokenizer = load_model(args.checkpoint, args.adapters, args.device, dropout=0.0)  # dropout is for training
@@ -51,12 +53,12 @@ def main() -> None:
 
 
 def stop_tokens(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
-    """The ids at which the text ends: of the given tokens, and of the end-of-text mark where there is one."""
+    """The ids that end the text: those of the given tokens, and the end-of-text token if there is one."""
     ids = [tokenizer.special_tokens[END_OF_TEXT]] if END_OF_TEXT in tokenizer.special_tokens else []
     for text in texts:
         encoded = tokenizer.encode(text, allowed_special="all")
         if len(encoded) != 1:
-            raise GPTError(f"--stop {text!r} is {len(encoded)} tokens; expected one")
+            raise GPTError(f"--stop: expected one token, got {text!r}, which is {len(encoded)} tokens")
         ids.append(int(encoded[0]))
     return ids
 

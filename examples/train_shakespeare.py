@@ -1,12 +1,12 @@
 """Train a GPT on Tiny Shakespeare, or on any text file.
 
-    python examples/train_shakespeare.py                       # a GPU and the preset "baby", else the CPU and "cpu"
+    python examples/train_shakespeare.py                       # preset "baby" if there is a GPU, else "cpu"
     python examples/train_shakespeare.py --data my.txt --out out-mine --n-layer 6
-    python examples/train_shakespeare.py --data tokens         # a folder that examples/prepare_data.py made
-    python examples/train_shakespeare.py --resume              # go on where the last run in --out stopped
-    python examples/train_shakespeare.py --ops examples/exercises --max-iters 100      # with operations of your own
+    python examples/train_shakespeare.py --data tokens         # a folder made by examples/prepare_data.py
+    python examples/train_shakespeare.py --resume              # continue the last run in --out where it stopped
+    python examples/train_shakespeare.py --ops examples/exercises --max-iters 100      # with your own operations
 
-Options that are not given come from the preset, and those that it does not set from the defaults shown by --help.
+Options that are not given come from the preset. Options that the preset does not set have the defaults shown by --help.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.course.own_training import OwnOperations, train_engine
 from gpt.errors import DataError, run_program
+from gpt.figures import NO_FIGURE
 from gpt.options import (
     add_device_option,
     add_graph_option,
     add_options,
     add_run_options,
+    check_device,
     describe,
     fields_of,
     given,
     pick,
 )
-from gpt.run import BEST, LAST, METRICS, keep_previous_run, resume_command, run_folder
+from gpt.run import BEST, LAST, METRICS, check_unchanged, keep_previous_run, print_interrupted, run_folder
 from gpt.sample import stream
 from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
@@ -57,8 +59,8 @@ def parse_arguments() -> argparse.Namespace:
         "--ops",
         metavar="FOLDER",
         type=Path,
-        help="train with your own operations, from the Python files in FOLDER, in place of the engine's, and compare "
-        "the two loss curves (see examples/exercises)",
+        help="train with the operations in the Python files in FOLDER in place of the engine's, then with the "
+        "engine's, and compare the two loss curves (see examples/exercises)",
     )
     add_options(parser.add_argument_group("model"), MODEL_OPTIONS, PRESETS)
     add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, PRESETS)
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 class Run(NamedTuple):
-    """What a run is made of, all of it checked."""
+    """The checked options and data of a run."""
 
     device: str
     tokens: Tokens
@@ -88,10 +90,10 @@ class Run(NamedTuple):
     config: GPTConfig
     train_config: TrainConfig
     graph: bool
-    saved: checkpoint.Checkpoint | None  # what is resumed from
+    saved: checkpoint.Checkpoint | None  # the checkpoint to resume from
 
     def new_trainer(self, out: Path, saved: checkpoint.Checkpoint | None) -> Trainer:
-        """A trainer at the start of the run, or where it was saved."""
+        """A trainer at the start of the run, or resumed from a checkpoint."""
         mg.manual_seed(self.train_config.seed)
         model = GPT(self.config).to(self.device)
         tokenizer, data_id = self.tokens.tokenizer, self.tokens.data_id
@@ -105,7 +107,7 @@ class Run(NamedTuple):
 
 def set_up(args: argparse.Namespace) -> Run:
     """Read the options, the data, and with --resume the checkpoint."""
-    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    check_device(args.device)
     options = given(args)
     saved = checkpoint.load(args.out / LAST) if args.resume else None
     if saved is None:
@@ -116,7 +118,7 @@ def set_up(args: argparse.Namespace) -> Run:
         config = GPTConfig(vocab_size=tokens.tokenizer.vocab_size, **pick(options, MODEL_OPTIONS))
     else:
         if "lora_rank" in saved.run["train_config"]:
-            raise ConfigError("--resume: the run is not one of train_shakespeare.py, but of finetune.py")
+            raise ConfigError("--resume: expected a run of train_shakespeare.py, got one of finetune.py")
         tokens = load_data(args.data, saved.tokenizer, check=saved.check_same_text)
         before = TrainConfig(**saved.run["train_config"])
         check_resumed({**saved.options, **dataclasses.asdict(before)}, options)
@@ -127,23 +129,21 @@ def set_up(args: argparse.Namespace) -> Run:
 
 
 def check_resumed(run: dict[str, Any], options: dict[str, Any]) -> None:
-    """Refuse to resume a run as another model, with another optimizer, or with a preset that is not its own.
+    """Raise `ConfigError` if a resumed run is given another model, another optimizer, or another preset than its own.
 
-    --checkpoint may change: it computes the same model with less memory.
+    --checkpoint may change, because it computes the same model with less memory.
     """
-    for name in (*pick(run, MODEL_OPTIONS), "optimizer"):
-        if name != "checkpoint" and options.get(name, run[name]) != run[name]:
-            raise ConfigError(f"--resume with {name} {options[name]}, but the run has {name} {run[name]}")
+    check_unchanged(run, options, [name for name in (*pick(run, MODEL_OPTIONS), "optimizer") if name != "checkpoint"])
     for name, value in PRESETS.get(options.get("preset", ""), {}).items():
         if name not in options and value != run[name]:
             raise ConfigError(
-                f"--resume with preset {options['preset']}, which has {name} {value}, but the run has {name} "
-                f"{run[name]}; leave --preset out"
+                f"--resume: {name} is {value} in the preset {options['preset']}; expected {run[name]}, as in the run; "
+                "leave --preset out"
             )
 
 
 def announce(run: Run, trainer: Trainer) -> None:
-    """Say what is about to be trained."""
+    """Print what is about to be trained."""
     print(f"device      {run.device}")
     print(f"data        {run.tokens.about}")
     print(f"model       {trainer.model.num_parameters():,} parameters: {describe(run.config, MODEL_OPTIONS)}")
@@ -152,22 +152,22 @@ def announce(run: Run, trainer: Trainer) -> None:
 
 
 def report(run: Run, trainer: Trainer, finished: bool) -> None:
-    """Say what came of it: the curves, and a sample of the best model."""
+    """Plot the losses, and print the results and a sample of the best model."""
     picture, best = trainer.plot_losses(), trainer.out / BEST
-    print(f"loss curve  {picture or 'not drawn: matplotlib is not installed (pip install matplotlib)'}")
+    print(f"loss curve  {picture or NO_FIGURE}")
     print(f"metrics     {trainer.out / METRICS}")
     if not finished:
-        print(f"interrupted at step {trainer.iteration}, and saved; go on with:\n  {resume_command()}")
-    elif best.exists():  # with operations of one's own the loss can be NaN from the first step on
-        print(f"best        validation loss {trainer.best_val_loss:.4f}, kept in {best}")
+        print_interrupted(trainer.iteration)
+    elif best.exists():  # with the user's operations, the loss may be NaN from the first step on
+        print(f"best        validation loss {trainer.best_val_loss:.4f}, saved in {best}")
         show_sample(checkpoint.load(best), run.device)
-        print(f"\nmore of it: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(trainer.out)])}")
+        print(f"\nmore samples: {shlex.join(['python', 'examples/sample.py', '--checkpoint', str(trainer.out)])}")
 
 
 def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> None:
     try:
         ids = first_ids(best.tokenizer)
-    except DataError as error:  # GPT-2's tokens can be trained on where its byte pairs are not at hand
+    except DataError as error:  # GPT-2's tokens can be trained on without its tokenizer's files
         print(f"sample      none: {error}")
         return
     print("sample\n")
@@ -179,11 +179,11 @@ def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> 
 
 
 def train_with_own_operations(args: argparse.Namespace) -> None:
-    """--ops: the run with the user's operations, the same run with the engine's, and the two loss curves compared."""
+    """--ops: train with the user's operations, train the same run with the engine's, and compare the loss curves."""
     own = OwnOperations(args.ops)
     run = set_up(args)
     if run.train_config.dtype not in ("auto", "float32"):
-        raise ConfigError(f"dtype is {run.train_config.dtype!r}, but operations of your own train in 'float32'")
+        raise ConfigError(f"dtype is {run.train_config.dtype!r}; expected 'float32' for your own operations")
     run = run._replace(train_config=dataclasses.replace(run.train_config, dtype="float32"), graph=False)
     with run_folder(args.out):
         print(f"ops         {own.describe(run.config)}")
@@ -194,7 +194,7 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
         if finished:
             engine, finished = train_engine(trainer, run.new_trainer, args.resume)
             if not finished:
-                print(f"interrupted at step {engine.iteration}, and saved; go on with:\n  {resume_command()}")
+                print_interrupted(engine.iteration)
                 return
             own.compare(trainer, engine)
 

@@ -1,16 +1,16 @@
-"""Train an encoder-decoder Transformer to translate, a character at a time.
+"""Train an encoder-decoder Transformer for character-level translation.
 
-    python examples/translate.py                                    # dates, however they are written, to ISO 8601
+    python examples/translate.py                                    # dates in many formats to ISO 8601
     python examples/translate.py --task numbers                     # numbers in words to digits
-    python examples/translate.py --data pairs.tsv                   # any pairs: a source, a tab and a target a line
-    python examples/translate.py --resume                           # go on where the run in --out stopped
+    python examples/translate.py --data pairs.tsv                   # your own: a source, a tab and a target per line
+    python examples/translate.py --resume                           # continue the run in --out where it stopped
     python examples/translate.py --checkpoint out-translate --translate "Tuesday, 3 May 2011" "the 2nd of June 1999"
 
-As in "Attention Is All You Need" (Vaswani et al., 2017) Adam's learning rate rises and then falls with the square root
-of the step, and the model that is judged and kept has the mean of the weights of the last steps. At the end --out holds
-the one that translated most validation pairs exactly, curves, and a picture of what its decoder looked at. Ctrl-C ends
-training early, and the best model up to the last estimate is kept. From that estimate --resume goes on, with the same
-steps as a run that never stopped, and to more of them with a larger --steps.
+As in "Attention Is All You Need" (Vaswani et al., 2017), Adam's learning rate rises linearly and then falls with the
+inverse square root of the step, and the model that is evaluated and saved has the mean of the weights of the last
+steps. At the end, --out holds the model that translated the most validation pairs exactly, the curves, and a picture of
+its cross-attention. Ctrl-C ends training early, and the best model up to the last estimate is kept. --resume continues
+from that estimate, with the same steps as an uninterrupted run. A larger --steps trains for longer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import itertools
 import json
 import math
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,12 +35,13 @@ from tqdm import tqdm
 import minigrad as mg
 from gpt.checkpoint import part
 from gpt.errors import CheckpointError, ConfigError, run_program
-from gpt.figures import new_figure, save_figure
+from gpt.figures import NO_FIGURE, new_figure, save_figure
 from gpt.options import (
     add_device_option,
     add_options,
     add_run_options,
     check_choices,
+    check_device,
     check_whole,
     describe,
     fields_of,
@@ -54,10 +54,12 @@ from gpt.run import (
     LAST,
     LOSS_CURVE,
     TRANSLATOR,
+    check_unchanged,
     keep_previous_run,
+    print_above,
+    print_interrupted,
     progress_bar,
     refuse_divergence,
-    resume_command,
     run_folder,
 )
 from gpt.translation.beam import check_length_penalty
@@ -68,32 +70,32 @@ from minigrad import optim
 from minigrad.serialization import load_with_metadata
 
 TASKS = {"dates": date_pairs, "numbers": number_pairs}
-ALSO = {"steps": "--max-iters", "warmup": "--warmup-iters"}  # what examples/train_shakespeare.py calls them
+ALIASES = {"steps": "--max-iters", "warmup": "--warmup-iters"}  # their names in examples/train_shakespeare.py
 LOG_INTERVAL = 10  # steps between readings of the loss
-ADVICE = "try a longer --warmup, which lowers the rates"
-ABOUT = "minigrad.translate"  # under which the file of a run has what is no array
-# By --resume, with no step done otherwise; a file of pairs may lie elsewhere now, but has to hold the same pairs.
+ADVICE = "try a longer --warmup, which lowers the learning rate"
+ABOUT = "minigrad.translate"  # the key of the metadata in a run's file
+# These may change with --resume, because they do not change any step. The file of pairs may have moved.
 CHANGEABLE = ("steps", "eval_interval", "beam_size", "length_penalty", "data")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the model is trained and judged. Raises `ConfigError` for values without meaning."""
+    """How the model is trained and evaluated. Raises `ConfigError` for bad values."""
 
-    task: str = option("dates", "what to generate pairs of, where --data is not given", tuple(TASKS))
+    task: str = option("dates", "the kind of pairs to generate, without --data", tuple(TASKS))
     pairs: int = option(40_000, "how many pairs to generate")
-    val_share: float = option(0.05, "share of the pairs that is held out for validation")
+    val_share: float = option(0.05, "share of the pairs for validation")
     steps: int = option(2000, "training steps")
     batch_size: int = option(64, "pairs in a batch")
     warmup: int = option(300, "steps over which the learning rate rises, to 1 / sqrt(n_embd * warmup)")
-    average: int = option(100, "the weights that are judged and kept are a mean over about so many steps; 1 for none")
-    label_smoothing: float = option(0.0, "share of each target that all characters get alike")
+    average: int = option(100, "evaluate and save the mean of the weights over about this many steps; 1 for no mean")
+    label_smoothing: float = option(0.0, "share of each target's probability that is spread over all characters")
     grad_clip: float = option(1.0, "the largest global norm of the gradient; 0 for no limit")
-    eval_interval: int = option(250, "steps between estimates, from --eval-pairs, of validation loss and exact match")
-    eval_pairs: int = option(500, "validation pairs for each of these estimates; at the end it is all of them")
-    beam_size: int = option(4, "hypotheses of the beam search at the end, and of --translate")
-    length_penalty: float = option(0.6, "how much beam search favors long translations; 0 for not at all")
-    seed: int = option(1, "seed of everything random")
+    eval_interval: int = option(250, "steps between estimates of validation loss and exact match")
+    eval_pairs: int = option(500, "validation pairs in each estimate; the final evaluation uses all of them")
+    beam_size: int = option(4, "hypotheses of the beam search, in the final evaluation and with --translate")
+    length_penalty: float = option(0.6, "how much beam search favors long translations; 0 for no effect")
+    seed: int = option(1, "random seed")
 
     def __post_init__(self) -> None:
         at_least_one = ("steps", "batch_size", "warmup", "average", "eval_interval", "eval_pairs", "beam_size")
@@ -109,7 +111,7 @@ class TrainingConfig:
 
 TRAIN_OPTIONS = fields_of(TrainingConfig)
 MODEL_OPTIONS = fields_of(Seq2SeqConfig, without=("source_vocab_size", "target_vocab_size"))
-MODEL_DEFAULTS = {"n_layer": 2, "n_head": 4, "n_embd": 64, "dropout": 0.0}  # in place of the paper's, which is larger
+MODEL_DEFAULTS = {"n_layer": 2, "n_head": 4, "n_embd": 64, "dropout": 0.0}  # smaller than the paper's model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -117,25 +119,23 @@ def parse_arguments() -> argparse.Namespace:
     add_device_option(parser)
     parser.add_argument("--data", metavar="FILE", help="pairs: a source, a tab and a target on each line, in UTF-8")
     add_run_options(parser, out="out-translate")
-    parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these with a trained model")
+    parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these texts with a trained model")
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="folder of the trained model (default: --out)")
     add_options(parser.add_argument_group("model"), MODEL_OPTIONS, {"default": MODEL_DEFAULTS})
-    add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, aliases=ALSO)
+    add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, aliases=ALIASES)
     return parser.parse_args()
 
 
 def resumed(options: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The options of the run in a folder, except for those that are given and may change."""
+    """The options of the run in a folder, updated with the given ones. Raises `ConfigError` if one may not change."""
     before = read_run(out)[0]["options"]
-    for name, value in before.items():
-        if name not in CHANGEABLE and options.get(name, value) != value:
-            raise ConfigError(f"--resume with {name} {options[name]}, but the run has {name} {value}")
+    check_unchanged(before, options, [name for name in before if name not in CHANGEABLE])
     return {**before, **options}
 
 
 def main() -> None:
     args = parse_arguments()
-    mg.Tensor(0.0, device=args.device)  # says what is missing, before anything else is done
+    check_device(args.device)
     options = resumed(given(args), args.out) if args.resume else {**MODEL_DEFAULTS, **given(args)}
     config = TrainingConfig(**pick(options, TRAIN_OPTIONS))
     if args.translate:
@@ -143,7 +143,7 @@ def main() -> None:
         print(*translator.translate(args.translate, config.beam_size, config.length_penalty), sep="\n")
         return
     if args.checkpoint:
-        raise ConfigError("--checkpoint is for --translate, which is missing")
+        raise ConfigError("--checkpoint: expected --translate too; training writes to --out")
 
     mg.manual_seed(config.seed)
     data = options.get("data")
@@ -156,7 +156,7 @@ def main() -> None:
         if not args.resume:
             keep_previous_run(args.out)
         print(f"device      {args.device}")
-        what = f"{data or config.task}: {len(train):,} pairs to train on, {len(val):,} held out"
+        what = f"{data or config.task}: {len(train):,} pairs for training, {len(val):,} for validation"
         print(f"data        {what}; for example")
         print(f"            {quote(train[0][0])} -> {quote(train[0][1])}")
         print(f"model       {model.num_parameters():,} parameters: {describe(model.config, MODEL_OPTIONS)}")
@@ -169,16 +169,16 @@ def main() -> None:
         best = Translator.load(args.out, args.device)
         finish(best, val, config, args.out)
         pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
-        print(f"pictures    {', '.join(map(str, filter(None, pictures))) or 'none: matplotlib is not installed'}")
+        print(f"pictures    {', '.join(map(str, filter(None, pictures))) or NO_FIGURE}")
         again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
-        print(f"\nmore of it: {shlex.join(again)}")
+        print(f"\nto translate: {shlex.join(again)}")
 
 
 class Training:
-    """The loop: random batches, Adam, and now and then an estimate, after which the best model so far is saved.
+    """The training loop: random batches, Adam, and regular estimates, after which the best model so far is saved.
 
-    At the schedule's high rates the weights never settle but dance around what is best. Their mean lies nearer to it
-    (Polyak and Juditsky, 1992), so what is judged and saved is `averaged`, the same model with a running mean.
+    At the schedule's high learning rates, the weights keep moving around the optimum. Their mean is closer to it
+    (Polyak and Juditsky, 1992), so `averaged`, a model with a running mean of the weights, is evaluated and saved.
     """
 
     def __init__(
@@ -196,11 +196,11 @@ class Training:
         self.optimizer = optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0
         )  # the paper's Adam
-        self.losses: list[tuple[int, float]] = []  # of training batches, at steps
+        self.losses: list[tuple[int, float]] = []  # step, loss of the training batch
         self.estimates: list[tuple[int, float, float]] = []  # step, validation loss, exact match
-        self.best = (-1.0, 0.0)
+        self.best = (-1.0, 0.0)  # exact match, negative validation loss
         self.data_id = hashlib.sha256(repr((train, val)).encode()).hexdigest()
-        self.done = 0  # steps, up to the estimate that is resumed from
+        self.done = 0  # steps done by the run that is resumed
 
     def run(self) -> None:
         self.model.train()
@@ -218,13 +218,13 @@ class Training:
         except KeyboardInterrupt:
             bar.close()
             if not self.estimates:
-                raise  # nothing has been kept
-            print(f"interrupted after the estimate at step {self.estimates[-1][0]}; what follows is of the best so far")
-            print(f"go on with  {resume_command()}")
-        print(f"trained     in {time.perf_counter() - started:.0f} s, with the estimates")
+                raise  # nothing has been saved
+            print_interrupted(self.estimates[-1][0])
+            print("the results below are those of the best model so far")
+        print(f"trained     in {time.perf_counter() - started:.0f} s, including the estimates")
 
     def batches(self) -> Iterator[Batch]:
-        """Batches without end, epoch after epoch."""
+        """An endless sequence of batches, epoch after epoch."""
         rng = np.random.default_rng(self.config.seed)
         while True:
             yield from batches(self.pairs, self.config.batch_size, rng)
@@ -241,7 +241,7 @@ class Training:
         return loss
 
     def average(self, rate: float) -> None:
-        """Move every averaged weight towards the present one, by this share of the way."""
+        """Update the running mean: mean += (weight - mean) * rate."""
         for mean, parameter in zip(self.averaged.model.parameters(), self.model.parameters(), strict=True):
             mean.data += (parameter.data - mean.data) * rate
 
@@ -251,7 +251,7 @@ class Training:
         bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.param_groups[0]['lr']:.2e}", refresh=False)
 
     def evaluate(self, bar: tqdm, step: int) -> None:
-        """Estimate validation loss and exact match (greedy). Save the run, and the model if no other matched more."""
+        """Estimate validation loss and exact match (greedy). Save the run, and the model if it is the best so far."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
         refuse_divergence(loss, step, ADVICE)
         estimates, best = [*self.estimates, (step, loss, matched)], (matched, -loss) > self.best
@@ -259,20 +259,19 @@ class Training:
         if best:
             self.averaged.save(self.out / TRANSLATOR)
         self.save(step, estimates, highest)
-        self.estimates, self.best = estimates, highest  # not before all is on the disk: Ctrl-C may come any time
-        with bar.external_write_mode(file=sys.stdout):
-            print(
-                f"step {step:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
-                f"{' (best so far, kept)' if best else ''}",
-                flush=True,
-            )
+        self.estimates, self.best = estimates, highest  # after everything is saved, as Ctrl-C may come at any time
+        print_above(
+            bar,
+            f"step {step:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
+            f"{' (best so far, saved)' if best else ''}",
+        )
 
     def parts(self) -> dict[str, Any]:
-        """All that has arrays to be saved, by name."""
+        """The objects whose arrays are saved, by name."""
         return {"model": self.model, "averaged": self.averaged.model, "optimizer": self.optimizer}
 
     def save(self, done: int, estimates: list[tuple[int, float, float]], best: tuple[float, float]) -> None:
-        """Write all that is needed to go on to one file. The batches follow from the seed."""
+        """Write everything that --resume needs to one file. The batches follow from the seed."""
         run = {"done": done, "losses": self.losses, "estimates": estimates, "best": best}
         run["data_id"] = self.data_id
         options = pick(dataclasses.asdict(self.model.config), MODEL_OPTIONS)
@@ -282,7 +281,7 @@ class Training:
         mg.save(tensors, self.out / LAST, {ABOUT: json.dumps(about)})
 
     def resume(self) -> None:
-        """Go back to what `save` wrote."""
+        """Restore the state that `save` wrote."""
         about, tensors = read_run(self.out)
         run = about["run"]
         if run["data_id"] != self.data_id:
@@ -294,7 +293,7 @@ class Training:
         mg.random.set_state(about["random"])
 
     def plot(self) -> Path | None:
-        """Draw the losses, and the exact match beside them, to loss.png; None without matplotlib."""
+        """Draw the losses and the exact match to loss.png. Returns the path, or None without matplotlib."""
         figure = new_figure()
         if figure is None:
             return None
@@ -312,40 +311,40 @@ class Training:
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:
-    """What `Training.save` wrote: what is no array, and the arrays."""
+    """Read what `Training.save` wrote: the metadata, and the tensors."""
     try:
         tensors, metadata = load_with_metadata(out / LAST)
         return json.loads(metadata[ABOUT]), tensors
     except KeyError as error:
-        raise CheckpointError(f"{out / LAST}: a safetensors file, but no run of examples/translate.py") from error
+        raise CheckpointError(f"{out / LAST}: a safetensors file, but not a run of examples/translate.py") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
 
 
 def exact_match(translator: Translator, pairs: Sequence[Pair], beam_size: int = 1, length_penalty: float = 0) -> float:
-    """The share of pairs whose source is translated to the target, to the letter."""
+    """The share of pairs whose source is translated exactly to the target."""
     found = translator.translate([source for source, _ in pairs], beam_size, length_penalty)
     return float(np.mean([text == target for text, (_, target) in zip(found, pairs, strict=True)]))
 
 
 def finish(translator: Translator, val: list[Pair], config: TrainingConfig, out: Path) -> None:
-    """Exact match on all that was held out, greedy and with a beam, and some examples of right and wrong."""
+    """Print the exact match on all validation pairs, greedy and with a beam, and some right and wrong examples."""
     sources, targets = zip(*val, strict=True)
-    print(f"best        kept in {out / TRANSLATOR}; on all {len(val):,} pairs that were held out:")
+    print(f"best        saved in {out / TRANSLATOR}; on all {len(val):,} validation pairs:")
     for beam_size in dict.fromkeys((1, config.beam_size)):
         started = time.perf_counter()
         found = translator.translate(sources, beam_size, config.length_penalty)
         right = [text == target for text, target in zip(found, targets, strict=True)]
         how = "greedy" if beam_size == 1 else f"beam of {beam_size}"
         print(f"{how:<12}exact match {np.mean(right):.2%} ({time.perf_counter() - started:.1f} s)")
-    for what, wanted in (("right", True), ("wrong", False)):
-        for i in [i for i, is_right in enumerate(right) if is_right == wanted][:5]:
-            but = "" if wanted else f", but it is {quote(targets[i])}"
+    for what, kind in (("right", True), ("wrong", False)):
+        for i in [i for i, is_right in enumerate(right) if is_right == kind][:5]:
+            but = "" if kind else f", expected {quote(targets[i])}"
             print(f"{what:<12}{quote(sources[i])} -> {quote(found[i])}{but}")
 
 
 def quote(text: str, most: int = 60) -> str:
-    """A text in quotation marks, cut if it is long."""
+    """A text in quotation marks, shortened if it is long."""
     return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
@@ -353,9 +352,10 @@ def quote(text: str, most: int = 60) -> str:
 
 
 def plot_cross_attention(translator: Translator, pair: Pair, out: Path) -> Path | None:
-    """Draw what each head of each decoder layer looked at, to cross_attention.png; None without matplotlib.
+    """Draw the cross-attention weights of all decoder layers and heads to cross_attention.png.
 
-    A row of a panel is a character that the decoder is about to say; it adds up to 1.
+    A row of a panel belongs to the character that the decoder predicts next, and sums to 1. Returns the path, or None
+    without matplotlib.
     """
     source, ids, targets = as_batch(translator.encode([pair]))
     weights = translator.model.cross_attention(source, ids)[:, 0]  # (n_layer, nh, T, S)

@@ -1,4 +1,4 @@
-"""gpt: a GPT built on minigrad alone, its data, its training and its sampling."""
+"""gpt: a GPT built on minigrad alone: the model, its data, training and sampling."""
 
 from .config import GPTConfig
 from .errors import CheckpointError, ConfigError, DataError, GPTError, PretrainedError, TokenError

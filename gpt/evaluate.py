@@ -95,7 +95,7 @@ def evaluate(
             rows = np.stack([ids[window.start : window.end + 1] for window in batch]).astype(np.int64)
             counted = batch[0].counted
             read, predicted = (mg.Tensor(part, device=device).data for part in (rows[:, :-1], rows[:, -counted:]))
-            with memory_advice("what takes less: a smaller --batch-size"):
+            with memory_advice("to use less memory: a smaller --batch-size"):
                 logits = model.logits(model.hidden_states(read)[:, -counted:])  # (B, counted, V)
                 losses = F.cross_entropy(logits, predicted, reduction="none")
             nats += float(losses.numpy().sum(dtype=np.float64))

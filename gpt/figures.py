@@ -9,6 +9,8 @@ from typing import Any
 
 from minigrad.serialization import write_atomically
 
+NO_FIGURE = "none: matplotlib is not installed (pip install matplotlib)"
+
 
 def new_figure(figsize: tuple[float, float] = (8, 5)) -> Any:
     """An empty figure of this size in inches; None without matplotlib."""

@@ -1,4 +1,4 @@
-"""Options of a program: fields of a dataclass, declared once, as command-line options, and their checks."""
+"""Options: dataclass fields that are also command-line options, the options that programs share, and their checks."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+import minigrad as mg
 
 from .errors import ConfigError
 
 TYPES = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}
+MODEL_SOURCES = 'a run\'s folder, a checkpoint, a folder with GPT-2\'s files, or "gpt2", "gpt2-medium" …'
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that the command line knows: its help text, and the choices if there are any."""
+    """A dataclass field with the help text, and the choices if any, of its command-line option."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -33,17 +36,17 @@ def add_options(
 ) -> None:
     """Add an option to the parser for each field: n_layer becomes --n-layer.
 
-    presets: values for fields by the name of the preset; the help text lists them, and the field's own default where
-        not every preset has a value. A preset called "default" replaces the fields' defaults in the help text.
-    aliases: another name of an option, such as "--max-iters", by the field's name.
+    presets: the fields' values in each preset, by name. The help text lists them, and also the field's default unless
+        every preset has a value. A preset named "default" replaces the fields' defaults in the help text.
+    aliases: a second name of an option, such as "--max-iters", by field name.
 
-    An option that is not given is None, so that a program can tell what was given; see `given`.
+    An option that is not given is None, so that a program can tell which were given; see `given`.
     """
     presets, aliases = presets or {}, aliases or {}
     for field in fields:
         values = {preset: chosen[field.name] for preset, chosen in presets.items() if field.name in chosen}
         if "default" not in values and (not presets or len(values) < len(presets)):
-            place = {"default": field.default}  # first where it can be overridden, last after a list of presets
+            place = {"default": field.default}  # first if there is a preset "default", otherwise after the presets
             values = place | values if "default" in presets else values | place
         shown = ", ".join(f"{preset}: {value}" for preset, value in values.items() if value not in ("", None))
         about = field.metadata["help"] + (f" ({shown})" if shown else "")
@@ -56,7 +59,7 @@ def add_options(
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given on the command line."""
+    """The options that are not None: those given on the command line, and those with a default in the parser."""
     return {name: value for name, value in vars(args).items() if value is not None}
 
 
@@ -66,52 +69,56 @@ def pick(options: Mapping[str, Any], fields: Iterable[dataclasses.Field]) -> dic
 
 
 def describe(config: Any, fields: Iterable[dataclasses.Field]) -> str:
-    """The values of a config's fields as one line of text."""
+    """The fields of a config with their values, in one line."""
     return ", ".join(f"{field.name} {getattr(config, field.name)}" for field in fields)
 
 
-# Options that several programs have
+# Options shared by several programs
 
 
 def add_device_option(parser: argparse.ArgumentParser, default: str | None = "cpu", about: str = "cpu") -> None:
-    """--device."""
+    """Add --device."""
     parser.add_argument("--device", default=default, help=f'"cpu", "cuda" or "cuda:N" (default: {about})')
 
 
+def check_device(device: str) -> None:
+    """Raise `DeviceError`, which names what is missing, before a program does any work for the device."""
+    mg.Tensor(0.0, device=device)
+
+
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = "out") -> None:
-    """--model, also called --checkpoint, and --adapters: what `gpt.loading.load_model` loads."""
-    about = 'a run\'s folder, a checkpoint, a folder with GPT-2\'s files, or "gpt2", "gpt2-medium" …'
+    """Add --model, also called --checkpoint, and --adapters, for `gpt.loading.load_model`."""
     parser.add_argument(
         "--checkpoint",
         "--model",
         metavar="MODEL",
         default=default,
         required=default is None,
-        help=about + (f" (default: {default})" if default else ""),
+        help=MODEL_SOURCES + (f" (default: {default})" if default else ""),
     )
     parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """--out and --resume."""
+    """Add --out and --resume."""
     parser.add_argument(
         "--out",
         metavar="DIR",
         default=out,
         type=Path,
-        help=f"folder of the run (default: {out}); the files of an earlier run there are moved to previous-1/ …",
+        help=f"the run's folder (default: {out}); the files of an earlier run in it are moved to previous-1/ …",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
 
 
 def add_graph_option(parser: argparse.ArgumentParser) -> None:
-    """--graph and --no-graph: the argument `graph` of `Trainer`, which is not saved with a run."""
+    """Add --graph and --no-graph, for the argument `graph` of `Trainer`, which is not saved with a run."""
     parser.add_argument(
         "--graph",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on a GPU: capture a training step as a CUDA graph and replay it, with the same bits; not for float16, "
-        "and not without the CUDA kernels (default: yes)",
+        help="on a GPU: capture a training step as a CUDA graph and replay it, with bit-identical results; not "
+        "with float16, and only with the CUDA kernels (default: yes)",
     )
 
 
@@ -119,23 +126,29 @@ def add_graph_option(parser: argparse.ArgumentParser) -> None:
 
 
 def check_choices(options: Any) -> None:
-    """Raise `ConfigError` for a field that is not one of its choices, or not a boolean where it must be one."""
+    """Raise `ConfigError` if a field is not one of its choices, or if a boolean field is not a boolean."""
     for field in dataclasses.fields(options):
         value, choices = getattr(options, field.name), field.metadata["choices"]
-        if field.type == "bool" and type(value) is not bool:  # "no" counts as true
+        if field.type == "bool" and type(value) is not bool:  # for example "no", which would count as true
             raise ConfigError(f"{field.name} is {value!r}; expected True or False")
         if choices and value not in choices:
             raise ConfigError(f"{field.name} is {value!r}; expected {' or '.join(map(repr, choices))}")
 
 
 def check_whole(options: Any, least: Mapping[str, int]) -> None:
-    """Raise `ConfigError` for a field that is not a whole number of at least the given one."""
+    """Raise `ConfigError` if a field is not a whole number of at least the given minimum."""
     for name, minimum in least.items():
         value = getattr(options, name)
         if type(value) is not int or value < minimum:
             raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise `ConfigError` unless a function's argument is a whole number, Python's or NumPy's, of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
 def number_or_nan(value: Any) -> Any:
-    """A number unchanged, and NaN for anything else: NaN lies in no range, so the check of a range rejects it."""
+    """Return a number unchanged and anything else as NaN, which every range check rejects."""
     return value if isinstance(value, Real) else math.nan

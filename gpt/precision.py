@@ -18,18 +18,12 @@ def choose(dtype: str, device: str) -> str:
     """
     on_gpu = device.startswith("cuda")
     if dtype == "auto":
-        if not (on_gpu and kernels.in_use("cuda") and cuda.get_device_capability(device) >= (8, 0)):
-            return "float32"
-        dtype = "bfloat16"
+        fast = on_gpu and cuda.get_device_capability(device) >= (8, 0) and kernels.in_use(device, "bfloat16")
+        dtype = "bfloat16" if fast else "float32"
     if dtype == "float32" or dtype not in DTYPES:
         return dtype
     if not on_gpu:
         raise ConfigError(f"dtype is {dtype!r}, but the CPU computes in 'float32': NumPy has no fast 16-bit arithmetic")
-    if not kernels.in_use("cuda"):
-        raise ConfigError(
-            f"dtype is {dtype!r}, which needs the CUDA kernels, and they are off; set MINIGRAD_KERNELS=cuda, or use "
-            f"'float32'"
-        )
     if dtype == "bfloat16":
         _check_bfloat16()
     capability = cuda.get_device_capability(device)
@@ -37,6 +31,12 @@ def choose(dtype: str, device: str) -> str:
         raise ConfigError(
             f"dtype is {dtype!r}, for GPUs of compute capability 8.0 or newer; {device} has "
             f"{'.'.join(map(str, capability))}: use 'float16' or 'float32'"
+        )
+    if not kernels.in_use(device, "float32" if dtype == "tf32" else dtype):
+        raise ConfigError(
+            f"dtype is {dtype!r}, which needs the CUDA kernels, and not all of them run on {device}: "
+            f"MINIGRAD_KERNELS=reference leaves them out, or they failed their check there, as python -m "
+            f"minigrad.kernels.cuda.proof shows; use 'float32'"
         )
     return dtype
 

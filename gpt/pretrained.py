@@ -1,12 +1,12 @@
-"""GPT-2's weights as Hugging Face stores them: read without PyTorch, and written so that other tools open them.
+"""GPT-2's weights in Hugging Face's layout: read without PyTorch, and written so that other tools can open them.
 
-    config, tensors = read(folder)                  # checked; the values stay in the files until `copy_to` reads them
+    config, tensors = read(folder)                  # checked; `copy_to` later reads the values from the files
     write(folder, config, parameters)
 
-A folder has config.json and model.safetensors, or, in place of the latter, several files of tensors ("shards") and
-model.safetensors.index.json, which says where each tensor is. The tensors have the names of GPT's parameters, with or
-without "transformer." in front. Linear weights are stored (in, out), as GPT-2's own code multiplies them; ours are
-(out, in). `GPT.from_pretrained` and `GPT.save_pretrained` are what users call.
+A folder has config.json and model.safetensors. In place of the latter it may have several files of tensors (shards) and
+model.safetensors.index.json, which maps tensors to files. The tensors have the names of GPT's parameters, with or
+without the prefix "transformer.". Linear weights are stored as (in, out), as in GPT-2's own code; ours are (out, in).
+Users call `GPT.from_pretrained` and `GPT.save_pretrained`.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from .errors import ConfigError, DataError, PretrainedError, reason
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB = "https://huggingface.co"
 PREFIX = "transformer."
-SHORT_NAMES = re.compile("gpt2(-medium|-large|-xl)?")  # of openai-community on the hub
-MASKS = re.compile(r"h\.[0-9]+\.attn\.(bias|masked_bias)")  # constants that old files keep among the weights
+SHORT_NAMES = re.compile("gpt2(-medium|-large|-xl)?")  # short for openai-community/… on the hub
+MASKS = re.compile(r"h\.[0-9]+\.attn\.(bias|masked_bias)")  # constants that old files store with the weights
 
-# config.json: its names of our options, the options that it has three of, and what has to be as GPT computes it.
+# config.json: its names for our options, its three dropout options, and the values that GPT's computation requires.
 SIZES = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_embd": "n_embd"}
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one formula
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names for the same formula
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
-    "bias": (True, False),  # not Hugging Face's: `write` notes there that the biases are zeros which GPT does not have
+    "bias": (True, False),  # ours, not Hugging Face's: `write` sets it to False if the stored biases are only zeros
 }
 
 READ_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # safetensors' dtypes; NumPy has no bfloat16
 STORED_AS = {"float32": "F32", "float16": "F16", "float64": "F64"}
-PIECE = 2**20  # how many numbers are copied at once
+PIECE = 2**20  # how many numbers are copied at a time
 
 
 def layout(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of a GPT-2 of this size and their shapes, as they are stored."""
+    """The names and stored shapes of the tensors of a GPT-2 of this size."""
     C = n_embd
     block = {
         **{"ln_1.weight": (C,), "ln_1.bias": (C,)},
@@ -77,7 +77,7 @@ def layout(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict
 
 
 def as_stored(name: str, array: Any) -> Any:
-    """A parameter's array as the file has it, or the other way round: a view."""
+    """A view that converts between a parameter's array and the stored array, in both directions (transposes)."""
     return array.T if name.startswith("h.") and array.ndim == 2 else array
 
 
@@ -85,31 +85,31 @@ def as_stored(name: str, array: Any) -> Any:
 
 
 def read(source: str | os.PathLike[str], dropout: float | None = None) -> tuple[GPTConfig, dict[str, StoredTensor]]:
-    """The shape of the GPT in a folder, or of that name on the Hugging Face hub, and its tensors by parameter name.
+    """The config of a GPT in a folder or on the Hugging Face hub, and its stored tensors by parameter name.
 
     source: a folder; or "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or "owner/name", see `fetch`.
-    dropout: in place of the three probabilities in config.json, which otherwise have to be the same.
+    dropout: replaces the three probabilities in config.json, which must otherwise be equal.
 
-    Everything is checked: the configuration, and every tensor by name, shape and dtype. Only the header of each file
-    is read; the values follow with `StoredTensor.copy_to`. Raises `PretrainedError` that names all that is wrong.
+    The configuration and the name, shape and dtype of every tensor are checked. Only the header of each file is read;
+    `StoredTensor.copy_to` reads the values. Raises `PretrainedError`, which lists all problems.
     """
     folder = _folder(source)
     config = _read_config(folder / CONFIG, dropout)
     tensors = _find_tensors(folder)
     _check_tensors(folder, config, tensors)
     _check_values(folder, config, tensors)
-    tensors.pop("lm_head.weight", None)  # equal to wte.weight
+    tensors.pop("lm_head.weight", None)  # checked to equal wte.weight
     return config, tensors
 
 
 def floating(dtype: Any) -> np.dtype:
-    """The dtype of the parameters, if files of it can be written; else `ConfigError`."""
+    """`dtype` as a NumPy dtype. Raises `ConfigError` unless files can store it."""
     try:
         found = np.dtype(dtype)
     except TypeError as error:
         raise ConfigError(f"dtype is {dtype!r}; expected a floating dtype, such as float32") from error
     if found.name not in STORED_AS:
-        raise ConfigError(f"dtype is {found}; expected {', '.join(STORED_AS)}")
+        raise ConfigError(f"dtype is {found}; expected {' or '.join(STORED_AS)}")
     return found
 
 
@@ -118,7 +118,7 @@ def _folder(source: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise PretrainedError(f"{folder}: a file; expected the folder it is in")
+        raise PretrainedError(f"{folder}: is a file; expected its folder")
     repository = f"openai-community/{source}" if SHORT_NAMES.fullmatch(str(source)) else source
     part = "[A-Za-z0-9][A-Za-z0-9_.-]*"
     if isinstance(repository, str) and re.fullmatch(f"{part}/{part}", repository):
@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, dropout: float | None) -> GPTConfig:
-    """The shape of the GPT that config.json describes, if it is one."""
+    """The GPT that config.json describes. Raises `PretrainedError`, which lists all problems, if it is not a GPT-2."""
     settings = read_json(path)
     counts = {key: settings.get(key) for key in (*SIZES, "n_head")}
     problems = [
@@ -162,7 +162,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
         dropout = probabilities["resid_pdrop"]
         if not isinstance(dropout, (int, float)) or any(p != dropout for p in probabilities.values()):
             found = ", ".join(f"{key} {value!r}" for key, value in probabilities.items())
-            problems.append(f"{found}; expected one probability for the three, or one that is chosen with dropout=…")
+            problems.append(f"{found}; expected one probability for all three, or the argument dropout")
     if problems:
         raise PretrainedError(f"{path}: {'; '.join(problems)}")
     sizes = {ours: settings[theirs] for theirs, ours in SIZES.items()}
@@ -173,7 +173,7 @@ def _read_config(path: Path, dropout: float | None) -> GPTConfig:
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies in a file, and how it is read."""
+    """The place and format of a tensor in a file."""
 
     path: Path
     name: str
@@ -182,13 +182,13 @@ class StoredTensor(NamedTuple):
     offset: int
 
     def copy_to(self, array: Any) -> None:
-        """Write the values to a parameter's array, a few rows at a time."""
+        """Copy the values to a parameter's array, a few rows at a time."""
         target = as_stored(self.name, array)
         for rows, piece in self.pieces():
             target[rows] = piece
 
     def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Some rows at a time: which, and their values. Each piece is mapped into memory only while it is in use."""
+        """Yield a few rows at a time, as (slice, values). Each piece is memory-mapped only while it is in use."""
         dtype = np.dtype(READ_AS[self.dtype])
         columns = math.prod(self.shape[1:])
         step = max(1, PIECE // columns)
@@ -199,14 +199,14 @@ class StoredTensor(NamedTuple):
                 piece = np.memmap(self.path, dtype, "r", offset, (stop - start, *self.shape[1:]))
             except OSError as error:
                 raise PretrainedError(f"{self.path}: the weights cannot be read ({reason(error)})") from error
-            if self.dtype == "BF16":  # the upper half of a float32
+            if self.dtype == "BF16":  # bfloat16 is the upper half of a float32
                 yield slice(start, stop), (piece.astype("<u4") << 16).view("<f4")
             else:
                 yield slice(start, stop), piece
 
 
 def _find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors in a folder's files by their names without the prefix, and without the constant masks."""
+    """The tensors in a folder's files, by name without the prefix. The constant masks are left out."""
     files, index = [folder / WEIGHTS], None
     if not files[0].is_file():
         if not (folder / INDEX).is_file():
@@ -215,13 +215,13 @@ def _find_tensors(folder: Path) -> dict[str, StoredTensor]:
         files = [folder / name for name in sorted(set(index.values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise PretrainedError(f"{folder}: there is no {', no '.join(missing)}, which {INDEX} names")
+            raise PretrainedError(f"{folder}: missing {', '.join(missing)}, listed in {INDEX}")
     contents = {file: _read_header(file) for file in files}
     if index is not None:
         found = {(name, file.name) for file, tensors in contents.items() for name in tensors}
         differ = sorted({name for name, _ in found ^ set(index.items())})
         if differ:
-            raise PretrainedError(f"{folder / INDEX}: the files have something else of {', '.join(differ)}")
+            raise PretrainedError(f"{folder / INDEX}: does not match the files in {', '.join(differ)}")
     stored: dict[str, StoredTensor] = {}
     for file, tensors in contents.items():
         for name, tensor in tensors.items():
@@ -236,34 +236,35 @@ def _find_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _why_no_weights(folder: Path) -> str:
     if any(folder.glob("pytorch_model*.bin*")):
         return (
-            "the weights are there only as pytorch_model.bin, a pickle, which could run any code and is not read; "
-            'convert them where you trust them: python -c "from transformers import GPT2LMHeadModel as M; '
+            "the only weights are in pytorch_model.bin, a pickle, which could run any code and is not read; if you "
+            'trust it, convert it: python -c "from transformers import GPT2LMHeadModel as M; '
             f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
         )
     return f"there are no weights ({WEIGHTS} or {INDEX})"
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Which file has which tensor. All of the files are in the index's own folder."""
+    """The file of each tensor. All files must be in the index's own folder."""
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
-        raise PretrainedError(f"{path}: expected a weight_map, the names of tensors and of their files")
+        raise PretrainedError(f"{path}: expected a weight_map from names of tensors to names of files")
     outside = sorted({f"{name:.100}" for name in files.values() if not _is_plain(name)})
     if outside:
-        raise PretrainedError(f"{path}: names what is no safetensors file of its folder: {', '.join(outside)}")
+        raise PretrainedError(f"{path}: expected names of safetensors files in its folder, got {', '.join(outside)}")
     return files
 
 
 def _is_plain(name: str) -> bool:
-    length = len(name.encode(errors="surrogatepass"))  # which systems take up to 255 of
+    length = len(name.encode(errors="surrogatepass"))  # file systems allow up to 255 bytes
     return PureWindowsPath(name).name == name and name.endswith(".safetensors") and "\0" not in name and length <= 255
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file.
 
-    safetensors checks that the header is whole and that the tensors, each as long as its shape and dtype say, fill the
-    file one after the other. It hands out no positions and no bfloat16, so these are read here.
+    The safetensors package checks that the header is complete, and that the tensors have the lengths of their shapes
+    and dtypes and fill the file without gaps. It gives no positions and cannot read bfloat16 into NumPy, so the
+    positions are read here.
     """
     try:
         with safetensors.safe_open(path, framework="np"), open(path, "rb") as file:
@@ -285,15 +286,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"it names {name!r} twice")
+        raise ValueError(f"{name!r} appears twice")
     return content
 
 
 def _check_tensors(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise `PretrainedError` unless the tensors are those of this configuration, name by name and shape by shape.
+    """Raise `PretrainedError` unless the tensors have the names, shapes and dtypes that the configuration requires.
 
-    What the configuration says is compared with the sizes that the weights themselves show, and each tensor with these
-    sizes: a wrong number is named once, and a configuration that asks for a billion layers is not believed.
+    First the configuration is compared with the sizes of the weights, then each tensor with the sizes of the weights.
+    So a wrong size is reported once, and a configuration with a billion layers costs nothing.
     """
     said = {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
     shown = said | _sizes_of(tensors)
@@ -301,20 +302,20 @@ def _check_tensors(folder: Path, config: GPTConfig, tensors: Mapping[str, Stored
         f"{CONFIG} says {key} {said[key]}, the weights have {shown[key]}" for key in said if said[key] != shown[key]
     ]
 
-    wanted = layout(**shown)
-    allowed = wanted | {"lm_head.weight": wanted["wte.weight"]}
+    expected = layout(**shown)
+    allowed = expected | {"lm_head.weight": expected["wte.weight"]}
     found = [(name, tensor, allowed[name]) for name, tensor in tensors.items() if name in allowed]
-    problems += [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in allowed]
     problems += [f"{name} has shape {t.shape}, expected {shape}" for name, t, shape in found if t.shape != shape]
-    dtypes = ", ".join(READ_AS)
+    dtypes = " or ".join(READ_AS)
     problems += [f"{name} is stored as {t.dtype}, expected {dtypes}" for name, t, _ in found if t.dtype not in READ_AS]
     if problems:
         raise PretrainedError(f"{folder}: {'; '.join(problems)}")
 
 
 def _sizes_of(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """Those of config.json's numbers that can be seen from the weights."""
+    """The sizes in config.json that can be read off the weights."""
     numbers = (int(match[1]) for name in tensors if (match := re.match(r"h\.([0-9]{1,9})\.", name)))
     sizes = {"n_layer": max((number + 1 for number in numbers if number < len(tensors)), default=0)}
     for name, keys in (("wpe.weight", ("n_positions", "n_embd")), ("wte.weight", ("vocab_size", "n_embd"))):
@@ -324,17 +325,17 @@ def _sizes_of(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
 
 
 def _check_values(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor]) -> None:
-    """What is stored twice has to be the same, and biases that the model does not have have to be zero."""
+    """Raise `PretrainedError` if lm_head and wte differ, or if there are nonzero biases where the config has none."""
     if "lm_head.weight" in tensors:
         pairs = zip(tensors["wte.weight"].pieces(), tensors["lm_head.weight"].pieces(), strict=True)
         if not all(np.array_equal(wte, lm_head, equal_nan=True) for (_, wte), (_, lm_head) in pairs):
-            raise PretrainedError(f"{folder}: lm_head.weight differs from wte.weight; this GPT has one for both")
+            raise PretrainedError(f"{folder}: lm_head.weight differs from wte.weight; expected one matrix for both")
     biases = [] if config.bias else [name for name in tensors if name.endswith(".bias")]
     wrong = [name for name in biases if any(piece.any() for _, piece in tensors[name].pieces())]
     if wrong:
         raise PretrainedError(
-            f'{folder}: {CONFIG} says that there are no biases, but not zero are {", ".join(wrong)}; with "bias": true '
-            "they belong to the model"
+            f'{folder}: {CONFIG} says "bias": false, but these biases are not zero: {", ".join(wrong)}; set '
+            '"bias": true to use them'
         )
 
 
@@ -342,10 +343,10 @@ def _check_values(folder: Path, config: GPTConfig, tensors: Mapping[str, StoredT
 
 
 def fetch(repository: str) -> Path:
-    """A folder in the cache with a model of the Hugging Face hub; files that are not there yet are downloaded.
+    """The folder in the cache of a model from the Hugging Face hub. Missing files are downloaded.
 
-    repository: "owner/name". The files are checked against the hub's checksums as they come. The address of another
-    hub can be given in $HF_ENDPOINT.
+    repository: "owner/name". Downloads are checked against the hub's checksums. The environment variable HF_ENDPOINT
+    can name another hub.
     """
     folder = cache_directory() / "models" / repository
     address = f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{repository}"
@@ -366,8 +367,8 @@ def fetch(repository: str) -> Path:
                 get(name)
     except DataError as error:
         raise PretrainedError(
-            f"{repository}: there is no such folder, and it could not be downloaded ({error}). Put {CONFIG} and "
-            f"{WEIGHTS} from {address}/tree/main into {folder}, or name a folder that has them"
+            f"{repository}: there is no such folder, and the download failed ({error}). Put {CONFIG} and {WEIGHTS} "
+            f"from {address}/tree/main into {folder}, or name a folder that has them"
         ) from error
     return folder
 
@@ -376,10 +377,10 @@ def fetch(repository: str) -> Path:
 
 
 def write(folder: str | os.PathLike[str], config: GPTConfig, parameters: Mapping[str, Any]) -> None:
-    """Write a model to a folder that transformers' `GPT2LMHeadModel.from_pretrained` opens, and `read`.
+    """Write a model to a folder that `read` and transformers' `GPT2LMHeadModel.from_pretrained` can open.
 
     parameters: the arrays of a GPT by name. Each file is written whole or not at all. A model without biases is
-    written with zeros. Raises `PretrainedError` for one that is not GPT-2: see `check_is_gpt2`.
+    written with zero biases. Raises `PretrainedError` if the model is not a GPT-2; see `check_is_gpt2`.
     """
     folder = Path(folder)
     tensors = check_is_gpt2(config, parameters)
@@ -396,34 +397,36 @@ def write(folder: str | os.PathLike[str], config: GPTConfig, parameters: Mapping
 
 
 def check_is_gpt2(config: GPTConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays to store by their names in the file, views of the parameters.
+    """The arrays to store, as views of the parameters, by their names in the file.
 
-    Raises `PretrainedError` if GPT-2's layout has no place for the model: it has other options, or other parameters.
+    Raises `PretrainedError` if the model does not fit GPT-2's layout because of its options or its parameters.
     """
-    how_it_learns = {"zero_init_residual", "checkpoint"}  # and not what it computes
-    known = {*SIZES.values(), "n_head", "dropout", "bias", *how_it_learns}
+    training_only = {"zero_init_residual", "checkpoint"}  # do not change what the model computes
+    known = {*SIZES.values(), "n_head", "dropout", "bias", *training_only}
     options = [(field, getattr(config, field.name)) for field in dataclasses.fields(config) if field.name not in known]
-    problems = [f"option {field.name} {value!r}" for field, value in options if value != field.default]
+    problems = [
+        f"{field.name} is {value!r}, expected {field.default!r}" for field, value in options if value != field.default
+    ]
 
     stored = {name: as_stored(name, array) for name, array in parameters.items()}
     expected = layout(**{theirs: getattr(config, ours) for theirs, ours in SIZES.items()})
     if not config.bias:
         dtype = parameters["wte.weight"].dtype
         stored |= {name: np.zeros(shape, dtype) for name, shape in expected.items() if name.endswith(".bias")}
-    problems += [f"no {name}" for name in expected if name not in stored]
-    problems += [f"a parameter {name}" for name in stored if name not in expected]
+    problems += [f"missing {name}" for name in expected if name not in stored]
+    problems += [f"unexpected {name}" for name in stored if name not in expected]
     problems += [
-        f"{name} {stored[name].dtype} {stored[name].shape} for {shape}"
+        f"{name} is {stored[name].dtype} {stored[name].shape}, expected {' or '.join(STORED_AS)} {shape}"
         for name, shape in expected.items()
         if name in stored and (stored[name].shape != shape or stored[name].dtype.name not in STORED_AS)
     ]
     if problems:
-        raise PretrainedError(f"save_pretrained: GPT-2's layout has no place for this model: {'; '.join(problems)}")
+        raise PretrainedError(f"save_pretrained: the model does not fit GPT-2's layout: {'; '.join(problems)}")
     return {f"{PREFIX}{name}": stored[name] for name in expected}
 
 
 def _settings_of(config: GPTConfig, dtype: np.dtype) -> dict[str, Any]:
-    end_of_text = 50256 if config.vocab_size > 50256 else None  # GPT-2's; other vocabularies are not known here
+    end_of_text = 50256 if config.vocab_size > 50256 else None  # GPT-2's token; other vocabularies are unknown here
     return {
         "architectures": ["GPT2LMHeadModel"],
         **{key: values[0] for key, values in FIXED.items() if key != "bias"},
@@ -440,7 +443,7 @@ def _settings_of(config: GPTConfig, dtype: np.dtype) -> dict[str, Any]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """A safetensors file, written tensor by tensor, so that there is never a second copy of all of them in memory."""
+    """Write a safetensors file tensor by tensor, so that memory never holds a second copy of all tensors."""
     ends = list(itertools.accumulate((array.nbytes for array in tensors.values()), initial=0))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for (name, array), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True):

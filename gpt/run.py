@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, its lock, what an earlier run left, and what programs say of a run."""
+"""A run's folder: file names, lock, and files of earlier runs; and what all training programs print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from minigrad.serialization import remove_unfinished
 from . import pretrained
 from .errors import ConfigError, GPTError, reason
 
-LAST, BEST = "last.safetensors", "best.safetensors"  # checkpoints: to resume from, and with the lowest validation loss
+LAST, BEST = "last.safetensors", "best.safetensors"  # checkpoints: to resume from; with the lowest validation loss
 METRICS, LOSS_CURVE = "metrics.csv", "loss.png"
 ADAPTERS = "adapters.safetensors"  # of examples/finetune.py with --lora-rank
 TRANSLATOR, CROSS_ATTENTION = "model.safetensors", "cross_attention.png"  # of examples/translate.py
-OPS_TABLE, OPS_CURVE, ENGINE = "ops.csv", "ops.png", "engine"  # of --ops; ENGINE is the folder of the engine's own run
+OPS_TABLE, OPS_CURVE, ENGINE = "ops.csv", "ops.png", "engine"  # of --ops; ENGINE is the folder of the engine's run
 RUN_FILES = (LAST, BEST, METRICS, LOSS_CURVE, OPS_TABLE, OPS_CURVE, ADAPTERS, TRANSLATOR, CROSS_ATTENTION)
 
 
@@ -32,23 +32,23 @@ class DivergedError(GPTError):
 
 
 def refuse_divergence(loss: float, step: int, advice: str) -> None:
-    """Raise `DivergedError` for a loss that is not finite, before useless weights are saved."""
+    """Raise `DivergedError` if the loss is not finite, before useless weights are saved."""
     if not math.isfinite(loss):
         raise DivergedError(f"the loss is {loss} after step {step}; {advice}")
 
 
 @contextlib.contextmanager
 def run_folder(out: Path) -> Iterator[None]:
-    """Make the folder of a run, and keep other runs out of it until the end of this context.
+    """Make a run's folder and lock it until the end of this context, so that no other run uses it.
 
-    Unfinished files that a killed run left there are removed. Raises `ConfigError` if the folder cannot be made, if
-    another run is using it, and if it holds a model in Hugging Face's layout, which `gpt.loading.load_model` would take
-    for the run's.
+    Unfinished files of a killed run are removed. Raises `ConfigError` if the folder cannot be made, if another run is
+    using it, or if it holds a model in Hugging Face's layout, because `gpt.loading.load_model` would load that model
+    instead of the run's.
     """
     if (out / pretrained.CONFIG).is_file():
         raise ConfigError(
-            f"{out / pretrained.CONFIG} exists, so loading a model from {out} would load the one that this file "
-            f"belongs to, not the run's; name another folder with --out"
+            f"{out} holds a model in Hugging Face's layout ({pretrained.CONFIG}), which would be loaded instead of the "
+            f"run's; name another folder with --out"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -62,25 +62,27 @@ def run_folder(out: Path) -> Iterator[None]:
 
 
 def _lock(file: Any, out: Path) -> bool:
-    """Lock a file until it is closed. False where there are no such locks: on Windows and in some file systems.
+    """Lock a file until it is closed. False if locks are not available: on Windows and on some file systems.
 
-    The lock belongs to the process, not to the open file. It is free again when the process dies, even if copies of the
-    process, such as those that `DataParallel` makes, live on.
+    The lock belongs to the process, not to the open file. It is released when the process dies, even if forked copies
+    of the process, such as those of `DataParallel`, live on.
     """
     try:
         fcntl: Any = importlib.import_module("fcntl")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        raise ConfigError(f"another run is using {out}; wait for its end, or name another folder with --out") from error
+        raise ConfigError(
+            f"another run is using {out}; wait until it has finished, or name another folder with --out"
+        ) from error
     except (ImportError, OSError):
         return False
     return True
 
 
 def keep_previous_run(out: Path) -> Path | None:
-    """Move the files of an earlier run in `out` into a folder of their own, and say so.
+    """Move the files of an earlier run in `out`, if there is one, to the subfolder previous-N, and say so.
 
-    A folder with any of `RUN_FILES` holds an earlier run. Returns the folder of its files, or None if there was none.
+    An earlier run is a folder with any of `RUN_FILES`. Returns the subfolder, or None if there was no earlier run.
     """
     found = [name for name in RUN_FILES if (out / name).exists()]
     if not found:
@@ -90,8 +92,20 @@ def keep_previous_run(out: Path) -> Path | None:
     aside.mkdir()
     for name in [*found, *([ENGINE] if (out / ENGINE).is_dir() else [])]:
         (out / name).rename(aside / name)
-    print(f"an earlier run was in {out}; its files are now in {aside}")
+    print(f"moved       the files of an earlier run in {out} to {aside}")
     return aside
+
+
+def check_unchanged(run: Mapping[str, Any], given: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise `ConfigError` if one of these options is given with --resume and is not the run's."""
+    for name in names:
+        if given.get(name, run[name]) != run[name]:
+            raise ConfigError(f"--resume: {name} is {given[name]}; expected {run[name]}, as in the run")
+
+
+def print_interrupted(step: int) -> None:
+    """Print which step of an interrupted run is saved, and the command that resumes it from there."""
+    print(f"interrupted; step {step} is saved. To resume:\n  {resume_command()}")
 
 
 def resume_command() -> str:
@@ -99,8 +113,14 @@ def resume_command() -> str:
     return shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
 
 
+def print_above(bar: tqdm, text: str) -> None:
+    """Print to standard output without disturbing the progress bar."""
+    with bar.external_write_mode(file=sys.stdout):
+        print(text, flush=True)
+
+
 def progress_bar(**options: Any) -> tqdm:
-    """A bar of steps on standard error: drawn seldom if that is no terminal, and not at all if it is closed."""
+    """A progress bar of steps on standard error: updated rarely if that is not a terminal, hidden if it is closed."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(
         unit="it",

@@ -1,4 +1,4 @@
-"""Sampling: a model's logits into tokens, one after another."""
+"""Sampling: generate tokens one by one from a model's logits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from minigrad.memory import keep_freed_memory
 
 from .config import GPTConfig
 from .errors import ConfigError, GPTError, memory_advice
-from .options import number_or_nan, option
+from .options import check_count, number_or_nan, option
 
 
 class LanguageModel(Protocol):
-    """What sampling asks of a model, besides what every `nn.Module` has: `GPT`, and the models of gpt/course/ladder.py.
+    """The interface that sampling needs. `GPT` and the models of gpt/course/ladder.py have it.
 
-    `next_logits(ids)` of integers (B, T) gives the logits (B, V) of the token after the last of each row. cache: holds
-    the tokens before `ids`; padding: how many ids at the left of each row stand for nothing. A model whose `new_cache`
-    returns None computes everything again for each token.
+    `next_logits(ids)` maps integers (B, T) to the logits (B, V) of the token after the last of each row. cache: holds
+    the tokens before `ids`. padding: the number of ids at the left of each row to ignore. A model whose `new_cache`
+    returns None recomputes everything for each token. The other methods are those of `nn.Module`.
     """
 
     config: GPTConfig
@@ -40,29 +40,29 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Raises `ConfigError` for values without meaning.
+    """How the next token is chosen. Raises `ConfigError` for bad values.
 
-    top_p is nucleus sampling (Holtzman et al., 2019). use_cache: keep keys and values instead of computing them again;
-    the tokens are the same. stop_tokens: an id, or several, any of which ends a row. vocab_size: for a model with more
-    ids than its tokenizer knows, since some models round the number up.
+    top_p is nucleus sampling (Holtzman et al., 2019). use_cache keeps keys and values instead of recomputing them; the
+    tokens are the same. stop_tokens is an id, or several ids; each of them ends a row. vocab_size is for models that
+    have more ids than their tokenizer, as some models round the number up.
     """
 
-    temperature: float = option(1.0, "divides the logits: below 1 is more careful; 0 takes the likeliest token")
-    top_k: int | None = option(None, "sample among the k likeliest tokens only")
-    top_p: float | None = option(None, "sample among the likeliest tokens that together have this probability")
-    seed: int | None = option(None, "the same seed gives the same text")
+    temperature: float = option(1.0, "divides the logits: below 1 is less random; 0 takes the likeliest token")
+    top_k: int | None = option(None, "sample only from the k likeliest tokens")
+    top_p: float | None = option(None, "sample only from the likeliest tokens that together have this probability")
+    seed: int | None = option(None, "random seed; the same seed gives the same text")
     use_cache: bool = option(True, "keep keys and values of the tokens so far")
     stop_tokens: Any = option(None, "ids that end a row")
-    vocab_size: int | None = option(None, "sample among the ids below it only")
+    vocab_size: int | None = option(None, "sample only from the ids below this number")
 
     def __post_init__(self) -> None:
         for name, least in (("top_k", 1), ("vocab_size", 1), ("seed", 0)):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least)
         if not number_or_nan(self.temperature) >= 0:
-            raise ConfigError(f"temperature is {self.temperature!r}; expected at least 0")
+            raise ConfigError(f"temperature is {self.temperature!r}; expected a number of at least 0")
         if self.top_p is not None and not 0 < number_or_nan(self.top_p) <= 1:
-            raise ConfigError(f"top_p is {self.top_p!r}; expected above 0 and at most 1")
+            raise ConfigError(f"top_p is {self.top_p!r}; expected a number above 0 and at most 1")
 
     def stop_ids(self, vocab_size: int) -> np.ndarray:
         """`stop_tokens` as an array of ids below `vocab_size`."""
@@ -73,29 +73,29 @@ class Sampling:
         return stop
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One token a row from logits (B, V): integers (B,).
+        """One token per row from logits (B, V): integers (B,).
 
-        Sampling is by the Gumbel-max trick: the largest of logit + Gumbel noise falls on token i with probability
+        Samples with the Gumbel-max trick: token i has the largest logit + Gumbel noise with probability
         softmax(logits)_i. Raises `GPTError` for a row whose largest logit is not finite.
         """
         logits = logits[:, : self.vocab_size]
-        largest = logits.max(axis=-1, keepdims=True)  # NaN if any of them is
+        largest = logits.max(axis=-1, keepdims=True)  # NaN if any logit is
         if not np.isfinite(largest).all():
             found = largest[~np.isfinite(largest)][0]
-            raise GPTError(f"the largest logit is {found}; expected a finite one to sample by: the model has diverged")
+            raise GPTError(f"the largest logit is {found}; expected a finite number: the model has diverged")
         if self.temperature == 0:
             return logits.argmax(axis=-1)
         logits = logits.astype(np.float64) - largest
-        with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest become -inf
+        with np.errstate(over="ignore"):  # near temperature 0, all but the largest become -inf
             logits /= self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             kth = np.partition(logits, -self.top_k, axis=-1)[:, -self.top_k, None]  # (B, 1)
             logits[logits < kth] = -np.inf
         if self.top_p is not None:
-            ranked = -np.sort(-logits, axis=-1)  # (B, V), the likeliest first
+            ranked = -np.sort(-logits, axis=-1)  # (B, V), likeliest first
             probabilities = mg.functional.softmax(ranked).numpy()
-            before = probabilities.cumsum(axis=-1) - probabilities  # of the tokens that are likelier; 0 for the first
-            last = (before < self.top_p).sum(axis=-1, keepdims=True) - 1  # the last rank that is still needed
+            before = probabilities.cumsum(axis=-1) - probabilities  # total of the likelier tokens; 0 for the first
+            last = (before < self.top_p).sum(axis=-1, keepdims=True) - 1  # the last rank to keep
             logits[logits < np.take_along_axis(ranked, last, axis=-1)] = -np.inf
         return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
@@ -103,13 +103,13 @@ class Sampling:
 def stream(model: LanguageModel, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Iterator[np.ndarray]:
     """Yield the next token of each row of ids (B, T), `max_new_tokens` times, as integers (B,).
 
-    ids: an array (B, T), or a list of B prompts of any lengths, none of which sees another.
-    The options are the fields of `Sampling`, in their order. Without a seed minigrad's generator is drawn from. A row
-    that has ended repeats its last token until all have, and then the stream ends too.
+    ids: an array (B, T), or a list of B prompts of any lengths. Prompts do not see each other.
+    The options are the fields of `Sampling`, in their order. Without a seed, minigrad's generator is used. A row that
+    has ended repeats its last token until all rows have ended; then the stream ends.
 
-    When the context is full it slides: the model sees the last block_size tokens of each row. It is in evaluation mode
-    while it computes a token, and between two of them in whatever mode it was. Raises `GPTError` where the logits give
-    nothing to choose from, as those of a model that has diverged.
+    When the context is full it slides: the model sees the last block_size tokens of each row. The model is in
+    evaluation mode while it computes a token, and keeps its own mode in between. Raises `GPTError` if the largest logit
+    is not finite, which means that the model has diverged.
     """
     check_count("max_new_tokens", max_new_tokens, 0)
     how = Sampling(*sampling, **options)
@@ -128,21 +128,21 @@ def _continue(
 ) -> Iterator[np.ndarray]:
     block_size, device = model.config.block_size, next(iter(model.parameters())).device
     longest = max(map(len, prompts))
-    padding = np.array([longest - len(prompt) for prompt in prompts])  # the rows are aligned at the right
+    padding = np.array([longest - len(prompt) for prompt in prompts])  # at the left of each row
     tokens = np.zeros((len(prompts), longest), np.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[longest - len(prompt) :] = prompt
     ended = np.zeros(len(prompts), bool)
     cache = model.new_cache() if how.use_cache else None
-    modules = list(model.modules())  # finding them again for each token would take a tenth of a small model's time
+    modules = list(model.modules())  # listed once: listing them per token would take a tenth of a small model's time
     for end in range(longest, longest + max_new_tokens):
         if cache is not None and cache.length == block_size:
-            cache = None  # the window slides: every token has a new position, so nothing that was kept is valid
-        tokens = tokens[:, -block_size:]  # those before `end` that the model sees
+            cache = None  # the window slides, so every token has a new position and the cache is invalid
+        tokens = tokens[:, -block_size:]  # the tokens that the model sees
         empty = np.maximum(padding - max(0, end - block_size), 0)
         new = tokens if cache is None or not cache.length else tokens[:, -1:]
         mode = model.evaluating() if any(module.training for module in modules) else nullcontext()
-        with mode, mg.no_grad(), memory_advice("what takes less: fewer prompts at a time, or shorter ones"):
+        with mode, mg.no_grad(), memory_advice("to use less memory: fewer prompts at a time, or shorter ones"):
             logits = model.next_logits(
                 mg.Tensor(new, device=device).data, cache=cache, padding=empty if empty.any() else None
             )
@@ -155,10 +155,10 @@ def _continue(
 
 
 def generate(model: LanguageModel, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Any:
-    """The rows of ids with the tokens that `stream` yields behind them.
+    """The rows of ids, continued with the tokens that `stream` yields.
 
-    An array (B, T) gives an array, filled up as the stream fills it. A list of prompts gives a list of arrays (T_i,):
-    each ends with its first stop token, or after `max_new_tokens`.
+    An array (B, T) gives an array; a row that has ended repeats its last token. A list of prompts gives a list of
+    arrays (T_i,) that end with the first stop token or after `max_new_tokens`.
     """
     steps = list(stream(model, ids, max_new_tokens, *sampling, **options))
     prompts = rows_of(ids, model.config.vocab_size)
@@ -168,14 +168,6 @@ def generate(model: LanguageModel, ids: Any, max_new_tokens: int, *sampling: Any
         new = [row[: stops.argmax() + 1] if stops.any() else row for row in new for stops in [np.isin(row, stop)]]
     rows = [np.concatenate(parts) for parts in zip(prompts, new, strict=True)]
     return rows if isinstance(ids, (list, tuple)) else np.stack(rows)
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise `ConfigError` unless the value is a whole number, NumPy's too, of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ConfigError(f"{name} is {value!r}; expected a whole number")
-    if value < least:
-        raise ConfigError(f"{name} is {value}; expected at least {least}")
 
 
 def rows_of(ids: Any, vocab_size: int) -> list[np.ndarray]:
@@ -189,9 +181,9 @@ def rows_of(ids: Any, vocab_size: int) -> list[np.ndarray]:
     if wrong or not rows:
         got = wrong[0] if wrong else mg.Tensor(ids).numpy()
         raise ConfigError(
-            f"generate: expected ids, integers (B, T), or a list of rows, none empty; got {got.shape} {got.dtype}"
+            f"generate: expected ids, integers (B, T), or a list of nonempty rows, got {got.shape} {got.dtype}"
         )
     for row in rows:
         if row.min() < 0 or row.max() >= vocab_size:
-            raise ConfigError(f"generate: expected ids from 0 to {vocab_size - 1}; got {row.min()} to {row.max()}")
-    return [row.astype(np.int64) for row in rows]  # whatever the prompt's dtype, a sampled token fits
+            raise ConfigError(f"generate: expected ids from 0 to {vocab_size - 1}, got {row.min()} to {row.max()}")
+    return [row.astype(np.int64) for row in rows]  # int64, so that any sampled token fits

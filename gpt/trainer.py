@@ -1,7 +1,6 @@
-"""Training: nanoGPT's loop, with a run that can stop at any time and go on exactly where it was.
+"""Training: nanoGPT's loop, in a run that can be stopped at any time and resumed exactly.
 
-A run's folder holds `last.safetensors` and `best.safetensors`, `metrics.csv`, and `loss.png` where matplotlib is
-installed.
+A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and, if matplotlib is installed, `loss.png`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import io
 import itertools
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 import minigrad as mg
-from minigrad import kernels, optim
+from minigrad import optim
 from minigrad.distributed import DataParallel, can_share
 from minigrad.serialization import naming, write_atomically
 
@@ -31,30 +29,28 @@ from .config import TrainConfig
 from .errors import CheckpointError, ConfigError, memory_advice
 from .figures import new_figure, save_figure
 from .model import GPT
-from .run import BEST, LAST, LOSS_CURVE, METRICS, progress_bar, refuse_divergence
+from .run import BEST, LAST, LOSS_CURVE, METRICS, print_above, progress_bar, refuse_divergence
 from .text.data import Dataset
 from .text.tokenizer import Tokenizer
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
-
-
-MOST_PROCESSES = 8  # unless more are asked for: each has gradients, which take memory and have to be added up
-LARGE = 50_000_000  # parameters from which on operations are long enough for threads, and gradients too large to copy
+MOST_PROCESSES = 8  # by default: each process has its own gradients, which take memory and have to be summed
+LARGE = 50_000_000  # parameters; from here on, operations use threads well and gradients are too large to copy
 
 
 def choose_processes(config: TrainConfig, model: GPT) -> int:
-    """How many processes share a batch.
+    """The number of processes that share a batch.
 
-    If that is left open, on the CPU one for each of the engine's threads, but no more than sequences, and one for a
-    large model, whose operations share the threads well.
+    The default (0) is, on the CPU, one process per thread of the engine, but at most MOST_PROCESSES and one per
+    sequence; for a large model, whose operations use the threads well, it is 1. On a GPU it is 1.
     """
     device = model.wte.weight.device
     if config.processes > 1 and (device != "cpu" or not can_share()):
-        where = "here" if device == "cpu" else f"on {device}"
-        raise ConfigError(f"processes is {config.processes}, but {where} a single one trains: take 1")
+        where = "on this system" if device == "cpu" else f"on {device}"
+        raise ConfigError(f"processes is {config.processes}; expected 1 {where}")
     if config.processes > config.batch_size:
-        raise ConfigError(f"processes is {config.processes}, more than the {config.batch_size} sequences of a batch")
+        raise ConfigError(f"processes is {config.processes}; expected at most the batch_size {config.batch_size}")
     if config.processes:
         return config.processes
     if device != "cpu" or not can_share() or model.num_parameters() >= LARGE:
@@ -65,7 +61,7 @@ def choose_processes(config: TrainConfig, model: GPT) -> int:
 class Trainer:
     """One training run. `train()` runs it to the end, or until it is interrupted."""
 
-    less_memory = "--checkpoint, or a smaller --block-size"  # options of the program, besides those of TrainConfig
+    less_memory = "--checkpoint, or a smaller --block-size"  # options that save memory and are not in TrainConfig
 
     def __init__(
         self,
@@ -79,11 +75,11 @@ class Trainer:
     ) -> None:
         self.device = model.wte.weight.device
         dtype, processes = precision.choose(config.dtype, self.device), choose_processes(config, model)
-        self.processes_asked_for = config.processes  # what a file keeps: a resumed run may have another machine
+        self.given_processes = config.processes  # saved as given: a run may be resumed on another machine
         config = dataclasses.replace(config, dtype=dtype, processes=processes)
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
-        self.data_id = data_id  # tells one text from another, so that a run is not resumed on the wrong one
-        exact: dict[mg.Tensor, Any] = {p: p.data for p in model.parameters()}  # before they are rounded
+        self.data_id = data_id  # identifies the text, so that a run is not resumed on another one
+        exact: dict[mg.Tensor, Any] = {p: p.data for p in model.parameters()}  # before rounding to 16 bits
         if config.dtype in ("bfloat16", "float16"):
             model.to(dtype=config.dtype)
         self.scaler = optim.GradScaler() if config.dtype == "float16" else None
@@ -95,12 +91,15 @@ class Trainer:
             muon_lr=config.muon_learning_rate,
         )
         self.optimizer.start_masters(exact)
-        top = config.learning_rate  # of the schedule, which every group follows in proportion to its own
-        self.lr_factors = [group["lr"] / top if top else 1.0 for group in self.optimizer.param_groups]
-        self.graph: mg.cuda.Captured | None = None  # of a step; with float16 the host decides about every step
-        if graph and self.scaler is None and self.device != "cpu" and kernels.in_use("cuda"):
-            self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
+        peak = config.learning_rate  # of the schedule, which is scaled for each group by the group's own peak
+        self.lr_factors = [group["lr"] / peak if peak else 1.0 for group in self.optimizer.param_groups]
         self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
+        self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
+        self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates
+        if graph and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
+            self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
+            if self.scaler is None:
+                self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -109,14 +108,14 @@ class Trainer:
     # The loop
 
     def train(self) -> bool:
-        """Train until `max_iters`. True if the end was reached, False after Ctrl-C; either way all is saved."""
+        """Train until `max_iters`. True if the end was reached, False after Ctrl-C; everything is saved either way."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.write_metrics()
         self.model.train()
         bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
         tf32 = mg.cuda.allow_tf32(self.config.dtype == "tf32")
         advice = memory_advice(
-            "what takes less: a smaller --batch-size (with a larger --grad-accum the steps stay the same), "
+            "to use less memory: a smaller --batch-size (a larger --grad-accum keeps the steps the same), "
             + self.less_memory
         )
         with bar, self.catch_interrupts(), advice, tf32, self.parallel:
@@ -141,9 +140,9 @@ class Trainer:
         return not self.interrupted
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
-        """One step of the optimizer: the mean loss of its batches, and the gradient's norm before clipping.
+        """One step of the optimizer. Returns the mean loss of its batches, and the gradient's norm before clipping.
 
-        On a GPU both stay there. Where the step is a CUDA graph, the next one overwrites them.
+        On a GPU both results stay on the device. If the step is a CUDA graph, the next step overwrites them.
         """
         for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = learning_rate * factor
@@ -156,7 +155,7 @@ class Trainer:
         return loss, norm
 
     def compute_step(self, batches: Iterable[tuple[Any, Any]]) -> tuple[mg.Tensor, Any]:
-        """What a step computes, but for its batches: forward and backward for each, clipping, and the optimizer."""
+        """The computation of a step: forward and backward for each batch, clipping, and the optimizer's update."""
         total, scale = None, 1.0 if self.scaler is None else self.scaler.scale
         for ids, targets in batches:
             if total is not None:
@@ -165,14 +164,14 @@ class Trainer:
             (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
         norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf, scale)
-        if self.scaler is None or self.scaler.update(float(norm)):  # the one thing that float16 has to wait for
+        if self.scaler is None or self.scaler.update(float(norm)):  # float16 only: waits for the norm
             self.optimizer.step()
         self.optimizer.zero_grad()
         assert total is not None
         return total, norm
 
     def compute_flat(self, *arrays: Any) -> tuple[mg.Tensor, Any]:
-        """`compute_step` for ids, targets, ids, targets, …"""
+        """`compute_step` with the arguments ids, targets, ids, targets, …"""
         return self.compute_step(zip(arrays[::2], arrays[1::2], strict=True))
 
     def learning_rate(self) -> float:
@@ -184,25 +183,28 @@ class Trainer:
 
     def loss(self, split: str, rng: Any) -> mg.Tensor:
         """The model's loss on a random batch."""
-        return self.parallel(*self.batch(split, rng))
+        batch = self.batch(split, rng)
+        if self.loss_graph is None:
+            return self.parallel(*batch)
+        return mg.Tensor(self.loss_graph(*batch).data.copy())  # the next replay overwrites the result
 
     def batch(self, split: str, rng: Any) -> tuple[Any, Any]:
         """Random ids and targets, (B, T), on the model's device."""
         return self.data.batch(split, self.config.batch_size, rng, self.device)
 
     def restart_clock(self) -> None:
-        """Measure the speed from here on."""
+        """Measure the speed from now on."""
         self.clock = time.perf_counter(), self.iteration
 
     def tokens_per_second(self) -> float:
-        """The speed since the clock was restarted, that is, without the time that evaluations take."""
+        """The speed since the clock was restarted, so without the time of evaluations."""
         since, first = self.clock
         steps = self.iteration - first
         tokens = self.config.batch_size * self.config.grad_accum * self.data.block_size
         return steps * tokens / (time.perf_counter() - since)
 
     def log(self, bar: tqdm, loss: float, learning_rate: float, norm: float) -> None:
-        """Show the state of the training and write it down; refuse to go on with a loss that is no number."""
+        """Show and record the state of the training. Raises `DivergedError` if the loss is not finite."""
         self.refuse_divergence(loss)
         speed = self.tokens_per_second()
         self.restart_clock()
@@ -212,7 +214,7 @@ class Trainer:
         )
 
     def refuse_divergence(self, loss: float) -> None:
-        """Raise `DivergedError` for a loss that is not finite."""
+        """Raise `DivergedError` if the loss is not finite."""
         last = self.out / LAST
         saved = f" ({last} is from before)" if last.exists() else ""
         refuse_divergence(loss, self.iteration, f"try a lower --learning-rate{saved}")
@@ -220,7 +222,7 @@ class Trainer:
     # Estimates of the losses
 
     def evaluate(self, bar: tqdm) -> None:
-        """Estimate both losses, write them down, and save the last and, if it is one, the best checkpoint."""
+        """Estimate both losses, write them to the metrics, and save the checkpoint, also as the best if it is."""
         losses = self.estimate_losses()
         for loss in losses.values():
             self.refuse_divergence(loss)
@@ -230,25 +232,26 @@ class Trainer:
             self.best_val_loss = losses["val"]
             self.save(BEST)
         self.save(LAST)
-        with bar.external_write_mode(file=sys.stdout):
-            print(
-                f"step {self.iteration:>5}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}"
-                f"{' (best so far, kept)' if best else ''}",
-                flush=True,
-            )
+        print_above(
+            bar,
+            f"step {self.iteration:>5}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}"
+            f"{' (best so far, saved)' if best else ''}",
+        )
 
     def estimate_losses(self) -> dict[str, float]:
         """The mean loss over `eval_iters` batches of each split, without dropout.
 
-        The batches are the same at every estimate, so that estimates can be compared, and drawing them leaves the
-        training's random numbers alone.
+        The batches are the same for every estimate, so that estimates can be compared. They are drawn from a separate
+        generator, so evaluations do not change the training's random numbers.
         """
         rng, means = mg.random.new_generator(self.config.seed), {}
         self.model.eval()
         with mg.no_grad():
             for split in ("train", "val"):
                 losses = [self.loss(split, rng) for _ in range(self.config.eval_iters)]
-                means[split] = sum(loss.item() for loss in losses) / len(losses)  # a GPU has computed all by then
+                means[split] = sum(loss.item() for loss in losses) / len(
+                    losses
+                )  # read only after all are queued on a GPU
         self.model.train()
         return means
 
@@ -258,8 +261,8 @@ class Trainer:
     # Saving and resuming
 
     def saved_options(self) -> dict[str, Any]:
-        """The options of the training as a checkpoint keeps them."""
-        return {**dataclasses.asdict(self.config), "processes": self.processes_asked_for}
+        """The options of the training as they are saved in a checkpoint."""
+        return {**dataclasses.asdict(self.config), "processes": self.given_processes}
 
     def save(self, name: str) -> None:
         run = {
@@ -274,7 +277,7 @@ class Trainer:
         checkpoint.save(self.out / name, self.model, self.optimizer, self.tokenizer, run)
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue exactly where a checkpoint was saved: weights, moments, random numbers, metrics."""
+        """Continue exactly where a checkpoint was saved: weights, optimizer state, random numbers, metrics."""
         run = saved.run
         saved.check_same_text(self.data_id)
         try:
@@ -284,15 +287,15 @@ class Trainer:
             raise CheckpointError(f"{saved.path}: {error}") from error
         if self.scaler is not None and run.get("loss_scale"):
             self.scaler.load_state_dict(run["loss_scale"])
-        if self.graph is not None:
-            self.graph.restart()  # the optimizer's arrays are others now
+        for captured in filter(None, (self.graph, self.loss_graph)):
+            captured.restart()  # loading replaced the arrays
         mg.random.set_state(run["random"])
         self.iteration, self.rows = run["iteration"], run["rows"]
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
 
     @contextlib.contextmanager
     def catch_interrupts(self) -> Iterator[None]:
-        """Let Ctrl-C finish the step at hand first, so that what is saved is whole. A second Ctrl-C stops at once."""
+        """Make Ctrl-C stop after the current step, so that a consistent state is saved. A second one stops at once."""
 
         def note(*_: Any) -> None:
             self.interrupted = True
@@ -300,7 +303,7 @@ class Trainer:
 
         try:
             before = signal.signal(signal.SIGINT, note)
-        except ValueError:  # not the main thread: signals do not come here
+        except ValueError:  # not the main thread, which alone receives signals
             yield
             return
         try:
@@ -311,14 +314,14 @@ class Trainer:
     # Metrics
 
     def add_row(self, values: dict[str, Any]) -> None:
-        """A line of metrics.csv, written at once."""
+        """Add a row to the metrics, and append it to metrics.csv at once."""
         self.rows.append({"iteration": self.iteration, **values})
         path = self.out / METRICS
         with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
 
     def write_metrics(self) -> None:
-        """Write metrics.csv afresh; after resuming, without what came later than the checkpoint."""
+        """Rewrite metrics.csv. After resuming, this removes rows later than the checkpoint."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
@@ -326,7 +329,7 @@ class Trainer:
         write_atomically(self.out / METRICS, text.getvalue().encode())
 
     def plot_losses(self) -> Path | None:
-        """Draw the loss curves to loss.png; None without matplotlib."""
+        """Draw the loss curves to loss.png. Returns its path, or None without matplotlib."""
         figure = new_figure()
         if figure is None:
             return None

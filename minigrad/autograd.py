@@ -71,10 +71,10 @@ class Function:
                 tensor_arguments.append(i)
                 needs_grad[i] = recording and argument.requires_grad
         ctx = Context(cls, tuple(needs_grad))
-        ctx.xp = get_array_module(*arrays)
+        ctx.xp, device = get_array_module(*arrays), "cpu"
         if ctx.xp is not np:
-            check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
-        run = ctx.implementation = implementation(cls, "cpu" if ctx.xp is np else "cuda", arrays)
+            device = check_same_device(cls.__name__, [array for array in arrays if is_array(array)])
+        run = ctx.implementation = implementation(cls, device, arrays)
         started = perf_counter()
         try:
             result = run.forward(ctx, *arrays)
@@ -193,7 +193,13 @@ def backward(root: Variable, grad: Any = None, retain_graph: bool = False, run: 
                 if not uses[parent[0]]:
                     ready.append(parent[0])
             elif parent is not None and gradient is not None:
-                gradients.add_to_leaf(parent, gradient, node.implementation.returns_new_arrays)
+                is_new = node.implementation.returns_new_arrays and _is_once(gradient, results, arrived)
+                gradients.add_to_leaf(parent, gradient, is_new)
+
+
+def _is_once(gradient: Array, results: list[Array | None], arrived: list[Array] | None) -> bool:
+    """Did a backward return this array for one argument alone, and not receive it? Else two tensors would share it."""
+    return sum(other is gradient for other in (*results, *(arrived or ()))) == 1
 
 
 def count_uses(root: Context) -> dict[Context, int]:

@@ -49,16 +49,17 @@ def device_of(array: Array) -> str:
     return "cpu" if get_array_module(array) is np else f"cuda:{array.device.id}"
 
 
-def check_same_device(operation: str, arrays: list[Array]) -> None:
-    """Raise `DeviceError` unless all the arrays are on one device. If that is a GPU, it becomes the current one.
+def check_same_device(operation: str, arrays: list[Array]) -> str:
+    """The device of all the arrays; `DeviceError` if they are on several. A GPU becomes the current one.
 
     CuPy makes new arrays on the current GPU, even if the arrays that it computes them from are on another.
     """
     devices = sorted({device_of(array) for array in arrays})
     if len(devices) > 1:
         raise DeviceError(f"{operation}: its arrays are on {' and '.join(devices)}; move them to one device with .to()")
-    if devices and devices[0] != "cpu":
+    if devices[0] != "cpu":
         arrays[0].device.use()
+    return devices[0]
 
 
 def cuda_is_available() -> bool:

@@ -1,1 +1,1 @@
-"""For students: the lecture's ladder of models, and training a GPT with operations of one's own."""
+"""For students: a ladder of models from bigrams to GPT, and training a GPT with your own operations."""

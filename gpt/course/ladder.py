@@ -1,10 +1,10 @@
-"""The ladder: from a table of character pairs to a small Transformer, one idea a rung. Read it from the top.
+"""The ladder: from a table of character pairs to a small Transformer, one new idea per rung. Read it from the top.
 
     Bigram ─► OneHead ─► SeveralHeads ─► WithFeedForward ─► WithResiduals ─► WithLayerNorm ─► GPT in gpt/model.py
 
-The rungs are those of Andrej Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out". Attention is
-written out operation by operation; the backward pass of each operation is a class in minigrad/ops.
-`python examples/ladder.py --all` trains the rungs on the same text and shows what each idea is worth.
+The rungs follow Andrej Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out". Attention is written
+out operation by operation; the backward pass of each operation is in its class in minigrad/ops.
+`python examples/ladder.py --all` trains the rungs on the same text and shows how much each idea gains.
 
 Shapes: B sequences in a batch, T tokens in each, C = n_embd channels, nh heads of size hs, V = vocab_size.
 """
@@ -27,9 +27,9 @@ from ..sample import generate
 
 
 class LanguageModel(nn.Module):
-    """A model that is asked as GPT is: `logits, loss = model(ids, targets)`, and `model.generate(ids, n)`.
+    """A model with the interface of GPT: `logits, loss = model(ids, targets)`, and `model.generate(ids, n)`.
 
-    A rung says what `hidden_states` makes of the tokens and how `logits` come from that.
+    Each rung defines `hidden_states`, computed from the tokens, and `logits`, computed from the hidden states.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -50,18 +50,18 @@ class LanguageModel(nn.Module):
         return logits, None if targets is None else F.cross_entropy(logits, targets)
 
     def next_logits(self, ids: Any, cache: None = None, padding: Any = None) -> mg.Tensor:
-        """Logits (B, V) for the token after the last of each row: what gpt/sample.py asks for."""
+        """Logits (B, V) for the token after the last of each row. gpt/sample.py calls this."""
         if padding is not None:
-            raise ConfigError(f"{type(self).__name__}.generate: expected prompts of one length")
+            raise ConfigError(f"{type(self).__name__}.generate: expected prompts of equal length")
         return self.logits(self.hidden_states(ids)[:, -1])
 
     def new_cache(self) -> None:
-        """None: a rung computes all tokens again for each new one."""
+        """None: a rung recomputes all tokens for each new one."""
 
     def generate(self, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Any:
-        """Continue each row of ids (B, T) by `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
+        """Continue each row of ids (B, T) with `max_new_tokens` sampled tokens: integers (B, T + max_new_tokens).
 
-        The options are the fields of `gpt.sample.Sampling`. Beyond block_size the model sees the last of the tokens.
+        The options are the fields of `gpt.sample.Sampling`. The model sees the last block_size tokens.
         """
         return generate(self, ids, max_new_tokens, *sampling, **options)
 
@@ -70,12 +70,11 @@ class LanguageModel(nn.Module):
 
 
 class Bigram(LanguageModel):
-    """The next token from the current one alone: row i of a table (V, V) holds the logits of what follows token i.
+    """Predict the next token from the current one alone: row i of a table (V, V) holds the logits after token i.
 
-    The gradient of the loss by that row is, summed over the places where token i stands and divided by the number of
-    all places, softmax(row) - onehot(the token that follows). It vanishes when softmax(row) is how often each token
-    follows token i in the text: training counts pairs. No model can do better that sees one token only, so all that
-    follows is about seeing more.
+    Each place where token i stands adds softmax(row) - onehot(next token) to the gradient of that row, divided by the
+    number of all places. The gradient vanishes when softmax(row) equals how often each token follows token i in the
+    text. So training counts pairs. No model that sees a single token can do better; the rungs that follow see more.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -89,17 +88,18 @@ class Bigram(LanguageModel):
         return x  # the row is the logits
 
 
-# Rung 2: a look at the past
+# Rung 2: attention to the past
 
 
 class ContextModel(LanguageModel):
-    """Tokens become vectors, a body lets them talk, and a linear layer reads the next token off. The rungs from here
-    on differ in the body only, which turns (B, T, C) into (B, T, C):
+    """Tokens become vectors, a body lets them exchange information, and a linear layer predicts the next token.
 
         tokens ──► wte + wpe ──► body ──► lm_head ──► logits for the next token
 
-    wte holds a vector for what a token is and wpe one for where it stands. Without wpe a head could not tell whether
-    "ab" or "ba" stands before a token: a weighted mean does not know the order of what it averages.
+    From here on the rungs differ only in the body, which maps (B, T, C) to (B, T, C).
+
+    wte has a vector for each token of the vocabulary, and wpe one for each position. Without wpe a head could not tell
+    whether "ab" or "ba" precedes a token, because a weighted mean ignores the order of what it averages.
     """
 
     def __init__(self, config: GPTConfig, body: nn.Module) -> None:
@@ -126,16 +126,18 @@ class Head(nn.Module):
         weights = softmax(q k^T / sqrt(hs), with -inf where the key is in the future)
         y = weights v
 
-    Every token asks a question q, and shows a key k and a value v. How well question i and key j fit is their dot
-    product; softmax turns the fits with the past into weights that sum to 1; y_i is the mean of the values by these
-    weights. So a token chooses, by what it contains, whom it listens to.
+    Every token has a query q (a question), a key k and a value v. The score of query i and key j is their dot product.
+    Softmax turns the scores of token i with its past into weights that sum to 1, and y_i is the mean of the values with
+    these weights. So the content of a token decides which tokens it listens to.
 
-    The mask: e^-inf = 0, so a token that is still to be predicted has weight 0, and no gradient flows to it either.
-    The scale: a score adds up hs products, so if the entries of q and k are independent, of mean 0 and variance 1, its
-    variance is hs; divided by sqrt(hs) it is 1. Larger scores push softmax towards a single 1, where its gradient
-    vanishes.
+    The mask: e^-inf = 0, so future tokens have weight 0, and no gradient flows to them.
 
-    `F.scaled_dot_product_attention` is the same in one operation; `minigrad.ops.attention` derives its backward pass.
+    The scale: a score is a sum of hs products. If the entries of q and k are independent with mean 0 and variance 1,
+    the variance of the sum is hs. Division by sqrt(hs) makes it 1. Larger scores would push softmax towards a single 1,
+    where its gradient vanishes.
+
+    `F.scaled_dot_product_attention` computes the same in one operation; `minigrad.ops.attention` derives its backward
+    pass.
     """
 
     def __init__(self, n_embd: int, head_size: int) -> None:
@@ -146,7 +148,7 @@ class Head(nn.Module):
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, hs) each
         T, hs = q.shape[-2:]
-        scores = q @ k.swapaxes(-2, -1) / math.sqrt(hs)  # (B, T, T): row i is question i, column j is key j
+        scores = q @ k.swapaxes(-2, -1) / math.sqrt(hs)  # (B, T, T): row i is query i, column j is key j
         position = mg.get_array_module(x.data).arange(T)
         future = position > position[:, None]  # (T, T): true where j > i
         scores = F.masked_fill(scores, future, -math.inf)
@@ -155,20 +157,20 @@ class Head(nn.Module):
 
 
 class OneHead(ContextModel):
-    """A token looks at its past: the body is one head of all C channels.
+    """A token attends to its past: the body is one head with all C channels.
 
-    What a pair of characters leaves open, the characters before it often settle.
+    Several earlier characters often determine the next one where the last character alone does not.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config, body=Head(config.n_embd, config.n_embd))
 
 
-# Rung 3: several looks
+# Rung 3: several heads
 
 
 class MultiHead(nn.Module):
-    """nh heads of size C / nh, each on all of x, their results side by side: (B, T, C) -> (B, T, C)."""
+    """nh heads of size C / nh, each reading all of x, with their results concatenated: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, n_head: int, n_embd: int) -> None:
         self.heads = nn.ModuleList(Head(n_embd, n_embd // n_head) for _ in range(n_head))
@@ -178,10 +180,10 @@ class MultiHead(nn.Module):
 
 
 class SeveralHeads(ContextModel):
-    """Several small heads in place of a large one, with exactly as many parameters.
+    """Several small heads replace the large one, with exactly the same number of parameters.
 
-    One head makes one set of weights and so one mean, in which all that it looks for is blended. Several can look for
-    several things at once, say the last vowel and the last line break, and hand them on apart.
+    One head has one set of weights, so it blends everything it looks for into one mean. Several heads can look for
+    several things at once, such as the last vowel and the last line break, and keep them separate.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -192,17 +194,17 @@ class SeveralHeads(ContextModel):
 
 
 class FeedForward(nn.Sequential):
-    """W_2 max(W_1 x + b_1, 0) + b_2 for every token by itself, 4 C channels wide in between: (…, C) -> (…, C)."""
+    """W_2 max(W_1 x + b_1, 0) + b_2 for each token separately, with 4 C channels in between: (…, C) -> (…, C)."""
 
     def __init__(self, n_embd: int) -> None:
         super().__init__(nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd))
 
 
 class WithFeedForward(ContextModel):
-    """Communication, then computation: what a token has gathered, it now works on.
+    """Communication, then computation: a token now processes what it has gathered.
 
-    Attention's result is a mean of values, which are linear in x; lm_head is linear too. Conclusions such as "a q, and
-    no space since" take something that is not linear in between.
+    Attention's result is a mean of values, which are linear in x, and lm_head is linear too. Conclusions such as "there
+    was a q, and no space since" need a nonlinear function in between.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -216,8 +218,8 @@ class WithFeedForward(ContextModel):
 class Block(nn.Module):
     """x = x + projection(attention(x));  x = x + feed_forward(x).
 
-    The projection: side by side, head 1 could write to the first hs channels only, head 2 to the next. A linear layer
-    lets every head add to every channel. The feed-forward part ends in such a layer already.
+    The projection: after concatenation, head 1 could add only to the first hs channels, head 2 only to the next hs. A
+    linear layer lets every head add to every channel. The feed-forward part already ends in a linear layer.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -231,11 +233,11 @@ class Block(nn.Module):
 
 
 class WithResiduals(ContextModel):
-    """Every part adds to x instead of replacing it (He et al., 2015), so that blocks can be stacked.
+    """Each part adds to x instead of replacing it (He et al., 2015), so that blocks can be stacked.
 
-    With y = x + f(x) the gradient by x is g + g df/dx: the first term reaches the embeddings through any number of
-    blocks undiminished, whatever the parts do to the second. And a token keeps what it is: a part has to learn only
-    what to change. Without this a deep stack starts by losing both the signal and its gradient.
+    With y = x + f(x) and g = dL/dy, the gradient of x is g + g df/dx. The first term reaches the embeddings through any
+    number of blocks undiminished, whatever happens to the second. A token also keeps its content, so a part only has to
+    learn what to change. Without this, a deep stack starts out by losing both the signal and its gradient.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -259,12 +261,12 @@ class NormBlock(Block):
 
 
 class WithLayerNorm(ContextModel):
-    """What a part reads is shifted to mean 0 and scaled to variance 1, for each token (Ba, Kiros and Hinton, 2016).
+    """Each part's input is shifted to mean 0 and scaled to variance 1, per token (Ba, Kiros and Hinton, 2016).
 
-    The more blocks have added to x, the larger it gets, and attention's scores with its square. After a norm every
-    part reads numbers of one size, however deep it is and whatever the others learn meanwhile. The norm comes before
-    the part and not after the sum (as in GPT-2), so the path along which x is passed on stays clear; a last norm is
-    for lm_head.
+    The more blocks have added to x, the larger it gets, and attention's scores grow with its square. After a norm,
+    every part reads numbers of the same size, at any depth and whatever the other parts learn. As in GPT-2, the norm
+    comes before the part and not after the sum, so x itself still passes unchanged from block to block. A final norm
+    does the same for lm_head.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -276,24 +278,24 @@ class WithLayerNorm(ContextModel):
 
 
 class Rung(NamedTuple):
-    """A rung: its model, made of a `GPTConfig`, what is new in it, and the validation loss the lecture reaches."""
+    """A rung: its model, built from a `GPTConfig`; what is new in it; and the validation loss in the lecture."""
 
     model: type[nn.Module]
     about: str
     lecture: float
 
 
-# The last rung is made of the same parts at another size: more channels, heads and blocks, a longer context, and
-# dropout, for a model that is large enough to learn a million characters by heart. It is the preset "baby".
+# The last rung has the same parts in a larger size: more channels, heads and blocks, and a longer context. It has
+# dropout because a model of this size could memorize a million characters. It is the preset "baby".
 RUNGS = {
     "bigram": Rung(Bigram, "the next token from the current one alone", 2.5),
-    "head": Rung(OneHead, "one head of self-attention: a look at the past", 2.4),
-    "heads": Rung(SeveralHeads, "four heads: several looks at once", 2.28),
+    "head": Rung(OneHead, "one head of self-attention: attention to the past", 2.4),
+    "heads": Rung(SeveralHeads, "four heads: several things to look for at once", 2.28),
     "feed-forward": Rung(WithFeedForward, "+ feed-forward: time to think", 2.24),
     "residual": Rung(WithResiduals, "+ residual connections and projections: three blocks deep", 2.08),
     "layer-norm": Rung(WithLayerNorm, "+ layer norm: an even scale", 2.06),
     "gpt": Rung(GPT, "scaled up, with dropout: gpt/model.py", 1.48),
 }
 
-# The shape of all rungs but the last: what a GPTConfig wants beside the size of the vocabulary.
+# The shape of all rungs but the last: the options of GPTConfig besides the vocabulary size.
 SMALL = {"block_size": 8, "n_layer": 3, "n_head": 4, "n_embd": 32}

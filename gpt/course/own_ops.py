@@ -1,7 +1,6 @@
-"""Operations of your own in place of the engine's: finding them in a folder, and training a GPT with them beside one
-without.
+"""Your own operations in place of the engine's: load them from a folder, check them, and compare two training runs.
 
-An operation stands for the engine's of the same name:
+An operation replaces the engine's operation of the same name:
 
     class LayerNorm(mg.Function):       # in FOLDER/my_layer_norm.py
         @staticmethod
@@ -9,8 +8,8 @@ An operation stands for the engine's of the same name:
         @staticmethod
         def backward(ctx, g): …
 
-`python examples/train_shakespeare.py --ops FOLDER` then trains with it. A backward that raises NotImplementedError is
-not written yet, and the engine's stays in its place.
+`python examples/train_shakespeare.py --ops FOLDER` trains with it. A backward that raises NotImplementedError counts as
+not written yet, and the engine's operation is used.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ from ..figures import new_figure, save_figure
 from ..model import GPT
 
 RIGHT, WRONG, NOT_WRITTEN = "right", "wrong", "not written yet"
-PARTED = 1e-4  # nats: in the first hundred steps rounding moved a float32 loss by less than 1e-6
+TOLERANCE = 1e-4  # nats; in the first hundred steps, rounding changed a float32 loss by less than 1e-6
 
 
 class OwnOperation(NamedTuple):
-    """A class of the user's, the engine's operation that it stands for, and the file that it is in."""
+    """The engine's operation, the user's class that replaces it, and the file of that class."""
 
     engine: type[mg.Function]
     own: type[mg.Function]
@@ -57,19 +56,19 @@ class OwnOperation(NamedTuple):
         return self.engine.__name__
 
 
-# Finding them
+# Loading
 
 
 def load_operations(path: Path) -> list[OwnOperation]:
-    """The operations in a Python file, or in all Python files of a folder but test_*.py, conftest.py and _*.py.
+    """The operations in a Python file, or in all Python files of a folder except test_*.py, conftest.py and _*.py.
 
-    Raises `ConfigError` for a file that cannot be imported, naming the line where there is one; for a file that has no
-    operation, or has one that the engine does not know; for two of one name; and for a folder without any.
+    Raises `ConfigError` for a file that cannot be imported (with the line, if known), a file without operations, an
+    operation that the engine does not have, two operations of the same name, and a folder without operations.
     """
     path = Path(path)
     if not path.exists():
         raise ConfigError(f"{path}: there is no such file or folder")
-    path = path.resolve()  # as tracebacks name it, in which `where` looks for it
+    path = path.resolve()  # the name that tracebacks have, which `where` searches
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     found: dict[str, OwnOperation] = {}
     for file in files:
@@ -80,12 +79,12 @@ def load_operations(path: Path) -> list[OwnOperation]:
                 raise ConfigError(f"{file}: {operation.name} is also in {found[operation.name].file}")
             found[operation.name] = operation
     if not found:
-        raise ConfigError(f"{path}: found no operations there; expected Python files with classes such as LayerNorm")
+        raise ConfigError(f"{path}: expected Python files with classes such as LayerNorm, found no operations")
     return list(found.values())
 
 
 def operations_in(file: Path) -> list[OwnOperation]:
-    """The operations that a Python file defines, at least one."""
+    """The operations that a Python file defines; at least one."""
     module = load_module(file)
     engine = {operation.__name__: operation for operation in operations()}
     own = [
@@ -94,11 +93,11 @@ def operations_in(file: Path) -> list[OwnOperation]:
         if isinstance(value, type) and issubclass(value, mg.Function) and value.__module__ == module.__name__
     ]
     if not own:
-        raise ConfigError(f"{file}: has no operation; expected a class derived from minigrad.Function")
+        raise ConfigError(f"{file}: expected a class derived from minigrad.Function, found none")
     for each in own:
         if each.__name__ not in engine:
             near = difflib.get_close_matches(each.__name__, engine, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see minigrad/ops for their names"
+            hint = f"did you mean {near[0]}?" if near else "see minigrad/ops for the names"
             raise ConfigError(f"{file}: {each.__name__} is not an operation of the engine; {hint}")
         try:
             kernels.replacing({engine[each.__name__]: each})
@@ -111,8 +110,8 @@ def load_module(file: Path) -> ModuleType:
     """Run a Python file. It may import its neighbors."""
     spec = importlib.util.spec_from_file_location(f"own_ops_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{file}: is not a Python file")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
+        raise ConfigError(f"{file}: not a Python file")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
@@ -128,19 +127,19 @@ def load_module(file: Path) -> ModuleType:
 
 
 def where(error: BaseException, file: Path) -> str:
-    """The file, and the line of it at which an error came up."""
+    """The file, and the line of it that raised the error, if there is one."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
-# Checking them
+# Checking
 
 
 def check(operation: OwnOperation) -> str:
-    """RIGHT or WRONG: whether the gradients agree with finite differences of the forward; or NOT_WRITTEN.
+    """RIGHT if the gradients agree with finite differences of the forward, else WRONG; or NOT_WRITTEN.
 
-    It is tried on the engine's own checks of the operation that it stands for. Raises `ConfigError` if it cannot train:
-    it raises an error, whose line is then named, or its gradients have the wrong number, shape or dtype.
+    The inputs are those of the engine's own gradient checks of the operation. Raises `ConfigError` if the operation
+    cannot train: it raises an error, whose line is then named, or its gradients have the wrong number, shape or dtype.
     """
     verdict = RIGHT
     with kernels.replacing({operation.engine: operation.own}):
@@ -162,7 +161,7 @@ def check(operation: OwnOperation) -> str:
 
 
 def backward_in_float32(fn: Any, inputs: Any) -> None:
-    """Run a function forward and backward as training does, so that the tape refuses gradients of another dtype."""
+    """Run a function forward and backward in training's dtype, so that the tape rejects gradients of another dtype."""
     tensors = [mg.Tensor(x.astype("float32"), requires_grad=True) if x.dtype.kind == "f" else x for x in inputs]
     result = fn(*tensors)
     for y in result if isinstance(result, tuple) else [result]:
@@ -170,7 +169,7 @@ def backward_in_float32(fn: Any, inputs: Any) -> None:
 
 
 def operations_of(config: GPTConfig) -> set[str]:
-    """The names of the operations that the loss of such a GPT is made of, found on the tape of a small one."""
+    """The names of the operations in the loss of such a GPT, read from the tape of a small one."""
     n_embd = 2 * config.n_head
     small = dataclasses.replace(config, n_layer=1, n_embd=n_embd, vocab_size=2, block_size=2, checkpoint=False)
     ids = np.zeros((1, 2), int)
@@ -183,16 +182,16 @@ def operations_of(config: GPTConfig) -> set[str]:
 
 
 class Comparison(NamedTuple):
-    """The losses of two runs that differ in their operations alone, at the steps that both have logged."""
+    """The losses of two runs that differ only in their operations, at the steps that both logged."""
 
     steps: list[int]
     own: list[float]
     engine: list[float]
-    stopped_at: int | None = None  # the first step at which the engine's has a loss and one's own has none any more
+    stopped_at: int | None = None  # the first step that the engine's run logged after the last step of the own run
 
     @classmethod
     def of(cls, own_rows: list[dict[str, Any]], engine_rows: list[dict[str, Any]]) -> Comparison:
-        """From the rows of the two runs' metrics."""
+        """Compare the rows of the two runs' metrics."""
         own, engine = (
             {row["iteration"]: row["loss"] for row in rows if "loss" in row} for rows in (own_rows, engine_rows)
         )
@@ -205,13 +204,13 @@ class Comparison(NamedTuple):
         return [abs(a - b) for a, b in zip(self.own, self.engine, strict=True)]
 
     @property
-    def parted_at(self) -> int | None:
-        """The first step at which the losses differ by more than `PARTED`, or one's own is missing; or None."""
-        differ = (step for step, d in zip(self.steps, self.differences, strict=True) if d > PARTED)
+    def separate_at(self) -> int | None:
+        """The first step where the losses differ by more than `TOLERANCE` or the own loss is missing; None if none."""
+        differ = (step for step, d in zip(self.steps, self.differences, strict=True) if d > TOLERANCE)
         return next(differ, self.stopped_at)
 
     def table(self, most: int = 12) -> str:
-        """The losses side by side, at `most` steps or fewer, the first and the last among them."""
+        """The losses side by side, at up to `most` steps, including the first and the last."""
         n = len(self.steps)
         shown = range(n) if n <= most else sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
         lines = [f"{'step':>6}  {'yours':>8}  {'engine':>8}  difference"]
@@ -220,23 +219,23 @@ class Comparison(NamedTuple):
         return "\n".join(lines)
 
     def verdict(self) -> str:
-        """How far the two curves are from each other, in one sentence."""
+        """How far apart the two curves are, in one sentence."""
         if not self.steps:
-            return "there is no step that both runs have logged"
+            return "no step was logged by both runs"
         largest = max(self.differences)
         at = self.steps[self.differences.index(largest)]
-        if self.parted_at is not None and self.parted_at == self.stopped_at:
-            return f"the curves part: with your operations there is no loss at step {self.stopped_at} any more"
-        if self.parted_at is None and self.steps == [1]:
-            return "the loss of step 1, before the first backward has changed anything, says nothing: train for longer"
+        if self.separate_at is not None and self.separate_at == self.stopped_at:
+            return f"the curves separate: with your operations there is no loss from step {self.stopped_at} on"
+        if self.separate_at is None and self.steps == [1]:
+            return "the loss of step 1 shows nothing, because no backward has changed the weights yet: train for longer"
         if largest == 0:
-            return f"the curves are one: the losses are the same, bit for bit, to step {self.steps[-1]}"
-        if self.parted_at is None:
-            return f"the curves are one: the losses differ by {largest:.1e} at most (step {at})"
-        return f"the curves part at step {self.parted_at}: the losses differ by up to {largest:.4f} (step {at})"
+            return f"the curves agree: the losses are identical, bit for bit, up to step {self.steps[-1]}"
+        if self.separate_at is None:
+            return f"the curves agree: the losses differ by at most {largest:.1e} (step {at})"
+        return f"the curves separate at step {self.separate_at}: the losses differ by up to {largest:.4f} (step {at})"
 
     def save(self, out: Path) -> list[Path]:
-        """Write ops.csv and, with matplotlib, ops.png into the folder; the files written."""
+        """Write ops.csv and, with matplotlib, ops.png to the folder. Returns the paths written."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(["iteration", "own", "engine"])
@@ -247,7 +246,7 @@ class Comparison(NamedTuple):
             return [out / "ops.csv"]
         axes = figure.add_subplot(xlabel="step", ylabel="loss of the training batch (nats per token)")
         axes.plot(self.steps, self.engine, label="the engine's operations", linewidth=3, alpha=0.4)
-        axes.plot(self.steps, self.own, label="with yours", linewidth=1)
+        axes.plot(self.steps, self.own, label="your operations", linewidth=1)
         axes.grid(alpha=0.3)
         axes.legend()
         return [out / "ops.csv", save_figure(figure, out / "ops.png")]

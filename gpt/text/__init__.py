@@ -1,1 +1,1 @@
-"""Text and tokens: reading texts, turning them into ids and back, token files, and batches of them."""
+"""Text and tokens: reading text, tokenizers, token files, and batches."""

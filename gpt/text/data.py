@@ -1,4 +1,4 @@
-"""What to train on: a text file, Tiny Shakespeare, what every Python carries, or token files; and batches of it."""
+"""Training data: a text file, Tiny Shakespeare, Python's language reference, or token files; and batches of it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 
 
 class Text(NamedTuple):
-    """A text, and what to call it."""
+    """A text and its name."""
 
     name: str
     text: str
 
 
-# Where texts come from
+# Texts
 
 
 def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], object] = print) -> Text:
-    """The text to train on: the named file as it is; without a name, Tiny Shakespeare.
+    """Read the text to train on: the file at `path`, or Tiny Shakespeare if there is none.
 
-    Tiny Shakespeare is downloaded once and kept in `cache_directory()`; its SHA-256 is checked whenever it is read,
-    and a damaged copy is downloaded again. If it cannot be had, `say` is told why and where to put the file, and the
+    Tiny Shakespeare is downloaded once and kept in `cache_directory()`. Its SHA-256 is checked whenever it is read,
+    and a damaged copy is downloaded again. If the download fails, `say` is told why and where to put the file, and the
     text is `language_reference()`.
     """
     if path is not None:
@@ -52,16 +52,16 @@ def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], o
     except DataError as error:
         say(
             f"Tiny Shakespeare could not be downloaded: {error}\n"
-            f"Taking Python's language reference instead. For Tiny Shakespeare, put {TINY_SHAKESPEARE}\n"
-            f"at {cached}, or name a text file of your own."
+            f"Using Python's language reference instead. To use Tiny Shakespeare, save {TINY_SHAKESPEARE}\n"
+            f"as {cached}, or name a text file of your own."
         )
         return Text("Python's language reference", language_reference())
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file, its line ends as they are. Raises `DataError` if there is no text to be had."""
+    """The text of a UTF-8 file, with line endings unchanged. Raises `DataError` if it cannot be read or is empty."""
     if not os.fspath(path):
-        raise DataError("the name of the file is empty; expected that of a text file")
+        raise DataError("the file name is empty; expected the name of a text file")
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError as error:
@@ -69,7 +69,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     except OSError as error:
-        what = "a folder; expected a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
+        what = "is a folder; expected a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
         raise DataError(f"{path}: {what}") from error
     if not text:
         raise DataError(f"{path}: the file is empty")
@@ -77,14 +77,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def language_reference() -> str:
-    """Real text without a network: the parts of the language reference that Python's `help` shows.
+    """Real text that needs no network: the parts of the language reference that Python's `help` shows.
 
-    About half a million characters, mostly English; it differs a little from one version of Python to the next.
+    It is about half a million characters, mostly English, and differs slightly between versions of Python.
     """
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    except ImportError as error:  # some systems' minimal Python leaves it out
-        raise DataError("this Python comes without its language reference (pydoc_data); name a text file") from error
+    except ImportError as error:  # the minimal Python of some systems leaves it out
+        raise DataError("this Python has no language reference (pydoc_data); name a text file") from error
     return "\n".join(topics[name] for name in sorted(topics))
 
 
@@ -101,13 +101,13 @@ TRAIN, VAL, META = "train.bin", "val.bin", "meta.json"
 
 
 class Tokens(NamedTuple):
-    """Token ids to train on and to validate on (N,), and the tokenizer that made them."""
+    """Token ids for training and validation, both (N,), and the tokenizer that made them."""
 
-    about: str  # in words: which, how many
+    about: str  # a description: the name and the size
     train: np.ndarray
     val: np.ndarray
     tokenizer: Tokenizer
-    data_id: str  # tells this data from other data
+    data_id: str  # identifies the data
 
 
 def load_data(
@@ -116,18 +116,18 @@ def load_data(
     say: Callable[[str], object] = print,
     check: Callable[[str], object] = lambda data_id: None,
 ) -> Tokens:
-    """What to train on: the token files that a folder or a .bin file stands for, else a text; see `load_text`.
+    """Load the training data: token files if `path` is a folder or a .bin file, otherwise a text; see `load_text`.
 
-    tokenizer: that of the model; if there is none yet, a text's tokens are its distinct characters.
-    check: called with what tells this data from other data before it meets the tokenizer; may raise.
+    tokenizer: the model's. Without one, the tokens of a text are its distinct characters.
+    check: called with the data's id before the tokenizer is used; may raise.
 
-    The last tenth of a text is to validate on. Raises `DataError` for token files of another tokenizer.
+    The last tenth of a text is for validation. Raises `DataError` for token files of another tokenizer.
     """
     if path is not None and (os.path.isdir(path) or Path(path).suffix == ".bin"):
         tokens = load_tokens(path)
         check(tokens.data_id)
         if tokenizer is not None and tokenizer.state() != tokens.tokenizer.state():
-            raise DataError(f"{path}: these tokens were made by another tokenizer than the model's")
+            raise DataError(f"{path}: these tokens were made with another tokenizer than the model's")
         return tokens
     name, text = load_text(path, say)
     data_id = hashlib.sha256(text.encode()).hexdigest()
@@ -138,12 +138,12 @@ def load_data(
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """The token files that examples/prepare_data.py wrote to a folder. Their ids stay on the disk.
+    """Open the token files that examples/prepare_data.py wrote to a folder. The ids stay on disk (memory maps).
 
-    train.bin and val.bin are nothing but ids, little-endian uint16 or uint32; meta.json says which, how many, and by
-    which tokenizer. If one .bin file of the folder is named, the last tenth of that file is to validate on.
+    train.bin and val.bin contain only ids, as little-endian uint16 or uint32. meta.json has the dtype, the number of
+    ids and the tokenizer. If `path` is one .bin file of the folder, the last tenth of that file is for validation.
 
-    Raises `DataError` if a file is missing, damaged, or not what meta.json says.
+    Raises `DataError` if a file is missing, is damaged, or does not match meta.json.
     """
     path = Path(path)
     if not path.exists():
@@ -155,21 +155,21 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
             case {"tokenizer": state, "dtype": "uint16" | "uint32" as dtype, "files": dict(files)}:
                 tokenizer = from_state(state)
             case _:
-                raise DataError("not what examples/prepare_data.py writes")
+                raise DataError("not written by examples/prepare_data.py")
     except OSError as error:
         raise DataError(
-            f"{folder / META}: cannot be read ({reason(error)}); expected a folder that examples/prepare_data.py made"
+            f"{folder / META}: cannot be read ({reason(error)}); expected a folder made by examples/prepare_data.py"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / META}: {error}") from error
     parts = [_memory_map(folder / name, np.dtype(dtype).newbyteorder("<"), files.get(name)) for name in names]
     train, val = parts if len(parts) == 2 else _split(parts[0], 0.9)
-    about = f"{path}: {len(train) + len(val):,} tokens out of {tokenizer.vocab_size:,}"
+    about = f"{path}: {len(train) + len(val):,} tokens, vocabulary of {tokenizer.vocab_size:,}"
     return Tokens(about, train, val, tokenizer, hashlib.sha256(content + " ".join(names).encode()).hexdigest())
 
 
 def _memory_map(path: Path, dtype: np.dtype, about: Any) -> np.ndarray:
-    """The ids in a file (N,), read where and when they are wanted. about: what meta.json says of the file."""
+    """The ids in a file (N,), read from disk only when used. about: the file's entry in meta.json."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -183,34 +183,34 @@ def _memory_map(path: Path, dtype: np.dtype, about: Any) -> np.ndarray:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     if hasattr(content, "madvise"):
-        content.madvise(mmap.MADV_RANDOM)  # blocks start anywhere: what follows them on the disk is not wanted
+        content.madvise(mmap.MADV_RANDOM)  # blocks start anywhere, so reading ahead is useless
     return np.frombuffer(content, dtype)
 
 
 # Batches
 
-MOST_TOKENS_ON_GPU = 2**26  # of a split: 256 MiB
+MOST_TOKENS_ON_GPU = 2**26  # in one split: 256 MiB
 
 
 class Dataset:
-    """Token ids, the first part to train on and the rest to validate on, given out in random blocks.
+    """Token ids, the first part for training and the rest for validation, and random batches of blocks of them.
 
     ids: integers (N,), an array or a memory map; not copied.
-    block_size: T, the tokens in each block.
-    train_fraction: how much of the text is for training.
+    block_size: T, the number of tokens in each block.
+    train_fraction: the part of the ids that is for training.
 
-    `train` and `val` are the two parts. Raises `DataError` if one of them is shorter than a block and the token after.
+    `train` and `val` are the two parts. Raises `DataError` if one of them has fewer than T + 1 ids.
     """
 
     def __init__(self, ids: Any, block_size: int, train_fraction: float = 0.9) -> None:
         ids = _as_ids(ids)
         if not 0 < train_fraction < 1:
-            raise ConfigError(f"train_fraction is {train_fraction}; expected above 0 and below 1")
+            raise ConfigError(f"train_fraction is {train_fraction}; expected a number above 0 and below 1")
         self._set_up(*_split(ids, train_fraction), block_size, None)
 
     @classmethod
     def of_parts(cls, train: Any, val: Any, block_size: int, vocab_size: int | None = None) -> Dataset:
-        """The dataset of two arrays of ids. Ids from vocab_size on are refused by the batch that comes upon them."""
+        """A dataset from two arrays of ids. `batch` raises `DataError` when it reads an id of vocab_size or more."""
         dataset = cls.__new__(cls)
         dataset._set_up(_as_ids(train), _as_ids(val), block_size, vocab_size)
         return dataset
@@ -222,16 +222,16 @@ class Dataset:
         self._copies: dict[tuple[str, str], Array] = {}  # on GPUs, by split and device
         if min(len(train), len(val)) < block_size + 1:
             raise DataError(
-                f"the text is too short: of its {len(train) + len(val)} tokens {len(train)} are to train on and "
-                f"{len(val)} to validate on; blocks of {block_size} want at least {block_size + 1} in each"
+                f"the text is too short: {len(train)} of its {len(train) + len(val)} tokens are for training and "
+                f"{len(val)} for validation; blocks of {block_size} need at least {block_size + 1} in each part"
             )
 
     def batch(self, split: str, batch_size: int, rng: np.random.Generator, device: str = "cpu") -> tuple[Array, Array]:
-        """Random blocks of "train" or "val", and for every token the one that comes after it: two arrays (B, T).
+        """Random blocks of "train" or "val", and the token that follows each of their tokens: two arrays (B, T).
 
         The blocks start anywhere and may overlap. The same state of `rng` gives the same batch on every device: int64
-        on the CPU, int32 on a GPU. All tokens of a split are brought to a GPU once if there are not too many; of a
-        batch then only the starts of its blocks are. Nothing waits for a GPU: CuPy copies through pinned memory.
+        on the CPU, int32 on a GPU. A split of at most MOST_TOKENS_ON_GPU tokens is copied to a GPU once; then each
+        batch copies only the starts of its blocks. Nothing waits for a GPU: CuPy copies through pinned memory.
         """
         if split not in ("train", "val"):
             raise ConfigError(f'split is {split!r}; expected "train" or "val"')
@@ -254,7 +254,7 @@ class Dataset:
         return as_array(ids, device=device), as_array(targets, device=device)
 
     def _on_gpu(self, split: str, ids: np.ndarray, device: str) -> Array:
-        """All tokens of a split, int32, on a GPU. There nobody looks at single ids, so all are checked before."""
+        """All tokens of a split, int32, on a GPU. All ids are checked first, as batches are not checked there."""
         if (split, device) not in self._copies:
             if self.vocab_size is not None and ids.max() >= self.vocab_size:
                 raise self._unknown(split, int(np.argmax(ids >= self.vocab_size)))
@@ -272,7 +272,7 @@ class Dataset:
 def _as_ids(ids: Any) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise DataError(f"expected token ids, integers (N,); got {ids.shape} {ids.dtype}")
+        raise DataError(f"expected token ids, integers (N,), got {ids.shape} {ids.dtype}")
     return ids
 
 

@@ -1,4 +1,4 @@
-"""Text files into token files for `data.load_tokens`: in parallel, and never a whole file in memory."""
+"""Turn text files into token files for `data.load_tokens`, in parallel, without loading whole files into memory."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ..errors import ConfigError, DataError, TokenError, reason
 from .data import META, TRAIN, VAL
 from .tokenizer import END_OF_TEXT, Tokenizer
 
-CHUNK = 1 << 20  # bytes that are read at a time
-LIMIT = 1 << 24  # characters without a place to cut at; then they are cut anywhere
+CHUNK = 1 << 20  # bytes read at a time
+LIMIT = 1 << 24  # characters without a safe place to cut; beyond it they are cut anywhere
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def text_files(paths: Iterable[str | os.PathLike[str]], leave_out: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
-    """The files named, and all below the folders named, sorted there, but for those with a name that begins with a dot.
+    """The given files, and all files below the given folders, sorted within each folder.
 
-    leave_out: files below the folders that are no texts.
+    Below folders, files and folders whose names begin with a dot are skipped, and so are the files in `leave_out`.
 
-    Raises `DataError` if a file is missing or empty, and if a folder has none.
+    Raises `DataError` if a file is missing or empty, or if a folder has no files.
     """
     files: list[Path] = []
     others = {Path(path).resolve() for path in leave_out}
@@ -58,17 +58,17 @@ def text_files(paths: Iterable[str | os.PathLike[str]], leave_out: Iterable[str 
 
 
 def read_chunks(path: str | os.PathLike[str], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-    """The text of a UTF-8 file, chunk after chunk; all chunks encoded, one after another, are the text encoded.
+    """Yield the text of a UTF-8 file in chunks. Encoding the chunks one by one gives the ids of the whole text.
 
-    A chunk ends before a space or line break that follows something else, where a piece of GPT-2's begins whatever
-    comes before and after. Only where there is no such place in LIMIT characters a chunk ends anywhere, and ids there
-    may be others (of the same text).
+    A chunk ends before a space or line break that follows another character: GPT-2's tokenizer always begins a new
+    piece there. If there is no such place within LIMIT characters, the chunk ends anywhere, and the ids around the cut
+    may differ; they still decode to the same text.
 
-    progress: called with the number of bytes whenever some were read.
+    progress: called with the number of bytes after each read.
 
-    Raises `DataError` if the file cannot be read, and for the first byte that is no UTF-8.
+    Raises `DataError` if the file cannot be read or is not UTF-8.
     """
-    text, rest, position = "", b"", 0  # not yet given out; bytes of a character that is cut; where in the file they are
+    text, rest, position = "", b"", 0  # text not yet yielded; bytes of an incomplete character; their place in the file
     try:
         with open(path, "rb") as file:
             while True:
@@ -92,15 +92,15 @@ def read_chunks(path: str | os.PathLike[str], progress: Callable[[int], object] 
 
 
 def _last_cut(text: str) -> int:
-    """The last place before a space or line break that follows something else; 0 if there is none."""
+    """The index of the last space or line break that follows another character; 0 if there is none."""
     found = re.search(r"[ \n](?=\S)", text[::-1])
     return len(text) - found.end() if found else 0
 
 
 def check_options(val_fraction: float, workers: int) -> None:
-    """Raise `ConfigError` for options that have no meaning."""
+    """Raise `ConfigError` for bad values."""
     if not 0 < val_fraction < 1:
-        raise ConfigError(f"val_fraction is {val_fraction}; expected above 0 and below 1")
+        raise ConfigError(f"val_fraction is {val_fraction}; expected a number above 0 and below 1")
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected at least 1")
 
@@ -113,11 +113,11 @@ def prepare(
     workers: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
-    """Write train.bin, val.bin and meta.json to the folder `out`, and return what is in meta.json.
+    """Write train.bin, val.bin and meta.json to the folder `out`, and return the content of meta.json.
 
-    The ids of the files follow each other, with an end-of-text mark between two files if the tokenizer has one; the
-    last `val_fraction` of them are for val.bin. The chunks of `read_chunks` are encoded by as many threads at a time as
-    there are workers: tiktoken lets other threads run. Files that were in `out` before are replaced once all is done.
+    The ids of all files are concatenated, with the end-of-text token between files if the tokenizer has one. The last
+    `val_fraction` of the ids go to val.bin. `workers` threads encode the chunks of `read_chunks` in parallel, as
+    tiktoken releases the GIL. Existing files in `out` are replaced only after everything has succeeded.
     """
     check_options(val_fraction, workers)
     out = Path(out)
@@ -131,7 +131,7 @@ def prepare(
             total = file.tell() // dtype.itemsize
             cut = int((1 - val_fraction) * total)
             if not 0 < cut < total:
-                raise DataError(f"{total} tokens are too few to keep {val_fraction} of them for validation")
+                raise DataError(f"{total} tokens are too few to keep a fraction of {val_fraction} for validation")
             file.seek(cut * dtype.itemsize)
             with naming(out / VAL), open(val, "wb") as rest:
                 shutil.copyfileobj(file, rest)
@@ -147,7 +147,7 @@ def prepare(
                 for path in (train, val)
             },
         }
-        (out / META).unlink(missing_ok=True)  # so that it never stands beside files of another time
+        (out / META).unlink(missing_ok=True)  # so that it never describes other files
         os.replace(train, out / TRAIN)
         os.replace(val, out / VAL)
         write_atomically(out / META, json.dumps(meta).encode())
@@ -155,7 +155,7 @@ def prepare(
 
 
 def _documents(files: Sequence[Path], progress: Callable[[int], object]) -> Iterator[tuple[Path, int, str, bool]]:
-    """Each chunk with its file, the character of the file that it begins with, and whether another file came before."""
+    """Each chunk with its file, its position in the file, and whether it begins a file other than the first."""
     for i, path in enumerate(files):
         start = 0
         for chunk in read_chunks(path, progress):
@@ -164,7 +164,7 @@ def _documents(files: Sequence[Path], progress: Callable[[int], object]) -> Iter
 
 
 def _encoder(tokenizer: Tokenizer) -> Callable[[tuple[Path, int, str, bool]], np.ndarray]:
-    """A function from what `_documents` gives to ids."""
+    """A function that turns an item of `_documents` into ids."""
     mark = tokenizer.special_tokens.get(END_OF_TEXT)
 
     def encode(item: tuple[Path, int, str, bool]) -> np.ndarray:
@@ -179,7 +179,7 @@ def _encoder(tokenizer: Tokenizer) -> Callable[[tuple[Path, int, str, bool]], np
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """map(function, items) by several threads, no more than two items a thread ahead."""
+    """map(function, items) on several threads, at most two items per thread ahead."""
     pool = ThreadPoolExecutor(workers)
     waiting: deque = deque()
     try:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, GPT-2's byte pairs, and byte pairs learned from a text of one's own."""
+"""Tokenizers, from text to token ids and back: characters, GPT-2's byte pairs, or byte pairs learned from a text."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Allowed = Literal["all"] | Collection[str]
 
 
 class Tokenizer(ABC):
-    """What every tokenizer can do.
+    """The interface of all tokenizers.
 
     vocab_size: ids are 0 to vocab_size - 1.
-    special_tokens: marks that are no text, by name, with their ids; empty where there are none.
+    special_tokens: the ids of tokens that are not text, by name; may be empty.
     """
 
     special_tokens: dict[str, int]
@@ -46,27 +46,27 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, allowed_special: Allowed = ()) -> np.ndarray:
-        """The ids of a text (T,), in the smallest unsigned dtype that has room for the vocabulary.
+        """The ids of a text (T,), in the smallest unsigned dtype that holds the vocabulary.
 
-        allowed_special: the names of the special tokens that the text may spell, or "all". Every other name is text
-        like any other, so that no text can smuggle a special token in.
+        allowed_special: names of special tokens to recognize in the text, or "all". Any other name of a special token
+        is encoded as ordinary text, so that a text cannot inject special tokens.
 
-        Raises `TokenError` for lone surrogates (halves of characters), and for a name that is no special token.
+        Raises `TokenError` for lone surrogates (halves of characters), and for a name that is not a special token.
         """
 
     @abstractmethod
     def decode_bytes(self, ids: Any) -> bytes:
         """The UTF-8 bytes of a row of ids: a list, an array or a tensor of integers (T,).
 
-        Raises `TokenError` for an id outside the vocabulary, and for anything that is no row of integers.
+        Raises `TokenError` for an id outside the vocabulary, and for anything but a row of integers.
         """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """The tokenizer as plain numbers, texts, lists and dicts, ready for JSON; `from_state` makes it again."""
+        """The tokenizer as plain numbers, strings, lists and dicts, ready for JSON. `from_state` restores it."""
 
     def decode(self, ids: Any) -> str:
-        """The text of a row of ids. Bytes that are no whole characters become U+FFFD; see also `StreamDecoder`."""
+        """The text of a row of ids. Incomplete characters become U+FFFD; see also `StreamDecoder`."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -74,7 +74,7 @@ class Tokenizer(ABC):
         write_atomically(path, json.dumps(self.state()).encode())
 
     def _checked(self, ids: Any) -> np.ndarray:
-        """A row of ids as integers (T,), all of them within the vocabulary."""
+        """A row of ids as an integer array (T,), checked to be within the vocabulary."""
         try:
             row = mg.Tensor(ids).numpy()
         except (TypeError, ValueError) as error:
@@ -82,7 +82,7 @@ class Tokenizer(ABC):
         if row.ndim == 1 and row.size == 0:
             return row.astype(np.int64)
         if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise TokenError(f"decode: expected a row of integers (T,); got {row.shape} {row.dtype}")
+            raise TokenError(f"decode: expected a row of integers (T,), got {row.shape} {row.dtype}")
         outside = (row < 0) | (row >= self.vocab_size)
         if outside.any():
             position = int(outside.argmax())
@@ -93,24 +93,24 @@ class Tokenizer(ABC):
         return row
 
     def _allowed(self, names: Allowed) -> set[str]:
-        """The names of the special tokens that a text may spell."""
+        """The names of the special tokens to recognize in a text."""
         allowed = set(self.special_tokens if names == "all" else [names] if isinstance(names, str) else names)
         for name in sorted(allowed - set(self.special_tokens)):
             known = " ".join(map(repr, self.special_tokens)) or "none"
-            raise TokenError(f"allowed_special: {name!r} is no special token of this tokenizer; it has {known}")
+            raise TokenError(f"allowed_special: {name!r} is not a special token of this tokenizer; it has {known}")
         return allowed
 
 
 class StreamDecoder:
-    """Decodes ids as they come, in pieces that never break a character.
+    """Decodes ids as they arrive, into strings that end at whole characters.
 
         decoder = StreamDecoder(tokenizer)
         for ids in …:
             print(decoder.feed(ids), end="")
         print(decoder.flush())
 
-    A token may end within a character, which takes up to four bytes of UTF-8: such bytes are held back until the rest
-    has come. All pieces together are what `tokenizer.decode` gives for all ids at once.
+    A character takes up to four bytes of UTF-8, and a token may end in the middle of one. Such bytes are held back
+    until the rest arrives. The concatenated strings equal `tokenizer.decode` of all ids at once.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -118,38 +118,41 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, ids: Any) -> str:
-        """The text that a row of further ids completes; "" while a character is incomplete."""
+        """The text completed by another row of ids; "" while a character is incomplete."""
         return self._decoder.decode(self.tokenizer.decode_bytes(ids))
 
     def flush(self) -> str:
-        """At the end: U+FFFD for a character that stayed incomplete, else "". The decoder can then start anew."""
+        """Call at the end: returns U+FFFD for an incomplete character, else "". Resets the decoder."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
 
 
 class CharTokenizer(Tokenizer):
-    """Every distinct character is a token. The character at place i of `characters` has id i.
+    """Every distinct character is a token; `characters[i]` has id i.
 
         tokenizer = CharTokenizer.from_text("to be or not to be")
         tokenizer.characters                            # ' benort'
         tokenizer.decode(tokenizer.encode("not born"))  # 'not born'
 
-    `characters` is all there is to save; `CharTokenizer(characters)` is the same tokenizer again. Raises `TokenError`
-    if there are none, if one is given twice, or if one is a lone surrogate (half of a character, not text).
+    `characters` is the whole state: `CharTokenizer(characters)` is the same tokenizer again. Raises `TokenError` if
+    there are none, if one is repeated, or if one is a lone surrogate (half of a character, not text).
     """
 
     def __init__(self, characters: str) -> None:
         _check_text("characters", characters)
         if not characters:
-            raise TokenError("a vocabulary needs at least one character; got none")
+            raise TokenError("characters: expected at least one, got none")
         self.characters = characters
         self.special_tokens = {}
         self._code_points = _code_points(characters)
         if len(set(characters)) < len(characters):
             twice = next(c for i, c in enumerate(characters) if c in characters[:i])
-            raise TokenError(f"the character {twice!r} is given twice; CharTokenizer.from_text takes a text as it is")
-        # From code point to id. The id vocab_size stands for "unknown"; the last entry is for all code points beyond.
+            raise TokenError(
+                f"characters: expected distinct ones, but {twice!r} is given twice; "
+                "CharTokenizer.from_text takes any text"
+            )
+        # From code point to id. The id vocab_size means "unknown". The last entry is for all larger code points.
         self._ids = np.full(int(self._code_points.max()) + 2, self.vocab_size, np.min_scalar_type(self.vocab_size))
         self._ids[self._code_points] = np.arange(self.vocab_size)
 
@@ -166,9 +169,9 @@ class CharTokenizer(Tokenizer):
         return f"CharTokenizer({self.characters!r})"
 
     def encode(self, text: str, allowed_special: Allowed = ()) -> np.ndarray:
-        """The ids of a text's characters (T,), in the smallest unsigned dtype that has room for the vocabulary.
+        """The ids of a text's characters (T,), in the smallest unsigned dtype that holds the vocabulary.
 
-        uint8 for most texts: a book takes as many bytes as its letters. Convert with `.astype` before doing sums.
+        That is uint8 for most texts, one byte per character. Convert with `.astype` before doing arithmetic.
         Raises `TokenError` at the first character that is not in the vocabulary.
         """
         self._allowed(allowed_special)
@@ -189,7 +192,7 @@ class CharTokenizer(Tokenizer):
         return self.decode(ids).encode()
 
     def decode(self, ids: Any) -> str:
-        """The text of a row of ids, one character each."""
+        """The text of a row of ids, one character per id."""
         return self._code_points[self._checked(ids)].tobytes().decode("utf-32-le")
 
     def state(self) -> dict[str, Any]:
@@ -198,14 +201,14 @@ class CharTokenizer(Tokenizer):
 
 # Byte pairs
 
-# How GPT-2 cuts a text into pieces before it joins their bytes; no token reaches from one piece into the next. The
-# alternative with $ changes no piece; it saves backtracking over the spaces at the end, which runs out of room.
+# GPT-2 splits a text into pieces with this pattern, then merges bytes within each piece; no token crosses a piece
+# boundary. The alternative with $ changes no piece: it avoids backtracking over trailing spaces, which has a limit.
 GPT2_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s++$|\s+(?!\S)|\s"
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # what \s is there
-# A very long run of spaces up to its last one, where a piece begins in any case.
+_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # the characters that \s matches above
+# A very long run of spaces up to its last one, which always begins a piece.
 _LONG_RUN = re.compile(rf"(?<![{_SPACE}])[{_SPACE}]{{100000,}}(?=[{_SPACE}][^{_SPACE}])")
 
-GPT2_FILES = {  # and their SHA-256
+GPT2_FILES = {  # with their SHA-256
     "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe": (
         "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
     ),
@@ -216,7 +219,7 @@ GPT2_FILES = {  # and their SHA-256
 
 
 class _BytePairTokenizer(Tokenizer):
-    """A tokenizer whose work is done by a `tiktoken.Encoding`."""
+    """A tokenizer that wraps a `tiktoken.Encoding`."""
 
     encoding: Any
 
@@ -230,7 +233,7 @@ class _BytePairTokenizer(Tokenizer):
         encode = functools.partial(self.encoding.encode_to_numpy, allowed_special=allowed, disallowed_special=())
         try:
             ids = encode(text)
-        except ValueError:  # its regular expressions give up at about a million spaces in a row
+        except ValueError:  # tiktoken's regular expressions fail at about a million spaces in a row
             cuts = [0, *(run.end() for run in _LONG_RUN.finditer(text)), len(text)]
             ids = np.concatenate([encode(text[start:end]) for start, end in itertools.pairwise(cuts)])
         return ids.astype(np.min_scalar_type(self.vocab_size - 1))
@@ -242,10 +245,10 @@ class _BytePairTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(_BytePairTokenizer):
-    """GPT-2's byte-pair encoding (Radford et al., 2019), through tiktoken: 50,257 tokens, the last <|endoftext|>.
+    """GPT-2's byte-pair encoding (Radford et al., 2019), from tiktoken: 50,257 tokens, the last one <|endoftext|>.
 
-    Its two files are wanted when the first text is encoded or decoded. They are taken from tiktoken's cache, and
-    downloaded into it if they are not there; if that fails, `DataError` says what to put where.
+    The first call that encodes or decodes loads its two files from tiktoken's cache, and downloads them into the cache
+    if they are missing. If that fails, `DataError` says which files to put where.
     """
 
     def __init__(self) -> None:
@@ -257,9 +260,9 @@ class GPT2Tokenizer(_BytePairTokenizer):
 
     @functools.cached_property
     def encoding(self) -> Any:
-        chosen = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))  # as tiktoken chooses
+        chosen = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))  # as in tiktoken
         folder = Path(tempfile.gettempdir(), "data-gym-cache") if chosen is None else Path(chosen)
-        keeps_files = chosen != ""  # tiktoken keeps none where the variable is set but empty
+        keeps_files = chosen != ""  # tiktoken has no cache if the variable is set but empty
         places = {url: folder / cache_name(url) for url in GPT2_FILES}
         try:
             for url, place in places.items() if keeps_files else ():
@@ -267,11 +270,11 @@ class GPT2Tokenizer(_BytePairTokenizer):
                     download(url, GPT2_FILES[url], place)
             return tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:  # DataError is a ValueError
-            wanted = "".join(f"\n  {url}\n  as {place}" for url, place in places.items())
-            where = "or into another folder, under these names" if keeps_files else "into a folder"
+            files = "".join(f"\n  {url}\n  as {place}" for url, place in places.items())
+            where = "or, under these names, in another folder" if keeps_files else "in a folder"
             raise DataError(
-                f"GPT-2's byte-pair encoding could not be loaded: {error}\nDownload its files, and put{wanted}\n"
-                f"{where}, with TIKTOKEN_CACHE_DIR set to that folder"
+                f"GPT-2's byte-pair encoding could not be loaded: {error}\nDownload its files and save{files}\n"
+                f"{where} that TIKTOKEN_CACHE_DIR is set to"
             ) from error
 
     def __repr__(self) -> str:
@@ -282,23 +285,23 @@ class GPT2Tokenizer(_BytePairTokenizer):
 
 
 def cache_name(url: str) -> str:
-    """What tiktoken calls the file behind a URL in its cache."""
+    """The name of a URL's file in tiktoken's cache."""
     return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
 
 
 class BPETokenizer(_BytePairTokenizer):
-    """Byte-pair encoding learned from a text. The tokens are the 256 bytes, one for each merge, and special ones.
+    """Byte-pair encoding learned from a text. The tokens are the 256 bytes, one per merge, and the special tokens.
 
         tokenizer = BPETokenizer.train(text, vocab_size=1257)
         tokenizer.save("bpe.json")
         tokenizer = load("bpe.json")
 
-    merges: pairs of tokens; the pair at place i makes the token 256 + i. See `learn_merges`.
-    special_tokens: the names of marks that are no text.
+    merges: pairs of tokens; `merges[i]` makes token 256 + i. See `learn_merges`.
+    special_tokens: the names of tokens that are not text.
 
-    A text is cut into pieces as for GPT-2. In each, of all neighbors whose bytes together are a token those that make
-    the lowest token are joined, until there are none; a piece that is a token is just that. Raises `TokenError` for
-    merges of tokens that are not there yet, and for merges that make no new token.
+    A text is split into pieces as in GPT-2. A piece that is a token becomes that token. In any other piece, adjacent
+    pairs that together are a token are merged, the one that makes the lowest token first, until there are none. Raises
+    `TokenError` for merges of tokens that do not exist yet, and for merges that make no new token.
     """
 
     def __init__(self, merges: Sequence[Sequence[int]], special_tokens: Sequence[str] = (END_OF_TEXT,)) -> None:
@@ -320,7 +323,7 @@ class BPETokenizer(_BytePairTokenizer):
         for name in special_tokens:
             _check_text("special_tokens", name)
         if "" in special_tokens or len(set(special_tokens)) < len(special_tokens):
-            raise TokenError(f"special_tokens: expected distinct names; got {str(special_tokens):.100}")
+            raise TokenError(f"special_tokens: expected distinct names, got {str(special_tokens):.100}")
         self.special_tokens = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
         self.encoding = tiktoken.Encoding(
             "bpe", pat_str=GPT2_PIECES, mergeable_ranks=ranks, special_tokens=self.special_tokens
@@ -330,15 +333,15 @@ class BPETokenizer(_BytePairTokenizer):
     def train(
         cls, text: str | Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
     ) -> BPETokenizer:
-        """Learn merges from a text, or from its parts, until there are vocab_size tokens, special ones included.
+        """Learn merges from a text, or from its parts, until there are `vocab_size` tokens, special ones included.
 
-        The parts of a file are what `prepare.read_chunks` gives. The same text gives the same tokenizer. It has fewer
-        tokens if no pair of tokens is left that occurs twice.
+        `prepare.read_chunks` gives the parts of a file. The same text gives the same tokenizer. It has fewer tokens if
+        no remaining pair of tokens occurs twice.
         """
         least = 256 + len(special_tokens)
         if vocab_size < least:
             raise ConfigError(
-                f"vocab_size is {vocab_size}; expected at least {least}: the bytes and the special tokens"
+                f"vocab_size is {vocab_size}; expected at least {least}, for the bytes and the special tokens"
             )
         pieces: Counter[str] = Counter()
         for part in [text] if isinstance(text, str) else text:
@@ -362,7 +365,7 @@ class BPETokenizer(_BytePairTokenizer):
 
 
 def from_state(state: Any) -> Tokenizer:
-    """The tokenizer that `Tokenizer.state` describes. Raises `TokenError` for anything else, whatever it is."""
+    """The tokenizer that `Tokenizer.state` describes. Raises `TokenError` for any other value."""
     match state:
         case {"kind": "char", "characters": str(characters)}:
             return CharTokenizer(characters)
@@ -370,7 +373,7 @@ def from_state(state: Any) -> Tokenizer:
             return GPT2Tokenizer()
         case {"kind": "bpe", "pieces": str(pieces), "merges": list(merges), "special_tokens": list(special_tokens)}:
             if pieces != GPT2_PIECES:
-                raise TokenError(f"pieces are cut by {pieces!r:.100}; known is only {GPT2_PIECES!r}")
+                raise TokenError(f"pieces is {pieces!r:.100}; expected {GPT2_PIECES!r}")
             for i, merge in enumerate(merges):
                 if not (isinstance(merge, list | tuple) and [type(token) for token in merge] == [int, int]):
                     raise TokenError(f"merge {i} is {str(merge):.100}; expected two tokens")
@@ -379,7 +382,7 @@ def from_state(state: Any) -> Tokenizer:
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer that `Tokenizer.save` wrote. Raises `TokenError` if the file is missing, damaged or no such."""
+    """Read what `Tokenizer.save` wrote. Raises `TokenError` if the file is missing, damaged, or something else."""
     try:
         return from_state(json.loads(Path(path).read_bytes()))
     except OSError as error:
@@ -391,7 +394,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def first_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """What to continue where nothing is given: a line break, or the first token of a vocabulary that has none."""
+    """The prompt if none is given: a line break, or token 0 if the vocabulary has no line break."""
     try:
         return tokenizer.encode("\n")
     except TokenError:
@@ -399,22 +402,22 @@ def first_ids(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _check_type(what: str, text: Any) -> None:
-    """Raise `TokenError` for what is no text."""
+    """Raise `TokenError` unless `text` is a string."""
     if not isinstance(text, str):
-        raise TokenError(f"{what}: expected a text; got {type(text).__name__}")
+        raise TokenError(f"{what}: expected a string, got {type(text).__name__}")
 
 
 def _check_text(what: str, text: Any) -> None:
-    """Raise `TokenError` for what is no text, and for one with halves of characters."""
+    """Raise `TokenError` unless `text` is a string without lone surrogates."""
     _check_type(what, text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenError(
-            f"{text[error.start]!r} at position {error.start} is a lone surrogate, not a character of any text"
+            f"{what}: expected text, got the lone surrogate {text[error.start]!r} at position {error.start}"
         ) from error
 
 
 def _code_points(text: str) -> np.ndarray:
-    """The characters of a text as numbers (T,); a lone surrogate too, so that it can be named where it is found."""
+    """The code points of a text (T,). Lone surrogates are included, so that errors can name them."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -1,1 +1,1 @@
-"""The encoder-decoder Transformer, and translating with it, a character at a time."""
+"""The encoder-decoder Transformer, and character-level translation with it."""

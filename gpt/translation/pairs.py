@@ -1,4 +1,4 @@
-"""Pairs of texts, a source and its target: read from a file, or generated, and split into training and validation."""
+"""Pairs of texts, a source and its target: read from a file or generated, then split into training and validation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Pair: TypeAlias = tuple[str, str]
 
 
 def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
-    """The pairs of a UTF-8 file: on each line a source, a tab and its target. Blank lines do not count.
+    """Read the pairs of a UTF-8 file: on each line a source, a tab and its target. Blank lines are skipped.
 
-    Raises `DataError`, with the number of the line, where there is no pair, and for a file without any.
+    Raises `DataError` with the line number for a line that is not a pair, and for a file without pairs.
     """
     pairs = []
     for number, line in enumerate(read_text(Path(path)).removeprefix("\ufeff").split("\n"), start=1):
@@ -31,38 +31,38 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
         if len(parts) != 2:
             what = f"{len(parts) - 1} tabs" if len(parts) > 2 else "no tab"
             raise DataError(
-                f"{path}, line {number}: expected a source, a tab and a target; got {what} in {line[:60]!r}"
+                f"{path}, line {number}: expected a source, a tab and a target, got {what} in {line[:60]!r}"
             )
         for side, text in zip(("source", "target"), parts, strict=True):
             if not text.strip():
                 raise DataError(f"{path}, line {number}: the {side} is empty")
         pairs.append((parts[0], parts[1]))
     if not pairs:
-        raise DataError(f"{path}: found no pairs; expected a source, a tab and a target on each line")
+        raise DataError(f"{path}: expected a source, a tab and a target on each line, got only blank lines")
     return pairs
 
 
 def split_pairs(pairs: Sequence[Pair], val_share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs, both shuffled; validation has `val_share` of them, or what whole groups allow.
+    """Split into training and validation pairs, both shuffled. Validation has about `val_share` of the pairs.
 
-    A group is all pairs that have a source or a target in common, and whatever is linked through such pairs: nothing in
-    validation has been seen in training. A pair that is given twice counts once. Raises `DataError` if no group is
-    small enough to be held out.
+    Pairs that share a source or a target, directly or through other pairs, form a group, and a group is never divided:
+    no source or target of validation occurs in training. So validation may get fewer pairs than its share. Repeated
+    pairs count once. Raises `DataError` if no group is small enough for validation.
     """
     pairs = list(dict.fromkeys(pairs))
     group = _linked(pairs)
     rng = np.random.default_rng(seed)
-    wanted = max(1, round(val_share * len(pairs)))
+    size = max(1, round(val_share * len(pairs)))
     held_out: set[int] = set()
     n_val, sizes = 0, Counter(group)
     for name in rng.permutation(list(sizes)).tolist():
-        if n_val + sizes[name] <= wanted:
+        if n_val + sizes[name] <= size:
             held_out.add(name)
             n_val += sizes[name]
     if not 0 < n_val < len(pairs):
         raise DataError(
-            f"{len(pairs)} distinct pairs cannot be split: expected {wanted} for validation that share no source and "
-            f"no target with the others"
+            f"{len(pairs)} distinct pairs cannot be split: expected 1 to {size} for validation, and others for "
+            "training that share no source or target with them"
         )
     order = rng.permutation(len(pairs)).tolist()
     train, val = [[pairs[i] for i in order if (group[i] in held_out) == side] for side in (False, True)]
@@ -70,7 +70,7 @@ def split_pairs(pairs: Sequence[Pair], val_share: float, seed: int) -> tuple[lis
 
 
 def _linked(pairs: Sequence[Pair]) -> list[int]:
-    """The number of each pair's group, in which pairs with a common source or target are linked (union-find)."""
+    """The group number of each pair. Pairs with a common source or target are in one group (union-find)."""
     parent = list(range(len(pairs)))
 
     def root(i: int) -> int:
@@ -85,9 +85,9 @@ def _linked(pairs: Sequence[Pair]) -> list[int]:
     return [root(i) for i in range(len(pairs))]
 
 
-# Dates: from any way of writing them to ISO 8601
+# Dates: from many formats to ISO 8601
 
-FIRST_DAY, LAST_DAY = datetime.date(1950, 1, 1), datetime.date(2049, 12, 31)  # '50 to '49 means one year each
+FIRST_DAY, LAST_DAY = datetime.date(1950, 1, 1), datetime.date(2049, 12, 31)  # so two digits identify the year
 MONTHS = "January February March April May June July August September October November December".split()
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 ROMAN = "I II III IV V VI VII VIII IX X XI XII".split()
@@ -99,9 +99,9 @@ ORDINALS += [f"twenty-{ordinal}" for ordinal in ORDINALS[:9]] + ["thirtieth", "t
 
 
 def ways_to_write_date(date: datetime.date) -> list[str]:
-    """The date as people write it, in ways of which none can be read as another date from 1950 to 2049.
+    """The date in many formats. No format can be read as another date from 1950 to 2049.
 
-    12/25/98 and 25/12/98 are among them only where the day cannot be taken for the month, or does not differ from it.
+    12/25/98 and 25/12/98 are included only if the day cannot be mistaken for the month or equals it.
     """
     d, m, y = date.day, date.month, date.year
     month, weekday, ordinal = MONTHS[m - 1], WEEKDAYS[date.weekday()], ORDINALS[d - 1]
@@ -129,7 +129,7 @@ def ways_to_write_date(date: datetime.date) -> list[str]:
 
 
 def date_pairs(count: int, seed: int) -> list[Pair]:
-    """`count` random dates, each written in a random way, and in ISO 8601: ("3 May '98", "1998-05-03")."""
+    """`count` random dates, each in a random format and in ISO 8601: ("3 May '98", "1998-05-03")."""
     rng = np.random.default_rng(seed)
     dates = rng.integers(FIRST_DAY.toordinal(), LAST_DAY.toordinal() + 1, count)
     written = [(datetime.date.fromordinal(int(day)), rng.random()) for day in dates]
@@ -146,7 +146,7 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 def ways_to_write_number(number: int) -> list[str]:
-    """A number from 0 to 999,999 in English: with "and" or without, and so with hyphens, a comma, or "a" for "one"."""
+    """A number from 0 to 999,999 in English words: with and without "and", hyphens, commas, and "a" for "one"."""
     ways = [
         _in_words(number, conjunction, hyphen, comma)
         for conjunction in (" and ", " ")
@@ -170,7 +170,7 @@ def _in_words(n: int, conjunction: str, hyphen: str, comma: str) -> str:
 
 
 def number_pairs(count: int, seed: int) -> list[Pair]:
-    """`count` random numbers of 1 to 6 digits, each written in a random way: ("a hundred and seven", "107")."""
+    """`count` random numbers of up to 6 digits, each in a random wording: ("a hundred and seven", "107")."""
     rng = np.random.default_rng(seed)
     drawn = [(int(rng.integers(10**digits)), rng.random()) for digits in rng.integers(1, 7, count)]
     return [(_one_of(ways_to_write_number(number), draw), str(number)) for number, draw in drawn]

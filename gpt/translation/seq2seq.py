@@ -1,4 +1,4 @@
-"""The encoder-decoder Transformer of "Attention Is All You Need" (Vaswani et al., 2017), on the blocks of model.py.
+"""The encoder-decoder Transformer of "Attention Is All You Need" (Vaswani et al., 2017), with the parts of model.py.
 
     source ──► source_wte + positions ──► encoder.0 ──► … ──► encoder_ln_f ──► memory
                                                                                  │ keys and values for every block
@@ -7,9 +7,9 @@
     encoder:  x = x + attn(ln_1(x));                                      x = x + mlp(ln_2(x))
     decoder:  x = x + attn(ln_1(x));  x = x + cross_attn(ln_2(x), memory);  x = x + mlp(ln_3(x))
 
-The encoder reads the whole source, every token looking at every other. The decoder is a GPT that looks, in each block,
-at the encoder's output too: this cross-attention is all that passes between the two. Unlike the paper's the MLPs have
-GELU, as GPT's have.
+The encoder reads the whole source: every token attends to every other. The decoder is a GPT whose blocks also attend to
+the encoder's output. This cross-attention is the only connection between the two. The MLPs use GELU, like GPT's,
+instead of the paper's ReLU.
 
 Shapes: B sequences in a batch, S tokens in each source, T in each target, C = n_embd channels, nh heads of size
 hs = C / nh, V = target_vocab_size.
@@ -33,7 +33,7 @@ from minigrad.memory import keep_freed_memory
 from ..config import GPTConfig
 from ..errors import ConfigError
 from ..model import MLP, CausalSelfAttention, KVCache, new_norm
-from ..options import check_choices, check_whole, option
+from ..options import check_choices, check_count, check_whole, option
 from .beam import END, PAD, START, beam_search, check_length_penalty
 
 __all__ = ["END", "PAD", "START", "Seq2Seq", "Seq2SeqConfig", "sinusoidal_positions"]
@@ -41,41 +41,42 @@ __all__ = ["END", "PAD", "START", "Seq2Seq", "Seq2SeqConfig", "sinusoidal_positi
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """The shape of an encoder-decoder Transformer; the defaults are the sizes of the paper's base model.
+    """The shape of an encoder-decoder Transformer. The default sizes are those of the paper's base model.
 
-    norm_first: a norm before each part of a block and one after the last block (pre-norm), or, as in the paper, one
-        after each sum (post-norm), which lets no sum pass unchanged from the first block to the last. Pre-norm is the
-        default because it trains without a careful warm-up (Xiong et al., 2020).
-    tie_weights: "all" is the paper's; the default leaves the source a vocabulary of its own.
+    norm_first: pre-norm, a norm before each part of a block and one after the last block; or, if False, the paper's
+        post-norm, a norm after each sum, so that no sum passes unchanged from the first block to the last. Pre-norm is
+        the default because it trains without a careful warm-up (Xiong et al., 2020).
+    tie_weights: the paper's is "all"; with the default the source can have its own vocabulary.
 
     Raises `ConfigError` for values that cannot make a model.
     """
 
-    source_vocab_size: int = option(37000, "how many different tokens a source has, with <pad>, <start> and <end>")
-    target_vocab_size: int = option(37000, "how many different tokens a target has, with <pad>, <start> and <end>")
-    n_layer: int = option(6, "blocks in the encoder, and as many in the decoder")
-    n_head: int = option(8, "heads in each attention; they share the channels evenly")
+    source_vocab_size: int = option(37000, "number of source tokens, including <pad>, <start> and <end>")
+    target_vocab_size: int = option(37000, "number of target tokens, including <pad>, <start> and <end>")
+    n_layer: int = option(6, "blocks in the encoder, and in the decoder")
+    n_head: int = option(8, "heads in each attention; they divide the channels evenly")
     n_embd: int = option(512, "channels")
     dropout: float = option(0.1, "probability of dropout")
     bias: bool = option(True, "biases in linear layers and layer norms")
-    position: str = option("sinusoidal", "how a token knows where it is", ("sinusoidal", "learned"))
-    block_size: int = option(512, "the longest source or target, in tokens, that learned positions are for")
+    position: str = option("sinusoidal", "position embedding", ("sinusoidal", "learned"))
+    block_size: int = option(512, "the longest source or target, in tokens, for learned positions")
     norm_first: bool = option(True, "norm before each part of a block, not after it")
     tie_weights: str = option(
         "output",
-        "one matrix for target embeddings and output layer, or for source embeddings as well",
+        "one matrix for target embeddings and output layer, or for source embeddings too",
         ("none", "output", "all"),
     )
 
     def __post_init__(self) -> None:
-        check_whole(self, {"source_vocab_size": 4, "target_vocab_size": 4})  # three of them are no text
+        check_whole(self, {"source_vocab_size": 4, "target_vocab_size": 4})  # the three special tokens, and one more
         check_choices(self)
-        _ = self.blocks  # which checks the rest
+        _ = self.blocks  # checks the other options
         if self.position == "sinusoidal" and self.n_embd % 2:
-            raise ConfigError(f"position 'sinusoidal' wants an even n_embd, not {self.n_embd}")
+            raise ConfigError(f"position 'sinusoidal' needs an even n_embd, got {self.n_embd}")
         if self.tie_weights == "all" and self.source_vocab_size != self.target_vocab_size:
             raise ConfigError(
-                f"tie_weights 'all' wants one vocabulary, not {self.source_vocab_size} and {self.target_vocab_size}"
+                f"tie_weights 'all' needs equal vocabulary sizes, got {self.source_vocab_size} and "
+                f"{self.target_vocab_size}"
             )
 
     @property
@@ -86,11 +87,11 @@ class Seq2SeqConfig:
 
 
 class Attention(nn.Module):
-    """Every token of x asks (q) all tokens of a context (k) and takes what they offer (v), in nh heads side by side.
+    """Attention from every token of x (queries) to all tokens of a context (keys, values), in nh heads side by side.
 
-    In the encoder x itself is the context: self-attention. In the decoder it is what the encoder made of the source:
-    cross-attention, in which keys and values stay the same whatever the decoder asks, so they are an argument of their
-    own and computed once.
+    In the encoder, the context is x itself: self-attention. In the decoder, it is the encoder's output:
+    cross-attention. There the keys and values are the same for all target tokens, so they are computed once and passed
+    as an argument.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -102,7 +103,7 @@ class Attention(nn.Module):
         self.dropout = config.dropout
 
     def keys_values(self, context: mg.Tensor) -> tuple[mg.Tensor, ...]:
-        """What a context (B, S, C) offers: k and v, both (B, nh, S, hs)."""
+        """The keys and values of a context (B, S, C), both (B, nh, S, hs)."""
         k, v = F.split(self.c_kv(context), context.shape[-1], axis=2)
         return self.heads(k), self.heads(v)
 
@@ -111,8 +112,8 @@ class Attention(nn.Module):
     ) -> mg.Tensor:
         """x (B, T, C) and the context's k and v -> (B, T, C).
 
-        mask: True where a token may look, broadcast to (B, nh, T, S).
-        weights: a list, to which the attention weights (B, nh, T, S) are added.
+        mask: True where a token may attend, broadcast to (B, nh, T, S).
+        weights: a list to which the attention weights (B, nh, T, S) are appended.
         """
         (k, v), q = keys_values, self.heads(self.c_q(x))
         p = self.dropout if self.training else 0.0
@@ -130,7 +131,7 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """What both kinds of blocks have in common: their parts are added to the residual stream, in one order of norms."""
+    """Base of both blocks: adds a part to the residual stream, with the norm before the part or after the sum."""
 
     norm_first: bool
 
@@ -139,7 +140,7 @@ class ResidualBlock(nn.Module):
 
 
 class EncoderBlock(ResidualBlock):
-    """Communication among all tokens of the source, then computation."""
+    """Self-attention among all tokens of the source, then an MLP."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         self.norm_first = config.norm_first
@@ -154,7 +155,7 @@ class EncoderBlock(ResidualBlock):
 
 
 class DecoderBlock(ResidualBlock):
-    """Communication with the target so far, then with the source, then computation."""
+    """Causal self-attention to the target so far, then cross-attention to the source, then an MLP."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         self.norm_first = config.norm_first
@@ -181,22 +182,22 @@ class DecoderBlock(ResidualBlock):
 
 @dataclass
 class Memory:
-    """What the decoder sees of the sources: keys and values (B, nh, S, hs) for each of its blocks, and their mask."""
+    """The encoded sources: keys and values (B, nh, S, hs) for each decoder block, and their mask."""
 
     keys_values: list[tuple[mg.Tensor, ...]]
-    mask: Any  # (B, 1, 1, S), False where a source is padded; None where nothing is
+    mask: Any  # (B, 1, 1, S), False at padding; None if nothing is padded
 
     def repeat(self, n: int) -> Memory:
-        """Every row n times in a row, for n hypotheses; without gradients."""
+        """Each row repeated n times, for n hypotheses; without gradients."""
         k_and_v = [tuple(mg.Tensor(part.data.repeat(n, axis=0)) for part in layer) for layer in self.keys_values]
         return Memory(k_and_v, None if self.mask is None else self.mask.repeat(n, axis=0))
 
 
 class Seq2Seq(nn.Module):
-    """The whole model. `logits, loss = model(source, ids, targets)`.
+    """The whole model: `logits, loss = model(source, ids, targets)`.
 
-    Sources and targets are integers with PAD behind the shorter rows of a batch. A target y becomes START y as what the
-    decoder reads (`ids`) and y END as what it has to say (`targets`).
+    Sources and targets are integers; the shorter rows of a batch are filled up with PAD at the end. For a target y, the
+    decoder reads START y (`ids`) and has to predict y END (`targets`).
     """
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -220,10 +221,10 @@ class Seq2Seq(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Weights normal(0, 1 / sqrt(their inputs)), so that every product keeps the variance; biases 0.
+        """Weights normal(0, 1 / sqrt(inputs)), so that every product keeps the variance; biases 0.
 
-        With `norm_first` nothing rescales the residual stream, so the projections that end in it are scaled as GPT-2's
-        are, by 1 / sqrt(how many of them are added up).
+        With `norm_first` nothing rescales the residual stream. Then the n projections that are added to it are scaled
+        by 1 / sqrt(n), as in GPT-2.
         """
         layers = self.config.n_layer
         for name, parameter in self.named_parameters():
@@ -238,10 +239,10 @@ class Seq2Seq(nn.Module):
     def forward(
         self, source: Any, ids: Any, targets: Any = None, label_smoothing: float = 0.0
     ) -> tuple[mg.Tensor, mg.Tensor | None]:
-        """Logits for the token after each token of `ids`, and the mean cross-entropy with the targets, or None.
+        """Logits for the token after each token of `ids`, and the mean cross-entropy; None without targets.
 
-        source: integers (B, S). ids, targets: integers (B, T). logits: (B, T, V). Where a target is PAD there is
-        nothing to predict; a batch that has no other has no loss, which is then NaN.
+        source: integers (B, S). ids, targets: integers (B, T). logits: (B, T, V). Targets that are PAD do not count; if
+        all are, the loss is NaN.
         """
         logits = self.decode(ids, self.encode(source))
         if targets is None:
@@ -250,7 +251,7 @@ class Seq2Seq(nn.Module):
         return logits, F.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=label_smoothing)
 
     def encode(self, source: Any) -> Memory:
-        """Read the sources (B, S). No token looks at padding, and a source that is nothing else offers nothing."""
+        """Encode the sources (B, S). No token attends to padding; attention to a source of only padding gives 0."""
         source = self.as_ids("source", source)
         x, mask = self.embed(source, "source"), padding_mask(source)  # (B, S, C)
         for block in self.encoder:
@@ -262,13 +263,13 @@ class Seq2Seq(nn.Module):
     def decode(self, ids: Any, memory: Memory, cache: KVCache | None = None, weights: list | None = None) -> mg.Tensor:
         """Logits (B, T, V) for the token after each token of `ids` (B, T).
 
-        cache: `ids` continue the tokens that are in it, and none of them is PAD.
-        weights: a list, to which every block adds its cross-attention weights (B, nh, T, S).
+        cache: keys and values of the tokens before `ids`; then no id may be PAD.
+        weights: a list to which every block appends its cross-attention weights (B, nh, T, S).
         """
         ids = self.as_ids("ids", ids)
         sources = len(memory.keys_values[0][0].data)
         if len(ids) != sources:
-            raise ConfigError(f"Seq2Seq: expected as many targets as sources; got {len(ids)} and {sources}")
+            raise ConfigError(f"Seq2Seq: expected one target per source, got {len(ids)} targets and {sources} sources")
         x = self.embed(ids, "target", past=0 if cache is None else cache.length)  # (B, T, C)
         mask = padding_mask(ids) if cache is None else None
         for i, block in enumerate(self.decoder):
@@ -277,10 +278,10 @@ class Seq2Seq(nn.Module):
         return self.lm_head(self.decoder_ln_f(x) if self.config.norm_first else x)
 
     def embed(self, ids: Any, side: str, past: int = 0) -> mg.Tensor:
-        """Token embeddings plus positions, the first being `past`: (B, T) -> (B, T, C).
+        """Token embeddings plus position embeddings, from position `past` on: (B, T) -> (B, T, C).
 
-        Embeddings are stored with entries of about 1 / sqrt(C), which suits the output layer, and scaled by sqrt(C) to
-        the magnitude of the sines (section 3.4 of the paper).
+        The entries of the embeddings are about 1 / sqrt(C), which suits the output layer. They are scaled by sqrt(C) to
+        the magnitude of the sinusoids (section 3.4 of the paper).
         """
         wte: nn.Embedding = getattr(self, f"{side}_wte")
         C, end = self.config.n_embd, past + ids.shape[1]
@@ -300,7 +301,7 @@ class Seq2Seq(nn.Module):
         """Integers (B, T) as a plain array on the model's device."""
         array = mg.Tensor(ids, device=self.device).data
         if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ConfigError(f"Seq2Seq: expected {name}, integers (B, T); got {array.shape} {array.dtype}")
+            raise ConfigError(f"Seq2Seq: expected {name}, integers (B, T), got {array.shape} {array.dtype}")
         return array
 
     def translate(
@@ -308,15 +309,16 @@ class Seq2Seq(nn.Module):
     ) -> list[np.ndarray]:
         """The likeliest target that beam search finds for each source (B, S): rows of integers, without START.
 
-        A row ends with END, or after `max_new_tokens`. beam_size 1 is greedy search. See `gpt.beam` for the length
-        penalty. The sources are read once, and keys and values of the targets so far are kept.
+        A row ends with END, or after `max_new_tokens`. beam_size 1 is greedy search. For the length penalty see
+        `gpt.translation.beam`. The sources are encoded once, and keys and values of the targets are cached.
         """
-        for name, value in (("beam_size", beam_size), ("max_new_tokens", max_new_tokens)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
+        check_count("beam_size", beam_size, 1)
+        check_count("max_new_tokens", max_new_tokens, 1)
         check_length_penalty(length_penalty)
         if self.config.position == "learned" and max_new_tokens > self.config.block_size:
-            raise ConfigError(f"max_new_tokens {max_new_tokens} is more than block_size {self.config.block_size}")
+            raise ConfigError(
+                f"max_new_tokens is {max_new_tokens}; expected at most block_size {self.config.block_size}"
+            )
         source = self.as_ids("source", source)
         if not len(source):
             return []
@@ -335,7 +337,7 @@ class Seq2Seq(nn.Module):
         return [hypothesis.tokens for hypothesis in found]
 
     def cross_attention(self, source: Any, ids: Any) -> np.ndarray:
-        """Where the decoder looks: weights (n_layer, B, nh, T, S) of each token of `ids` on each of the source's."""
+        """The cross-attention weights (n_layer, B, nh, T, S) of each token of `ids` on each token of the source."""
         weights: list[Any] = []
         with self.evaluating(), mg.no_grad():
             self.decode(ids, self.encode(source), weights=weights)
@@ -343,13 +345,13 @@ class Seq2Seq(nn.Module):
 
 
 def sinusoidal_positions(start: int, stop: int, channels: int) -> np.ndarray:
-    """The paper's positions from `start` to before `stop`, (stop - start, channels); channels are even in number.
+    """The paper's position embeddings for start ≤ t < stop: (stop - start, channels). `channels` must be even.
 
         P(t, 2i) = sin(t / 10000^(2i / C))        P(t, 2i + 1) = cos(t / 10000^(2i / C))
 
-    Each pair of channels is the hand of a clock. The first makes a turn in 2 pi tokens, each next one is slower by the
-    same factor, and the last takes 10000^(1 - 2/C) times as long as the first. Going on by n tokens turns every hand by
-    an angle that depends on n alone, so distances are easily told.
+    Each pair of channels is like the hand of a clock. The first hand makes a turn in 2 pi tokens. Each hand is slower
+    than the one before by the same factor, and the last takes 10000^(1 - 2/C) times as long as the first. Moving by n
+    tokens turns every hand by an angle that depends only on n, so relative positions are easy to read.
     """
     t, i = np.arange(start, stop)[:, None], np.arange(channels // 2)
     angles = t / 10000 ** (2 * i / channels)  # (T, C / 2)
@@ -357,15 +359,15 @@ def sinusoidal_positions(start: int, stop: int, channels: int) -> np.ndarray:
 
 
 def padding_mask(ids: Any) -> Any:
-    """True (B, 1, 1, T) where there is a token to look at; None where nothing is padded, as attention is faster so.
+    """True (B, 1, 1, T) where a token is not PAD; None if nothing is padded, as attention is faster without a mask.
 
-    On a GPU it is always the mask: the answer would have to be waited for.
+    On a GPU this always returns the mask, because checking it would wait for the GPU.
     """
     mask = (ids != PAD)[:, None, None]
     return None if isinstance(mask, np.ndarray) and mask.all() else mask
 
 
 def select_rows(cache: KVCache, rows: Any) -> None:
-    """Let row i of the cache be what row rows[i] was."""
+    """Replace row i of the cache by its former row rows[i], for all i."""
     for layer in cache.layers:
         layer.buffers = [buffer[rows] for buffer in layer.buffers]

@@ -1,4 +1,4 @@
-"""Translating texts with an encoder-decoder Transformer: characters as tokens, in batches, and all of it in a file."""
+"""Translation of texts with an encoder-decoder Transformer: character tokens, batches, and one file for everything."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
 from ..errors import CheckpointError, ConfigError, DataError
+from ..options import check_count
 from ..run import TRANSLATOR
 from ..text.tokenizer import CharTokenizer
 from .pairs import Pair
@@ -24,7 +25,7 @@ SPECIAL = ("<pad>", "<start>", "<end>")  # PAD, START and END
 
 
 class Vocabulary:
-    """Tokens for a side of the pairs: the three special ones, then every distinct character."""
+    """The tokens of the sources or of the targets: three special tokens, then every distinct character."""
 
     def __init__(self, characters: str) -> None:
         self.tokenizer = CharTokenizer(characters)
@@ -45,16 +46,16 @@ class Vocabulary:
         return self.tokenizer.encode(text).astype(np.int64) + len(SPECIAL)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of ids, which may end with END and be padded."""
+        """The text of the ids; special tokens are skipped."""
         return self.tokenizer.decode(ids[ids >= len(SPECIAL)] - len(SPECIAL))
 
     def names(self, ids: np.ndarray) -> list[str]:
-        """Each id by itself, for axes of a picture."""
+        """A name for each id, for the axes of a plot."""
         return [SPECIAL[i] if i < len(SPECIAL) else self.decode(np.array([i])) for i in ids]
 
 
 class Batch(NamedTuple):
-    """Sources (B, S), what the decoder reads, START y (B, T), and what it has to say, y END (B, T), all padded."""
+    """Sources (B, S), decoder inputs START y (B, T), and decoder targets y END (B, T), all padded."""
 
     source: np.ndarray
     ids: np.ndarray
@@ -65,7 +66,7 @@ EncodedPair = tuple[np.ndarray, np.ndarray]
 
 
 def as_batch(pairs: Sequence[EncodedPair]) -> Batch:
-    """Pairs of ids (S_i,) and (T_i,) as arrays."""
+    """Pairs of ids (S_i,) and (T_i,) as padded arrays."""
     start, end = np.array([START]), np.array([END])
     return Batch(
         padded([source for source, _ in pairs]),
@@ -75,7 +76,7 @@ def as_batch(pairs: Sequence[EncodedPair]) -> Batch:
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of any lengths as one array (B, T), with PAD behind the shorter ones."""
+    """Rows of any lengths as one array (B, T); the shorter ones end with PAD."""
     batch = np.full((len(rows), max(map(len, rows))), PAD)
     for row, ids in zip(batch, rows, strict=True):
         row[: len(ids)] = ids
@@ -85,10 +86,10 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 def batches(
     pairs: Sequence[EncodedPair], batch_size: int, rng: np.random.Generator | None = None, pool: int = 20
 ) -> Iterator[Batch]:
-    """All pairs once, in batches of sources of about one length, so that little padding is computed.
+    """Yield all pairs once, in batches of similar length, so that little computation is spent on padding.
 
-    rng: shuffles the pairs, which are then sorted by length within pools of `pool` batches, and the batches of each
-        pool; without it everything is sorted.
+    rng: shuffles the pairs, sorts them by length within pools of `pool` batches, and shuffles the batches of each pool.
+        Without it, all pairs are sorted by length.
     """
     order = np.arange(len(pairs)) if rng is None else rng.permutation(len(pairs))
     size = len(pairs) if rng is None else pool * batch_size
@@ -101,10 +102,10 @@ def batches(
 
 @dataclasses.dataclass
 class Translator:
-    """A model and the vocabularies of its two sides: texts in, texts out.
+    """A model with its source and target vocabularies: texts in, texts out.
 
-    max_new_tokens: how long a translation may become, END included.
-    settings: how the model was trained, as plain numbers and texts, to be kept with it.
+    max_new_tokens: the length limit of a translation, END included.
+    settings: how the model was trained, as plain numbers and strings; saved with the model.
     """
 
     model: Seq2Seq
@@ -115,10 +116,10 @@ class Translator:
 
     @classmethod
     def for_pairs(cls, pairs: Sequence[Pair], **shape: Any) -> Translator:
-        """A new model with the vocabularies of the pairs; `shape` is what `Seq2SeqConfig` has besides them.
+        """A new model with the vocabularies of the pairs; `shape` has the other options of `Seq2SeqConfig`.
 
-        Targets may become as long as the longest of these. With tie_weights "all" both sides share one vocabulary.
-        Raises `ConfigError` if learned positions are fewer than the longest text wants, a target with its END.
+        Translations may be as long as the longest target. With tie_weights "all" both sides share one vocabulary.
+        Raises `ConfigError` if `block_size` learned positions are too few for the longest text (a target with its END).
         """
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
         if shape.get("tie_weights") == "all":
@@ -128,19 +129,18 @@ class Translator:
         config = Seq2SeqConfig(source_vocab_size=len(source), target_vocab_size=len(target), **shape)
         longest = max(*map(len, sources), max(map(len, targets)) + 1)
         if config.position == "learned" and longest > config.block_size:
-            raise ConfigError(f"block_size {config.block_size} is too small: the longest text wants {longest}")
+            raise ConfigError(f"block_size is {config.block_size}; expected at least {longest} for the longest text")
         return cls(Seq2Seq(config), source, target, max(map(len, targets)) + 1)
 
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
-        """The ids of sources and targets."""
+        """The ids of the sources and targets."""
         return [(self.source.encode(source), self.target.encode(target)) for source, target in pairs]
 
     def translate(
         self, texts: Sequence[str], beam_size: int = 1, length_penalty: float = 0.6, batch_size: int = 100
     ) -> list[str]:
-        """The translations of texts, `batch_size` of about one length at a time."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+        """The translations of the texts, computed in batches of `batch_size` texts of similar length."""
+        check_count("batch_size", batch_size, 1)
         for text in texts:
             if not text:
                 raise DataError("a text to translate is empty; expected at least one character")
@@ -156,7 +156,7 @@ class Translator:
         return [found[i] for i in range(len(texts))]
 
     def loss(self, pairs: Sequence[Pair], batch_size: int = 100) -> float:
-        """The mean negative log-likelihood of the targets, in nats a token, without dropout."""
+        """The mean negative log-likelihood of the targets, in nats per token, without dropout."""
         total, count = 0.0, 0
         with self.model.evaluating(), mg.no_grad():
             for batch in batches(self.encode(pairs), batch_size):
@@ -166,7 +166,7 @@ class Translator:
         return total / count
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file: the weights, and the rest as JSON in its metadata."""
+        """Write everything to one safetensors file: the weights as tensors, the rest as JSON in the metadata."""
         about = {
             "config": dataclasses.asdict(self.model.config),
             "characters": [self.source.characters, self.target.characters],
@@ -177,7 +177,7 @@ class Translator:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Translator:
-        """Read what `save` wrote: a file, or the folder that holds it under the name `TRANSLATOR`, in evaluation mode.
+        """Read what `save` wrote, in evaluation mode. `path` is the file, or a folder with a file named `TRANSLATOR`.
 
         Raises `CheckpointError` if it is missing, damaged, or something else.
         """

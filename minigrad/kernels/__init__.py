@@ -4,16 +4,20 @@ An operation in `minigrad/ops` is complete by itself. A kernel is a class with t
 and `backward(ctx, …)`, that computes the same result in less time. A third function, `fits(…)`, says whether it can
 handle the given arguments. The operation names its kernel in one line above its class:
 
-    @accelerated(cpu=cpu.Linear)
+    @accelerated(cpu=cpu.Linear, cuda=cuda.Linear)
     class Linear(Function): …
 
-`with kernels.reference():` and MINIGRAD_KERNELS=reference leave all kernels out. `with kernels.replacing({…}):` lets
-classes of your own run in place of operations.
+A kernel for a GPU runs once it has passed its check on that GPU; cuda/proof says how. MINIGRAD_KERNELS=cuda, or
+`with kernels.using("cpu", "cuda"):`, runs all of them unchecked. `with kernels.reference():` and
+MINIGRAD_KERNELS=reference leave all kernels out. `with kernels.replacing({…}):` lets classes of your own run in place
+of operations.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -28,6 +32,7 @@ _contexts: list[using] = []  # the contexts that are active now, the innermost l
 _KINDS = {"": frozenset({"cpu"}), "cuda": frozenset({"cpu", "cuda"}), "reference": frozenset()}
 _outside: frozenset[str] = _KINDS[_setting]  # what runs outside of all contexts
 _in_use: frozenset[str] = _outside
+_operations: dict[Any, Any] = {}  # by kernel: the operation that it computes
 _replacing: list[Mapping[Any, Any]] = []  # what each `replacing` in use replaces, the innermost last
 _replacements: Mapping[Any, Any] = {}  # by all of them; never changed, only exchanged for another
 
@@ -37,7 +42,7 @@ class using(contextlib.ContextDecorator):
 
         with kernels.using("cpu", "cuda"): …
 
-    Contexts nest, and the innermost decides.
+    Contexts nest, and the innermost decides. The kernels of GPUs run here whether or not they have been checked.
     """
 
     def __init__(self, *kinds: str) -> None:
@@ -106,27 +111,63 @@ class replacing(contextlib.ContextDecorator):
         _replacements = {operation: own for each in _replacing for operation, own in each.items()}
 
 
-def in_use(device: str = "cpu") -> bool:
-    """May the kernels of this kind of device run?"""
-    return device in _in_use
+def in_use(device: str = "cpu", dtype: Any = None, *names: str) -> bool:
+    """Do kernels run on this device ("cpu", "cuda:0", …)?
+
+    With a dtype: do all of them run for arrays of this dtype? With names too: do these, "LayerNorm", "AdamW", …?
+    The first question about a GPU checks the kernels there, unless they run unchecked or are left out.
+    """
+    kind = _kind(device)
+    return kind in _in_use or (_checks(kind) and _proof().passed(device, dtype, *names))
 
 
 def accelerated(**kernels: Any) -> Callable[[_C], _C]:
-    """Give an operation a kernel for each device kind named. Classes derived from the operation do not inherit it."""
+    """Give an operation kernels for each device kind named: one, or several of which the first that fits runs.
+
+    Classes derived from the operation do not inherit them.
+    """
+    by_kind = {kind: given if isinstance(given, tuple) else (given,) for kind, given in kernels.items()}
 
     def name_kernels(operation: _C) -> _C:
-        operation.kernels = kernels  # type: ignore[attr-defined]
+        operation.kernels = by_kind  # type: ignore[attr-defined]
+        _operations.update((kernel, operation) for kernel in by_kind.get("cuda", ()))
         return operation
 
     return name_kernels
 
 
+def operation_of(kernel: Any) -> Any:
+    """The operation that a kernel for GPUs computes."""
+    return _operations[kernel]
+
+
 def implementation(operation: Any, device: str, arguments: Any) -> Any:
-    """The class whose forward and backward should run: what replaces it, its kernel if one fits, or itself."""
+    """The class whose forward and backward should run: what replaces it, its first kernel that fits, or itself.
+
+    A kernel for a GPU has to have passed its check there too, if they are checked.
+    """
     if operation in _replacements:
         return _replacements[operation]
-    kernels = operation.__dict__.get("kernels")
-    if kernels is None or not in_use(device):
+    kind, kernels = _kind(device), operation.__dict__.get("kernels")
+    unchecked = kind in _in_use
+    if kernels is None or not (unchecked or _checks(kind)):
         return operation
-    kernel = kernels.get(device)
-    return kernel if kernel is not None and kernel.fits(*arguments) else operation
+    for kernel in kernels.get(kind, ()):
+        if kernel.fits(*arguments) and (unchecked or _proof().allows(kernel, device, arguments)):
+            return kernel
+    return operation
+
+
+def _kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def _checks(kind: str) -> bool:
+    """Are kernels for this kind of device checked now, and run if they have passed?"""
+    return kind == "cuda" and not _setting and not _contexts
+
+
+@functools.cache
+def _proof() -> Any:
+    """Imported when a GPU is first used: to import minigrad, nothing of it is needed."""
+    return importlib.import_module(".cuda.proof", __name__)

@@ -14,7 +14,7 @@ from .shape import sum_to
 from .softmax import softmax, softmax_backward
 
 
-@accelerated(cpu=cpu.Attention, cuda=cuda.Attention)
+@accelerated(cpu=cpu.Attention, cuda=(cuda.FlashAttention, cuda.BatchedAttention))
 @computed_in_single
 class Attention(Function):
     """Every query is compared with all keys and takes a weighted average of the values (Vaswani et al., 2017).

@@ -43,6 +43,24 @@ def test_a_run_with_a_graph_is_the_run_without(launches, tmp_path, dtype, shape)
     assert trainer.graph.recording is not None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_estimates_replay_the_loss_as_a_graph_of_its_own(launches, tmp_path, dtype):
+    """Between steps, whose graph it shares nothing with, to the same bits; also for float16, whose steps are eager."""
+    estimates, numbers = [], []
+    for replayed in (False, True):
+        trainer = new_gpu_trainer(tmp_path / str(replayed), dtype=dtype, graph=replayed, eval_iters=4)
+        found = [trainer.estimate_losses()]
+        losses(trainer, 5)
+        before = len(launches)
+        found += [trainer.estimate_losses(), losses(trainer, 1), trainer.estimate_losses()]
+        estimates.append(found)
+        numbers.append(len(launches) - before)
+    assert estimates[0] == estimates[1]
+    assert len({str(found) for found in estimates[0]}) == 4
+    assert numbers[1] < numbers[0]
+    assert trainer.loss_graph.recording is not None
+
+
 def test_losses_of_every_step_and_of_several_batches(launches, tmp_path):
     eager, replayed = (
         losses(new_gpu_trainer(tmp_path, dtype="bfloat16", graph=on, grad_accum=2), 6) for on in (False, True)

@@ -1,4 +1,4 @@
-"""The words of a draw on a GPU: one kernel, equal bit for bit to the array operations, or these where it is not."""
+"""The words of a draw on a GPU: one kernel, equal bit for bit to the array operations, which run where it is off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 
 import minigrad as mg
 from minigrad import kernels, random
-from minigrad.kernels.cuda import launch, philox
 from minigrad.kernels.cuda.graph import Captured
 from tests.fakes import cupy as fake_cupy
 from tests.fakes.emulator import needs_compiler
@@ -19,7 +18,6 @@ SEED = 0x299F31D0A4093822
 
 @pytest.fixture
 def launches(monkeypatch):
-    monkeypatch.setattr(philox, "checked", {})
     with fake_gpu(monkeypatch) as names:
         yield names
 
@@ -27,7 +25,6 @@ def launches(monkeypatch):
 @pytest.mark.parametrize("on", [("cpu",), ("cpu", "cuda")])
 @pytest.mark.parametrize("n", [1, 3, 4, 1023, 4097])
 def test_the_words_are_those_of_the_cpu(launches, n, on):
-    """Also where no other kernel is in use."""
     drawn = []
     with kernels.using(*on):
         for device in ("cpu", "cuda:0"):
@@ -37,7 +34,7 @@ def test_the_words_are_those_of_the_cpu(launches, n, on):
     for ours, theirs in zip(drawn[2:], drawn[:2], strict=True):
         assert ours.dtype == np.uint32
         np.testing.assert_array_equal(ours.get(), theirs)
-    assert launches == ["random_words"] * 3  # the first is the check
+    assert launches == ["random_words"] * (2 if "cuda" in on else 0)
 
 
 def operations_of_a_draw():
@@ -72,22 +69,3 @@ def test_in_a_captured_step_the_number_of_the_draw_is_that_of_the_replay(launche
     mg.manual_seed(SEED)
     for ours in drawn:
         np.testing.assert_array_equal(ours, random.Counter("cpu").words(8))
-
-
-@pytest.mark.parametrize("breaks", ["writes nothing", "fails"])
-def test_a_kernel_that_is_wrong_on_this_gpu_stays_off(launches, monkeypatch, breaks):
-    def broken(kernel, grid, threads, arguments, shared_bytes):
-        if breaks == "fails":
-            raise RuntimeError("no such instruction")
-        arguments[-1][...] = 0
-
-    monkeypatch.setattr(launch, "emulate", broken)
-    mg.manual_seed(SEED)
-    with pytest.warns(
-        RuntimeWarning, match=r"random_words is off on cuda:0: (its words are wrong|RuntimeError: no such)"
-    ):
-        ours = random.Counter("cuda:0").words(9)
-    again = random.Counter("cuda:0").words(9)  # and says so once
-    mg.manual_seed(SEED)
-    np.testing.assert_array_equal(ours.get(), random.Counter("cpu").words(9))
-    np.testing.assert_array_equal(again.get(), random.Counter("cpu").words(9))

@@ -254,10 +254,9 @@ def test_gelu_of_infinities_and_of_what_is_no_number():
 
 
 def test_gradients_that_all_rows_share_are_added_up():
+    @kernels.accelerated(cpu=cpu.RowByRow)
     class Scaled(mg.Function):
         """y = x w, with one w for all rows: what RowByRow does for an operation with parameters."""
-
-        kernels = {"cpu": cpu.RowByRow}
 
         @staticmethod
         def forward(ctx, x, w):

@@ -144,7 +144,7 @@ def test_combined_optimizers_do_what_each_does_alone():
         (lambda state: state | {"1.0.m": np.zeros(5)}, r"AdamW.load_state_dict: 0.m \(5,\) fits no parameter"),
         (
             lambda state: {name: state[name] for name in state if name != "1.steps"},
-            r"AdamW.*1 parameters, got \[\]",
+            r"AdamW.*expected a number of steps .* got \[\]",
         ),
         (lambda state: {f"{1 - int(name[0])}{name[1:]}": state[name] for name in state}, "Muon.load_state_dict: 0.m"),
     ],

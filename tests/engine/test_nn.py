@@ -11,6 +11,7 @@ from minigrad import functional as F
 from minigrad import nn
 from minigrad.gradcheck import gradcheck_directional
 from tests.checks import operations_of
+from tests.engine.modules import Tied
 
 
 class Block(nn.Module):
@@ -25,18 +26,6 @@ class Block(nn.Module):
         for layer in self.layers:
             x = x + self.drop(layer(self.norm(x)))
         return x * self.scale
-
-
-class Tied(nn.Module):
-    """Two names for one parameter, as in a language model's embedding and head."""
-
-    def __init__(self):
-        self.embedding = nn.Embedding(5, 3)
-        self.head = nn.Linear(3, 5, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, ids):
-        return self.head(self.embedding(ids))
 
 
 NAMES = ["scale", "norm.weight", "norm.bias", "layers.0.weight", "layers.0.bias", "layers.1.weight"]

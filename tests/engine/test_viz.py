@@ -16,6 +16,7 @@ import pytest
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, viz
+from tests.engine.modules import Tied
 
 needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's program dot is not on the PATH")
 
@@ -173,15 +174,6 @@ def test_a_module_called_twice_is_two_clusters_around_which_its_parameters_lie()
 
 
 def test_a_shared_parameter_has_one_box_with_its_first_name():
-    class Tied(nn.Module):
-        def __init__(self):
-            self.embedding = nn.Embedding(5, 3)
-            self.head = nn.Linear(3, 5, bias=False)
-            self.head.weight = self.embedding.weight
-
-        def forward(self, ids):
-            return self.head(self.embedding(ids))
-
     model = Tied()
     drawing = viz.draw(model(np.array([1, 2])).sum())
     assert clusters(drawing)["embedding.weight"] == [("Tied",)]

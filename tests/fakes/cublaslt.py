@@ -44,6 +44,9 @@ class FakeCublasLt:
             self.calls[name] = self.calls.get(name, 0) + 1
         return object.__getattribute__(self, name)
 
+    def cublasLtGetVersion(self) -> int:
+        return 120903
+
     def cublasLtCreate(self, pointer: Any) -> int:
         return self._new(pointer)
 

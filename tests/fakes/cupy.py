@@ -186,6 +186,17 @@ class Stream:
 Stream.current.append(Stream(null=True))
 
 
+class MemoryPointer(types.SimpleNamespace):
+    """As cupy.cuda.MemoryPointer: an address in `mem`, the bytes of a NumPy array, which it keeps."""
+
+    @property
+    def ptr(self) -> int:
+        return self.mem.ctypes.data + self.offset
+
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(mem=self.mem, offset=self.offset + offset)
+
+
 class MemoryPool:
     """As cupy.cuda.MemoryPool, in name: memory here is NumPy's, and a graph's tape keeps what the graph needs."""
 
@@ -196,7 +207,7 @@ class MemoryPool:
         raise NotImplementedError
 
 
-_pools: list[MemoryPool | None] = [None]  # that memory comes from; None is the default pool
+_pools: list[Any] = [None]  # that memory comes from; None is the default pool
 _pool_of_capture: MemoryPool | None = None  # that was in use when the capture began
 
 
@@ -291,7 +302,8 @@ class ndarray:
 
     @property
     def data(self) -> Any:
-        return types.SimpleNamespace(ptr=self._host.ctypes.data)
+        flat = self._host.reshape(-1).view(np.uint8) if self.flags.c_contiguous else self._host
+        return MemoryPointer(mem=flat, offset=0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -616,8 +628,25 @@ def _before(signature: inspect.Signature, key: str) -> int:
     return list(signature.parameters).index(key)
 
 
+def _from_allocator(make_empty: Callable[..., Any]) -> Callable[..., Any]:
+    """`empty` and its like, whose memory comes from the allocator in use if that is a function of the program's own."""
+
+    @functools.wraps(make_empty)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = make_empty(*args, **kwargs)
+        allocator = _pools[-1]
+        if allocator is not None and not isinstance(allocator, MemoryPool):
+            pointer = allocator.malloc(made.nbytes)
+            own = np.ndarray(made.shape, made.dtype, pointer.mem, pointer.offset, made.strides)
+            made = _array(own)
+        return made
+
+    return call
+
+
 for _name, _parameters in FUNCTIONS.items():
     setattr(cupy, _name, _like_numpy(_name, _parameters, np))
+cupy.empty, cupy.empty_like = _from_allocator(cupy.empty), _from_allocator(cupy.empty_like)
 for _name, _parameters in METHODS.items():
     setattr(ndarray, _name, _like_numpy(_name, _parameters, np.ndarray))
 
@@ -787,13 +816,15 @@ cupy.cuda = types.SimpleNamespace(
         driverGetVersion=lambda: 12080,
         runtimeGetVersion=lambda: 12090,
         getDeviceCount=lambda: GPUS,
+        getDeviceProperties=lambda device: {"name": b"A card that is not there"},
         CUDARuntimeError=CUDARuntimeError,
     ),
 )
 cupy.get_default_pinned_memory_pool = lambda: types.SimpleNamespace(malloc=lambda size: None)
-cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
-    total_bytes=lambda: 5 * 2**30, used_bytes=lambda: 2**30, free_all_blocks=lambda: None
-)
+_default_pool: Any = MemoryPool()
+_default_pool.total_bytes, _default_pool.used_bytes = lambda: 5 * 2**30, lambda: 2**30
+_default_pool.free_all_blocks = lambda: None
+cupy.get_default_memory_pool = lambda: _default_pool
 
 
 def _erf(x: ndarray) -> ndarray:

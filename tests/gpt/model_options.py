@@ -16,14 +16,15 @@ EACH = {
     "softcap": {"logit_softcap": 2.0},
 }
 ALL = {name: value for option in EACH.values() for name, value in option.items()}
-every_option = pytest.mark.parametrize("options", [*EACH.values(), ALL], ids=[*EACH, "all"])
+every_option = pytest.mark.parametrize("options", [{}, *EACH.values(), ALL], ids=["GPT-2", *EACH, "all"])
 
 BLOCK, VOCAB = 8, 11
 SHAPE = {"block_size": BLOCK, "vocab_size": VOCAB, "n_layer": 2, "n_head": 2, "n_embd": 8}
 
 
-def new_model(options, **shape):
-    return GPT(GPTConfig(**{**SHAPE, **shape, **options}))
+def new_model(options=None, **shape):
+    """A small GPT; without options it is GPT-2's."""
+    return GPT(GPTConfig(**{**SHAPE, **shape, **(options or {})}))
 
 
 def random_model(options, scale=0.3, **shape):
@@ -34,5 +35,5 @@ def random_model(options, scale=0.3, **shape):
     return model
 
 
-def random_ids(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, VOCAB, shape)
+def random_ids(*shape, vocab_size=VOCAB, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab_size, shape)

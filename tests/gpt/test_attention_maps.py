@@ -218,7 +218,7 @@ def test_all_tokens_are_named_that_can_be_read(drawn, n_tokens, named, letters):
     assert [text.get_text() for text in shown] == [f"␣{i:03}" for i in range(0, n_tokens, n_tokens // named)]
     assert 4 <= shown[0].get_fontsize() == pytest.approx(letters, abs=0.1)
     texts = [text.get_text() for text in figure.texts]
-    assert texts == ["this token", "looks at" + (" (one token in 2 is named)" if named < n_tokens else "")]
+    assert texts == ["this token", "attends to" + (" (one token in 2 is labeled)" if named < n_tokens else "")]
 
 
 @pictures
@@ -281,15 +281,15 @@ def test_adapters_change_the_picture(folder, tmp_path):
     ("options", "message"),
     [
         (["--prompt", ""], "--prompt is empty; expected at least one character"),
-        (["--prompt", "t" * 65], "--prompt has 65 tokens; the model's context has room for 64"),
+        (["--prompt", "t" * 65], "--prompt has 65 tokens; expected at most the model's block_size 64"),
         (["--prompt", "TO BE"], "the character 'T' at position 0 is not in the vocabulary"),
-        (["--prompt", "to be", "--layer", "2"], "--layer 2: the model has layers 0 to 1"),
-        (["--prompt", "to be", "--layer", "-1"], "--layer -1: the model has layers 0 to 1"),
+        (["--prompt", "to be", "--layer", "2"], "--layer is 2; expected 0 to 1"),
+        (["--prompt", "to be", "--layer", "-1"], "--layer is -1; expected 0 to 1"),
         (
             ["--prompt", "to be", "--out", "heads.jpg"],
-            "--out heads.jpg: expected a name that ends in .png, .svg or .pdf",
+            "--out is heads.jpg; expected a name that ends in .png or .svg or .pdf",
         ),
-        (["--prompt", "to be", "--out", "heads"], "--out heads: expected a name that ends in .png, .svg or .pdf"),
+        (["--prompt", "to be", "--out", "heads"], "--out is heads; expected a name that ends in .png or .svg or .pdf"),
         (["--prompt", "to be", "--device", "tpu"], 'unknown device "tpu"'),
         (
             ["--prompt", "to be", "--model", "nowhere"],

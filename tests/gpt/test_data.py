@@ -166,7 +166,7 @@ def test_without_a_network_it_is_the_language_reference_and_that_is_said(cached,
     assert text == data.language_reference()
     assert "could not be downloaded" in said[-1]
     assert "Connection refused" in said[-1]
-    assert f"put {no_network}\nat {cached}" in said[-1]
+    assert f"save {no_network}\nas {cached}" in said[-1]
     assert files_below(cached.parent) == ([cached] if damaged else [])
 
 
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path, content, message):
 
 
 def test_a_folder_is_no_text(tmp_path):
-    with pytest.raises(DataError, match=rf"^{tmp_path}: a folder; expected a text file$"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}: is a folder; expected a text file$"):
         data.read_text(tmp_path)
 
 
@@ -311,7 +311,7 @@ def test_the_shortest_text_is_a_block_and_a_token_in_each_part():
 
 @pytest.mark.parametrize("length", [0, 1, 17, 80])
 def test_a_text_that_is_too_short_says_how_long_it_is_and_what_is_wanted(length):
-    with pytest.raises(DataError, match=rf"of its {length} tokens .* blocks of 8 want at least 9 in each"):
+    with pytest.raises(DataError, match=rf"of its {length} tokens .* blocks of 8 need at least 9 in each part"):
         data.Dataset(np.arange(length), block_size=8)
 
 
@@ -321,9 +321,9 @@ def test_options_without_meaning_are_refused():
         data.Dataset(ids, block_size=0)
     with pytest.raises(ConfigError, match="train_fraction is 1"):
         data.Dataset(ids, block_size=4, train_fraction=1)
-    with pytest.raises(DataError, match=r"integers \(N,\); got \(100,\) float64"):
+    with pytest.raises(DataError, match=r"integers \(N,\), got \(100,\) float64"):
         data.Dataset(ids / 2, block_size=4)
-    with pytest.raises(DataError, match=r"integers \(N,\); got \(10, 10\) int64"):
+    with pytest.raises(DataError, match=r"integers \(N,\), got \(10, 10\) int64"):
         data.Dataset(ids.reshape(10, 10), block_size=4)
     with pytest.raises(ConfigError, match="split is 'test'"):
         data.Dataset(ids, block_size=4).batch("test", 1, rng)
@@ -337,9 +337,9 @@ def test_the_parts_may_be_given_apart():
         inputs, targets = dataset.batch(split, 500, np.random.default_rng(0))
         assert (inputs.min(), targets.max()) == (low, high - 1)
         np.testing.assert_array_equal(targets, inputs + 1)
-    with pytest.raises(DataError, match="of its 108 tokens 100 are to train on and 8 to validate on"):
+    with pytest.raises(DataError, match="100 of its 108 tokens are for training and 8 for validation"):
         data.Dataset.of_parts(np.arange(100), np.arange(8), block_size=8)
-    with pytest.raises(DataError, match=r"integers \(N,\); got \(100,\) float64"):
+    with pytest.raises(DataError, match=r"integers \(N,\), got \(100,\) float64"):
         data.Dataset.of_parts(np.arange(100), np.ones(100), block_size=8)
 
 
@@ -384,7 +384,7 @@ def test_token_files_are_read_as_they_were_written(tmp_path, dtype):
     assert tokens.train.dtype == dtype
     assert not tokens.train.flags.writeable
     assert tokens.tokenizer.vocab_size == 100
-    assert tokens.about == f"{tmp_path}/tokens: 100 tokens out of 100"
+    assert tokens.about == f"{tmp_path}/tokens: 100 tokens, vocabulary of 100"
 
 
 def test_one_token_file_may_stand_alone(tokens):
@@ -397,7 +397,7 @@ def test_one_token_file_may_stand_alone(tokens):
 
 
 def test_a_name_that_is_empty_or_mistyped_is_what_the_error_is_about(tokens):
-    with pytest.raises(DataError, match="^the name of the file is empty; expected that of a text file$"):
+    with pytest.raises(DataError, match="^the file name is empty; expected the name of a text file$"):
         data.load_data("")
     for path in (tokens / "tokens.bin", tokens / "nowhere" / "train.bin"):
         with pytest.raises(DataError, match=f"^{path}: there is no such file$"):
@@ -406,7 +406,7 @@ def test_a_name_that_is_empty_or_mistyped_is_what_the_error_is_about(tokens):
 
 def test_token_files_of_another_tokenizer_are_refused(tokens):
     assert data.load_data(tokens, CharTokenizer("".join(map(chr, range(100))))).tokenizer.vocab_size == 100
-    with pytest.raises(DataError, match="tokens: these tokens were made by another tokenizer than the model's"):
+    with pytest.raises(DataError, match="tokens: these tokens were made with another tokenizer than the model's"):
         data.load_data(tokens, CharTokenizer("abc"))
 
 
@@ -424,8 +424,8 @@ def test_a_text_is_encoded_by_its_characters_or_by_the_tokenizer_of_the_model(tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": "float64"}, r"meta\.json: not what examples/prepare_data\.py writes"),
-        ({"files": []}, r"meta\.json: not what examples/prepare_data\.py writes"),
+        ({"dtype": "float64"}, r"meta\.json: not written by examples/prepare_data\.py"),
+        ({"files": []}, r"meta\.json: not written by examples/prepare_data\.py"),
         ({"tokenizer": {"kind": "bpe"}}, r"meta\.json: not a tokenizer"),
         ({"files": {}}, r"train\.bin: meta\.json does not say how many tokens it has"),
         ({"files": {"train.bin": 90}}, r"train\.bin: meta\.json does not say how many tokens it has"),
@@ -464,9 +464,7 @@ def test_token_files_that_are_cut_missing_or_empty_are_named(tokens, tmp_path):
         data.load_data(tokens)
     (tokens / "meta.json").unlink()
     for path in (tokens, tokens / "val.bin", tmp_path):
-        with pytest.raises(
-            DataError, match=r"meta\.json: cannot be read .* a folder that examples/prepare_data.py made"
-        ):
+        with pytest.raises(DataError, match=r"meta\.json: cannot be read .* a folder made by examples/prepare_data.py"):
             data.load_data(path)
 
 

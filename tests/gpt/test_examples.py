@@ -1,5 +1,7 @@
-"""The two programs, run as a person runs them."""
+"""The two programs, run as a person runs them: as processes of their own or, more quickly, inside this one."""
 
+import contextlib
+import io
 import re
 import signal
 import subprocess
@@ -14,29 +16,20 @@ from tests.needs import needs_fork
 from tests.programs import run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SMALL = [
-    "--device",
-    "cpu",
-    "--n-layer",
-    "1",
-    "--n-head",
-    "2",
-    "--n-embd",
-    "16",
-    "--block-size",
-    "16",
-    "--batch-size",
-    "4",
-]
-SMALL += ["--eval-interval", "10", "--eval-iters", "2"]
+SMALL = ["--device", "cpu", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--block-size", 16, "--batch-size", 4]
+SMALL += ["--eval-interval", 10, "--eval-iters", 2]
 
 
-def run(program, *options, check=True):
-    command = [sys.executable, EXAMPLES / program, *map(str, options)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if check:
-        assert result.returncode == 0, result.stderr
-    return result
+def command(program, *options):
+    """The command of a program that is a process of its own."""
+    return [sys.executable, "-u", EXAMPLES / f"{program}.py", *map(str, options)]
+
+
+def run(program, *options):
+    """What a program prints, inside this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run_program(program, *options) == 0
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +43,10 @@ def text(tmp_path_factory):
 def trained(text, tmp_path_factory):
     """A finished run of 20 steps: its folder and what it printed."""
     out = tmp_path_factory.mktemp("trained")
-    return out, run("train_shakespeare.py", *SMALL, "--data", text, "--out", out, "--max-iters", 20)
+    words = command("train_shakespeare", *SMALL, "--data", text, "--out", out, "--max-iters", 20)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return out, result
 
 
 def test_training_tells_what_it_does(trained, text):
@@ -66,39 +62,37 @@ def test_training_tells_what_it_does(trained, text):
 
 
 def test_options_override_the_preset(text, tmp_path):
-    result = run(
-        "train_shakespeare.py", "--preset", "baby", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 0
-    )
-    assert "n_embd 16, dropout 0.2, bias False" in result.stdout
-    assert "max_iters 0, batch_size 4" in result.stdout
-    assert "lr_decay_iters 5000" in result.stdout
+    options = ["--preset", "baby", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 0]
+    printed = run("train_shakespeare", *options)
+    assert "n_embd 16, dropout 0.2, bias False" in printed
+    assert "max_iters 0, batch_size 4" in printed
+    assert "lr_decay_iters 5000" in printed
 
 
 def test_resume_goes_on_and_the_next_run_keeps_the_old(trained, text, tmp_path):
-    common = [*SMALL, "--data", text, "--out", tmp_path]
-    run("train_shakespeare.py", *common, "--max-iters", 10)
-    result = run("train_shakespeare.py", "--data", text, "--out", tmp_path, "--resume", "--max-iters", 20)
-    assert "from step 10" in result.stdout
+    common, whole = [*SMALL, "--data", text, "--out", tmp_path], trained[1].stdout
+    run("train_shakespeare", *common, "--max-iters", 10)
+    printed = run("train_shakespeare", "--data", text, "--out", tmp_path, "--resume", "--max-iters", 20)
+    assert "from step 10" in printed
     # the whole run at once printed the same estimates and the same sample (lr_decay_iters is the preset's in both)
-    assert estimates(result) == estimates(trained[1])[2:]
-    assert (
-        result.stdout.partition("sample\n")[2].partition("more of it")[0]
-        == (trained[1].stdout.partition("sample\n")[2].partition("more of it")[0])
-    )
-    again = run("train_shakespeare.py", *common, "--max-iters", 0)
-    assert f"an earlier run was in {tmp_path}; its files are now in {tmp_path / 'previous-1'}" in again.stdout
+    assert estimates(printed) == estimates(whole)[2:]
+    assert sample(printed) == sample(whole)
+    again = run("train_shakespeare", *common, "--max-iters", 0)
+    assert f"moved       the files of an earlier run in {tmp_path} to {tmp_path / 'previous-1'}" in again
 
 
-def estimates(result):
-    return re.findall(r"step +(\d+): train loss ([\d.]+), validation loss ([\d.]+)", result.stdout)
+def estimates(printed):
+    return re.findall(r"step +(\d+): train loss ([\d.]+), validation loss ([\d.]+)", printed)
+
+
+def sample(printed):
+    return printed.partition("sample\n")[2].partition("more samples")[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows has no equal of")
 def test_interrupt_saves_and_says_how_to_resume(text, tmp_path):
-    command = [sys.executable, "-u", EXAMPLES / "train_shakespeare.py", *SMALL, "--data", text, "--out", tmp_path]
-    with subprocess.Popen(
-        [*command, "--max-iters", "1000000"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    words = command("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 1_000_000)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         until = time.monotonic() + 60
         while not (tmp_path / "last.safetensors").exists() and time.monotonic() < until:
             time.sleep(0.05)
@@ -106,66 +100,66 @@ def test_interrupt_saves_and_says_how_to_resume(text, tmp_path):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    match = re.search(r"interrupted at step (\d+), and saved; go on with:\n  (python .*--resume)$", output, re.M)
+    match = re.search(r"interrupted; step (\d+) is saved\. To resume:\n  (python .*--resume)$", output, re.M)
     assert match, output
     assert f"--out {tmp_path}" in match[2]
     stopped = int(match[1])
-    result = run("train_shakespeare.py", "--data", text, "--out", tmp_path, "--resume", "--max-iters", stopped + 1)
-    assert f"from step {stopped}" in result.stdout
+    resumed = ["--data", text, "--out", tmp_path, "--resume", "--max-iters", stopped + 1]
+    assert f"from step {stopped}" in run("train_shakespeare", *resumed)
 
 
 def test_sample_continues_the_prompt(trained):
     options = ["--checkpoint", trained[0], "--prompt", "the cat", "--max-new-tokens", 30, "--top-k", 5, "--top-p", 0.9]
-    one, two = run("sample.py", *options, "--seed", 1), run("sample.py", *options, "--seed", 1)
-    assert one.stdout == two.stdout
-    assert one.stdout.startswith("the cat")
-    assert len(one.stdout) == len("the cat") + 30 + 1
-    assert run("sample.py", *options, "--seed", 2).stdout != one.stdout
+    one, two = run("sample", *options, "--seed", 1), run("sample", *options, "--seed", 1)
+    assert one == two
+    assert one.startswith("the cat")
+    assert len(one) == len("the cat") + 30 + 1
+    assert run("sample", *options, "--seed", 2) != one
 
 
 @pytest.mark.parametrize(
     ("program", "options", "message"),
     [
-        ("train_shakespeare.py", ["--n-embd", "10", "--n-head", "3"], "n_embd 10 is not divisible by n_head 3"),
-        ("train_shakespeare.py", ["--data", "missing.txt"], "missing.txt"),
-        ("train_shakespeare.py", ["--data", "."], "."),
-        ("train_shakespeare.py", ["--block-size", "5000"], "the text is too short"),
-        ("train_shakespeare.py", ["--device", "tpu"], 'unknown device "tpu"'),
-        ("train_shakespeare.py", ["--resume", "--out", "nowhere"], "there is no such file"),
-        ("train_shakespeare.py", ["--batch-size", "0"], "batch_size is 0"),
-        (
-            "sample.py",
-            ["--checkpoint", "nowhere"],
-            "nowhere: found no checkpoint",
-        ),
-        ("sample.py", ["--prompt", "THE CAT"], "'T'"),
-        ("sample.py", ["--prompt", ""], "--prompt is empty"),
-        ("sample.py", ["--temperature", "-1"], "temperature is -1.0; expected at least 0"),
-        ("sample.py", ["--top-k", "0"], "top_k is 0; expected at least 1"),
+        ("train_shakespeare", ["--n-embd", "10", "--n-head", "3"], "n_embd 10 is not divisible by n_head 3"),
+        ("train_shakespeare", ["--data", "missing.txt"], "missing.txt"),
+        ("train_shakespeare", ["--data", "."], "."),
+        ("train_shakespeare", ["--block-size", "5000"], "the text is too short"),
+        ("train_shakespeare", ["--device", "tpu"], 'unknown device "tpu"'),
+        ("train_shakespeare", ["--resume", "--out", "nowhere"], "there is no such file"),
+        ("train_shakespeare", ["--batch-size", "0"], "batch_size is 0"),
+        ("sample", ["--checkpoint", "nowhere"], "nowhere: found no checkpoint"),
+        ("sample", ["--prompt", "THE CAT"], "'T'"),
+        ("sample", ["--prompt", ""], "--prompt is empty"),
+        ("sample", ["--temperature", "-1"], "temperature is -1.0; expected a number of at least 0"),
+        ("sample", ["--top-k", "0"], "top_k is 0; expected a whole number of at least 1"),
     ],
 )
 def test_mistakes_get_one_clear_line(program, options, message, trained, text, tmp_path):
-    if program == "sample.py" and "--checkpoint" not in options:
-        options = ["--checkpoint", trained[0], *options]
-    if program == "train_shakespeare.py" and "--data" not in options:
-        options = ["--data", text, *options]
-    if program == "train_shakespeare.py" and "--out" not in options:
-        options = ["--out", tmp_path, *options]
-    result = run(program, *options, check=False)
+    usual = {"--checkpoint": trained[0]} if program == "sample" else {"--data": text, "--out": tmp_path}
+    options = [*options, *(word for name, value in usual.items() if name not in options for word in (name, value))]
+    end = run_program(program, *options)
+    assert end.startswith("error: ")
+    assert "\n" not in end
+    assert message in end
+
+
+@pytest.mark.parametrize("program", ["train_shakespeare", "sample"])
+def test_a_mistake_is_printed_without_a_traceback_and_is_the_exit_status(program, trained):
+    options = ["--resume", "--out", "nowhere"] if program == "train_shakespeare" else ["--checkpoint", "nowhere"]
+    result = subprocess.run(command(program, *options), capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1, result.stderr
-    assert message in result.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--n-layer", 2], "--resume with n_layer 2, but the run has n_layer 1"),
-        (["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
+        (["--n-layer", 2], "--resume: n_layer is 2; expected 1, as in the run"),
+        (["--optimizer", "muon"], "--resume: optimizer is muon; expected adamw, as in the run"),
         (
             ["--preset", "baby"],
-            "--resume with preset baby, which has n_layer 6, but the run has n_layer 1; leave --preset out",
+            "--resume: n_layer is 6 in the preset baby; expected 1, as in the run; leave --preset out",
         ),
     ],
 )
@@ -214,7 +208,7 @@ def test_how_many_processes_is_chosen_anew_on_resume(text, tmp_path, monkeypatch
 def test_the_command_for_more_can_be_pasted(text, tmp_path, capsys):
     out = tmp_path / "my run"
     assert run_program("train_shakespeare", *SMALL, "--data", text, "--out", out, "--max-iters", 0) == 0
-    assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py --checkpoint '{out}'\n")
+    assert capsys.readouterr().out.endswith(f"more samples: python examples/sample.py --checkpoint '{out}'\n")
 
 
 def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_path, capsys):
@@ -229,5 +223,5 @@ def test_a_text_without_a_line_break_is_sampled_from_its_first_character_on(tmp_
 def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
     (tmp_path / "config.json").touch()
     message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
-    assert message.startswith(f"error: {tmp_path / 'config.json'} exists, so loading a model from {tmp_path}")
+    assert message.startswith(f"error: {tmp_path} holds a model in Hugging Face's layout (config.json)")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

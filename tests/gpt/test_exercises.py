@@ -752,10 +752,10 @@ def test_own_operations_are_checked_by_finite_differences(tmp_path):
         (
             "class Tanh(mg.Function)",
             "class Tanh",
-            "mine.py: has no operation; expected a class derived from minigrad.Function",
+            "mine.py: expected a class derived from minigrad.Function, found none",
         ),
         ("Tanh", "Tanhh", "mine.py: Tanhh is not an operation of the engine; did you mean Tanh?"),
-        ("Tanh", "Zzz", "mine.py: Zzz is not an operation of the engine; see minigrad/ops for their names"),
+        ("Tanh", "Zzz", "mine.py: Zzz is not an operation of the engine; see minigrad/ops for the names"),
         (
             "forward(ctx, x)",
             "forward(ctx, y)",
@@ -799,9 +799,7 @@ def test_attention_that_forgets_that_heads_share_their_queries_cannot_train(tmp_
 def test_a_folder_without_operations_and_one_with_two_of_a_name(tmp_path):
     with pytest.raises(ConfigError, match="nowhere: there is no such file or folder"):
         load_operations(tmp_path / "nowhere")
-    with pytest.raises(
-        ConfigError, match="found no operations there; expected Python files with classes such as LayerNorm"
-    ):
+    with pytest.raises(ConfigError, match="expected Python files with classes such as LayerNorm, found no operations"):
         load_operations(tmp_path)
     with pytest.raises(ConfigError, match=r"two\.py: Tanh is also in .*one\.py"):
         load_operations(written(tmp_path, one=CUBE, two=CUBE))
@@ -845,11 +843,11 @@ def test_the_engines_own_backward_passes_give_its_losses_bit_for_bit(train, tmp_
         (folder / exercise.file).write_text(BY_THE_ENGINE.format(**engine), encoding="utf-8")
     status, printed, losses = train(folder, "--dropout", 0.2)
     assert status == 0
-    assert "of the 12 operations of this model 7 are yours" in printed
+    assert "7 of the 12 operations of this model are yours" in printed
     assert losses[:, 0].tolist() == [1, 10, 20, 30, 40]
     assert losses[:, 1].tolist() == losses[:, 2].tolist()
     assert losses[-1, 1] < losses[0, 1] - 0.2
-    assert "the curves are one: the losses are the same, bit for bit, to step 40" in printed
+    assert "the curves agree: the losses are identical, bit for bit, up to step 40" in printed
 
 
 def test_the_exercises_solved_train_as_the_engine_does(train, tmp_path):
@@ -857,10 +855,11 @@ def test_the_exercises_solved_train_as_the_engine_does(train, tmp_path):
     status, printed, losses = train(tmp_path / "solved", "--bias")
     assert status == 0
     np.testing.assert_allclose(losses[:, 1], losses[:, 2], rtol=1e-5)
-    assert "the curves are one" in printed
+    assert "the curves agree" in printed
     assert "yours, but not used by this model: MatMul, Multiply, Softmax" in printed
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_with_some_written_the_engine_does_the_rest(train, copied):
     (copied / "ex05_linear.py").write_text(
         with_backward("ex05_linear.py", BACKWARD["ex05_linear.py"]), encoding="utf-8"
@@ -868,7 +867,7 @@ def test_with_some_written_the_engine_does_the_rest(train, copied):
     status, printed, _ = train(copied, "--max-iters", 2)
     assert status == 0
     assert (
-        "of the 11 operations of this model 1 are yours\n  yours: Linear\n  the engine's: Add, Attention, " in printed
+        "1 of the 11 operations of this model are yours\n  yours: Linear\n  the engine's: Add, Attention, " in printed
     )
     assert "not written yet: Add, Attention, CrossEntropy, Embedding, GELUTanh, LayerNorm, MatMul, Multiply" in printed
 
@@ -878,21 +877,22 @@ def test_a_wrong_backward_is_a_curve_that_parts(train, copied):
     (copied / "ex09_layer_norm.py").write_text(with_backward("ex09_layer_norm.py", body), encoding="utf-8")
     status, printed, losses = train(copied)
     assert status == 0
-    assert re.search(r"the curves part at step \d0: the losses differ by up to 0\.\d+", printed)
-    assert printed.count("wrong by finite differences: LayerNorm") == 2
+    assert re.search(r"the curves separate at step \d0: the losses differ by up to 0\.\d+", printed)
+    assert printed.count("wrong according to finite differences: LayerNorm") == 2
     assert losses[0, 1] == losses[0, 2]  # the first loss comes before the first backward
     assert np.abs(losses[:, 1] - losses[:, 2]).max() > 1e-3
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_diverges_is_compared_as_far_as_it_went(train, copied):
     text = with_backward("ex03_gelu.py", "        return g * math.nan\n")
     (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
     status, printed, losses = train(copied)
     assert status == 0
     assert "diverged    the loss is nan after step 10" in printed
-    assert "wrong by finite differences: GELUTanh" in printed
+    assert "wrong according to finite differences: GELUTanh" in printed
     assert losses.tolist() == [1, losses[1], losses[1]]  # one row: the first loss, which is the same in both runs
-    assert "the curves part: with your operations there is no loss at step 10 any more" in printed
+    assert "the curves separate: with your operations there is no loss from step 10 on" in printed
     assert "may train as well" not in printed
 
 
@@ -906,11 +906,12 @@ def test_a_run_without_a_single_loss_is_compared_too(train, copied, tmp_path):
     status, printed, _ = train(copied)
     assert status == 0
     assert "diverged    the loss is nan after step 0" in printed
-    assert "there is no step that both runs have logged" in printed
-    assert "kept in" not in printed
+    assert "no step was logged by both runs" in printed
+    assert "saved in" not in printed
     assert not (tmp_path / "out" / "best.safetensors").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("options", [["--seed", 7], ["--dropout", 0.1]])
 def test_a_run_is_not_compared_with_the_engine_s_of_another(train, copied, tmp_path, options):
     """The other one's is moved aside with the rest, and not taken if it is found beside a run that is resumed."""
@@ -922,13 +923,14 @@ def test_a_run_is_not_compared_with_the_engine_s_of_another(train, copied, tmp_p
     shutil.rmtree(engine)
     stale.rename(engine)
     _, printed, losses = train(copied, "--max-iters", 20, "--resume")
-    assert f"an earlier run was in {engine}" in printed
-    assert "the curves are one" in printed
+    assert f"the files of an earlier run in {engine} to" in printed
+    assert "the curves agree" in printed
     assert losses[:, 0].tolist() == [1, 10, 20]
     train(copied, "--max-iters", 1)
     assert (tmp_path / "out" / "previous-2" / "engine" / "last.safetensors").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_comparison_goes_on_where_it_was(train, copied, tmp_path):
     write_solutions(copied)
     _, _, whole = train(copied, "--max-iters", 20)
@@ -942,7 +944,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(train, copied, tmp_path)
 def test_mistakes_with_ops_get_one_clear_line(train, tmp_path):
     for exercise in TEN:
         handed_out(exercise.file)
-    assert train(EXERCISES)[0] == f"error: {EXERCISES}: none of its 10 backward passes is written yet"
+    assert train(EXERCISES)[0] == f"error: {EXERCISES}: expected a backward pass, but none of the 10 is written yet"
     assert train(tmp_path / "nowhere")[0] == f"error: {tmp_path / 'nowhere'}: there is no such file or folder"
 
 
@@ -952,7 +954,10 @@ def test_a_long_comparison_is_shown_in_a_dozen_lines():
     lines = comparison.table().splitlines()
     assert len(lines) == 13
     assert [lines[1].split()[0], lines[-1].split()[0]] == ["0", "990"]
-    assert comparison.parted_at == 500
-    assert comparison.verdict() == "the curves part at step 500: the losses differ by up to 1.0000 (step 500)"
-    assert Comparison([], [], []).verdict() == "there is no step that both runs have logged"
-    assert "says nothing: train for longer" in Comparison([1], [4.0], [4.0]).verdict()
+    assert comparison.separate_at == 500
+    assert comparison.verdict() == "the curves separate at step 500: the losses differ by up to 1.0000 (step 500)"
+    assert Comparison([], [], []).verdict() == "no step was logged by both runs"
+    assert (
+        "shows nothing, because no backward has changed the weights yet: train for longer"
+        in Comparison([1], [4.0], [4.0]).verdict()
+    )

@@ -126,7 +126,7 @@ class TestAdapters:
     def test_a_later_run_leaves_none_behind(self, finetune, tmp_path, capsys):
         finetune("run", *LORA, "--max-iters", 0)
         finetune("run", "--max-iters", 0)
-        assert "its files are now in" in capsys.readouterr().out
+        assert "moved       the files of an earlier run in" in capsys.readouterr().out
         assert not (tmp_path / "run" / ADAPTERS).exists()
         assert (tmp_path / "run" / "previous-1" / ADAPTERS).exists()
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_continues_exactly(finetune, tmp_path, monkeypatch, capsys
         patch.setattr(program.Trainer, "step", step_then_interrupt)
         assert finetune("parts", *LEARN, *options) == 0
     shown = capsys.readouterr().out
-    assert f"interrupted at step {stop}" in shown
+    assert f"interrupted; step {stop} is saved" in shown
     assert shown.rstrip().endswith("--resume")
     mg.manual_seed(999)
     assert finetune("parts", "--resume") == 0
@@ -250,20 +250,22 @@ def test_adapters_do_not_go_where_the_model_lies(finetune, tmp_path):
     finetune("first", "--max-iters", 1, "--sample-tokens", 0)
     for model in (tmp_path / "first", tmp_path / "first" / checkpoint.BEST):
         message = finetune("first", *LORA, model=model)
-        assert re.search("--out .*first is where --model .*first.* lies, .*; expected another folder$", message)
+        assert re.search("--out .*first is the place of --model .*first.*, .*; expected another folder$", message)
     assert (tmp_path / "first" / checkpoint.BEST).exists()
 
 
 def test_adapters_are_not_merged_into_the_only_copy_of_their_model(finetune, base, tmp_path):
     """Neither by a new run nor by a resumed one; and no folder takes the name of a model that is downloaded."""
     before = {path.name: path.read_bytes() for path in base.iterdir()}
-    message = f"error: --save-pretrained {base} is where --model {base} lies, which the adapters need; expected another"
+    message = (
+        f"error: --save-pretrained {base} is the place of --model {base}, which the adapters need; expected another"
+    )
     assert str(finetune("run", *LORA, "--save-pretrained", base)).startswith(message)
     assert not (tmp_path / "run").exists()
     assert finetune("run", *LORA, "--max-iters", 0) == 0
     assert str(finetune("run", "--resume", "--save-pretrained", base)).startswith(message)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
-    assert "is where --model gpt2 lies" in finetune("run", *LORA, "--save-pretrained", "gpt2", model="gpt2")
+    assert "is the place of --model gpt2," in finetune("run", *LORA, "--save-pretrained", "gpt2", model="gpt2")
 
 
 def test_a_run_does_not_go_where_a_model_for_other_tools_is(finetune, base, tmp_path):
@@ -284,10 +286,14 @@ def test_what_cannot_be_done_is_said_before_the_work(finetune, base, text, tmp_p
     run_program("train_shakespeare", *shape, *rotary)
     for model, options, message in (
         (base, ["--prompt", "THE"], "the character 'T' at position 0 is not in the vocabulary"),
-        (base, ["--lora-alpha", 8], "lora_alpha 8.0 is for adapters, which want a lora_rank too"),
+        (base, ["--lora-alpha", 8], "lora_alpha is 8.0, but there are no adapters; expected lora_rank too"),
         (base, ["--save-pretrained", text], f"{text}: cannot be made (File exists)"),
         (base, ["--save-pretrained", tmp_path / "rotary"], f"{tmp_path / 'rotary'}: has a run's last.safetensors"),
-        (tmp_path / "rotary", ["--save-pretrained", tmp_path / "hf"], "no place for this model: option position"),
+        (
+            tmp_path / "rotary",
+            ["--save-pretrained", tmp_path / "hf"],
+            "the model does not fit GPT-2's layout: position is 'rotary'",
+        ),
     ):
         assert message in finetune("run", *options, model=model)
     assert not (tmp_path / "run" / "previous-1").exists()
@@ -298,7 +304,7 @@ def test_the_command_for_more_can_be_pasted(finetune, base, tmp_path, capsys):
     out = tmp_path / "my run"
     for options, where in (([], f"--model '{out}'"), (LORA, f"--model {base} --adapters '{out / ADAPTERS}'")):
         assert finetune("my run", "--max-iters", 0, *options) == 0
-        assert capsys.readouterr().out.endswith(f"more of it: python examples/sample.py {where}\n")
+        assert capsys.readouterr().out.endswith(f"more samples: python examples/sample.py {where}\n")
 
 
 def test_no_tokenizer_of_an_earlier_model_is_left_beside_one_with_gpt2s(base, tmp_path):
@@ -344,7 +350,7 @@ def test_another_vocabulary_of_hugging_faces_is_refused(base, tmp_path, file):
         ({"model": {"vocab": vocabulary}}, {"model": None}, {}) if file == "tokenizer.json" else (vocabulary, {})
     ):
         (tmp_path / file).write_text(json.dumps(content))
-        with pytest.raises(PretrainedError, match=f"{file}: this vocabulary is not GPT-2's, .* as {TOKENIZER};"):
+        with pytest.raises(PretrainedError, match=f"{file}: this vocabulary is not GPT-2's, .* as {TOKENIZER},"):
             load_model(tmp_path)
     (tmp_path / file).write_text("{")
     with pytest.raises(PretrainedError, match=f"{file}: not JSON"):
@@ -377,7 +383,7 @@ def test_gpt2s_own_vocabulary_is_known(tmp_path):
         (["--lora-rank", -1], "lora_rank is -1; expected a whole number of at least 0"),
         (["--lora-rank", 2, "--lora-alpha", 0], "the alpha of the adapters is 0.0; expected a number above 0"),
         (["--lora-rank", 2, "--lora-layers", "c_attn,query"], "no linear layer of the blocks is called 'query'"),
-        (["--lora-rank", 2, "--optimizer", "muon"], "optimizer 'muon' is for whole matrices"),
+        (["--lora-rank", 2, "--optimizer", "muon"], "optimizer is 'muon', which is for whole matrices"),
         (["--sample-tokens", -1], "sample_tokens is -1; expected a whole number of at least 0"),
         (["--prompt", "THE"], "the character 'T' at position 0 is not in the vocabulary"),
         (["--dropout", 1.5], "dropout is 1.5; expected a probability"),
@@ -398,17 +404,17 @@ def test_mistakes_get_one_clear_line(finetune, options, message):
 @pytest.mark.parametrize(
     ("first", "options", "message"),
     [
-        (LORA, ["--lora-rank", 8], "--resume with lora_rank 8, but the run has lora_rank 4"),
+        (LORA, ["--lora-rank", 8], "--resume: lora_rank is 8; expected 4, as in the run"),
         (
             LORA,
             ["--lora-layers", "c_fc"],
-            "--resume with lora_layers c_fc, but the run has lora_layers attn.c_attn,mlp",
+            "--resume: lora_layers is c_fc; expected attn.c_attn,mlp",
         ),
-        ([], ["--lora-rank", 8], "--resume with lora_rank 8, but the run has lora_rank 0"),
-        ([], ["--model", "other"], "--resume with model other, but the run has model"),
-        ([], ["--dropout", 0.4], "--resume with dropout 0.4, but the run has dropout 0.1"),
-        ([], ["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
-        (LORA, ["--optimizer", "muon"], "--resume with optimizer muon, but the run has optimizer adamw"),
+        ([], ["--lora-rank", 8], "--resume: lora_rank is 8; expected 0, as in the run"),
+        ([], ["--model", "other"], "--resume: model is other; expected "),
+        ([], ["--dropout", 0.4], "--resume: dropout is 0.4; expected 0.1, as in the run"),
+        ([], ["--optimizer", "muon"], "--resume: optimizer is muon; expected adamw, as in the run"),
+        (LORA, ["--optimizer", "muon"], "--resume: optimizer is muon; expected adamw, as in the run"),
     ],
 )
 def test_resuming_with_another_model_is_refused(finetune, first, options, message):
@@ -440,13 +446,13 @@ def test_what_takes_less_memory_is_said_with_options_that_the_program_has(finetu
 def test_a_run_of_another_kind_is_not_resumed(finetune, base, text, tmp_path):
     shape = ["--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--block-size", 8, "--max-iters", 0, "--eval-iters", 1]
     run_program("train_shakespeare", "--device", "cpu", "--data", text, "--out", tmp_path / "run", *shape)
-    assert "the run is not one of finetune.py; start from it with --model" in finetune("run", "--resume")
+    assert "expected a run of finetune.py, got another; start from it with --model" in finetune("run", "--resume")
 
 
 def test_a_run_is_not_resumed_by_the_other_program(finetune, tmp_path):
     finetune("run", "--max-iters", 0)
     resume = ["--resume", "--device", "cpu", "--out", tmp_path / "run"]
-    message = "error: --resume: the run is not one of train_shakespeare.py, but of finetune.py"
+    message = "error: --resume: expected a run of train_shakespeare.py, got one of finetune.py"
     assert run_program("train_shakespeare", *resume) == message
 
 

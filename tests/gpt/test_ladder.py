@@ -210,9 +210,9 @@ def test_bad_input():
         model(random_ids(1, 9))
     with pytest.raises(IndexError, match="Embedding: expected ids from 0 to 10, but they range from 3 to 11"):
         model(np.array([[3, 11]]))
-    with pytest.raises(ConfigError, match=r"WithLayerNorm.generate: expected prompts of one length"):
+    with pytest.raises(ConfigError, match=r"WithLayerNorm.generate: expected prompts of equal length"):
         model.generate([[1, 2], [3]], 2)
-    with pytest.raises(ConfigError, match="temperature is -1; expected at least 0"):
+    with pytest.raises(ConfigError, match="temperature is -1; expected a number of at least 0"):
         model.generate(random_ids(1, 2), 2, temperature=-1)
 
 
@@ -250,7 +250,7 @@ def test_all_rungs_are_trained_shown_and_compared(climbed):
     assert [row[3] for row in table.values()] == [2.5, 2.4, 2.28, 2.24, 2.08, 2.06]
     assert len(re.findall(r"a sample.*:\n    \| ", printed)) == len(SMALL_RUNGS)
     assert bars.count("20/20") == len(SMALL_RUNGS)
-    assert "The lecture's values are for Tiny Shakespeare, which this text is not." in printed
+    assert "The lecture's values are for Tiny Shakespeare, not for this text." in printed
     with open(out / "ladder.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     expected = [(name, step) for name in SMALL_RUNGS for step in ("0", "20")]
@@ -325,7 +325,7 @@ def test_the_last_rung_goes_on_where_it_was_stopped(text, tmp_path, capsys, monk
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "step", interrupted)
             message = run_program(*run)
-        assert message == "error: gpt: stopped at step 2 of 4; the same command goes on"
+        assert message == "error: gpt: stopped at step 2 of 4; the same command resumes it"
         capsys.readouterr()
         assert run_program(*run, *options) == 0
         assert f"{tmp_path / 'gpt'}, from step {begins}\n" in capsys.readouterr().out
@@ -344,15 +344,15 @@ def test_a_folder_that_cannot_be_one_is_refused_before_the_work(text, tmp_path, 
 def test_without_matplotlib_it_says_so(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run_program("ladder", "--rung", "bigram", "--steps", 1, "--data", text, "--out", tmp_path) == 0
-    assert "not drawn: matplotlib is not installed" in capsys.readouterr().out
+    assert "none: matplotlib is not installed" in capsys.readouterr().out
     assert not (tmp_path / "ladder.png").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--all", "--steps", -1], "steps is -1; expected at least 0"),
-        (["--all", "--seed", -1], "seed is -1; expected at least 0"),
+        (["--all", "--steps", -1], "steps is -1; expected a whole number of at least 0"),
+        (["--all", "--seed", -1], "seed is -1; expected a whole number of at least 0"),
         (["--all", "--device", "tpu"], 'unknown device "tpu"'),
         (["--all", "--data", "missing.txt"], "missing.txt: there is no such file"),
     ],
@@ -388,7 +388,7 @@ def test_curves_of_another_text_are_not_mixed_in(text, tmp_path):
     )
     for content in (b"rung,step\nbigram,0\n", b"\xff\xfe", b"rung,parameters,step,val_loss,data\nbigram,x,0,1,\n"):
         (out / "ladder.csv").write_bytes(content)
-        assert str(run_program(*run, text)).startswith(f"error: {out / 'ladder.csv'}: not what this program writes")
+        assert str(run_program(*run, text)).startswith(f"error: {out / 'ladder.csv'}: not written by this program")
         assert (out / "ladder.csv").read_bytes() == content
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from gpt import GPT, CheckpointError, ConfigError, GPTConfig, lora
+from gpt import CheckpointError, ConfigError, lora
 from minigrad import nn
 from minigrad.gradcheck import gradcheck, gradcheck_directional
+from tests.gpt import model_options
 
 ALL = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 IDS = np.random.default_rng(0).integers(0, 11, (4, 9))
@@ -16,7 +17,7 @@ IDS = np.random.default_rng(0).integers(0, 11, (4, 9))
 
 def new_model(seed=0):
     mg.manual_seed(seed)
-    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8))
+    model = model_options.new_model()
     for parameter in model.parameters():
         parameter.data *= 10  # as far from zero as weights that have learned something
     return model

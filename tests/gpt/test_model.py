@@ -1,6 +1,5 @@
-"""The GPT: its names, its initialization, its gradients, and that it can learn."""
+"""GPT-2's model: its names, its initialization, its gradients, and that it learns. test_model_options.py has more."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -9,16 +8,11 @@ import pytest
 import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig
 from minigrad.gradcheck import gradcheck_directional
-
-TINY = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
-
-
-def random_ids(*shape, vocab_size=11, seed=0):
-    return np.random.default_rng(seed).integers(0, vocab_size, shape)
+from tests.gpt.model_options import new_model, random_ids
 
 
 def test_parameters_have_gpt2s_names():
-    names = {name for name, _ in GPT(TINY).named_parameters()}
+    names = {name for name, _ in new_model().named_parameters()}
     block = {f"{layer}.{kind}" for layer in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
              for kind in ("weight", "bias")}  # fmt: skip
     outside = {"wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"}
@@ -26,7 +20,7 @@ def test_parameters_have_gpt2s_names():
 
 
 def test_without_bias_there_is_none():
-    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, bias=False))
+    model = new_model(n_layer=1, bias=False)
     assert not [name for name, _ in model.named_parameters() if "bias" in name]
 
 
@@ -39,7 +33,7 @@ def test_nanogpts_sizes():
 
 
 def test_the_head_is_tied_to_the_token_embeddings():
-    model = GPT(TINY)
+    model = new_model()
     assert model.lm_head.weight is model.wte.weight
     ids = random_ids(2, 5)
     model(ids, ids)[1].backward()
@@ -67,7 +61,7 @@ def test_loss_at_initialization_is_that_of_guessing(vocab_size):
 
 
 def test_shapes_and_loss():
-    model, ids = GPT(TINY), random_ids(3, 8)
+    model, ids = new_model(), random_ids(3, 8)
     logits, loss = model(ids)
     assert logits.shape == (3, 8, 11)
     assert loss is None
@@ -77,25 +71,16 @@ def test_shapes_and_loss():
 
 @pytest.mark.parametrize("like", [np.ndarray.tolist, mg.Tensor], ids=["list", "Tensor"])
 def test_ids_and_targets_may_be_lists_or_tensors(like):
-    model, ids = GPT(TINY), random_ids(3, 8)
+    model, ids = new_model(), random_ids(3, 8)
     np.testing.assert_array_equal(model(like(ids), like(ids))[1].data, model(ids, ids)[1].data)
     np.testing.assert_array_equal(model.attention_weights(like(ids))[1].data, model.attention_weights(ids)[1].data)
-
-
-def test_no_token_sees_the_future():
-    model, ids = GPT(TINY), random_ids(1, 8)
-    before = model(ids)[0].numpy()
-    ids[0, 5] = (ids[0, 5] + 1) % 11
-    after = model(ids)[0].numpy()
-    np.testing.assert_array_equal(before[:, :5], after[:, :5])
-    assert not np.allclose(before[:, 5:], after[:, 5:])
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradient_of_the_whole_model(bias, dropout):
     """All parameters at once, along a random direction, in float64; with dropout the same elements are dropped."""
-    model = GPT(GPTConfig(block_size=6, vocab_size=7, n_layer=2, n_head=2, n_embd=8, dropout=dropout, bias=bias))
+    model = new_model(block_size=6, vocab_size=7, dropout=dropout, bias=bias)
     model.to(dtype="float64")
     for parameter in model.parameters():
         parameter.data *= 10  # at GPT-2's initialization most gradients are too small to tell apart from none
@@ -110,19 +95,8 @@ def test_gradient_of_the_whole_model(bias, dropout):
         assert gradcheck_directional(loss, list(model.parameters()), seed=seed)
 
 
-def test_float32_throughout():
-    model, ids = GPT(TINY), random_ids(2, 8)
-    logits, loss = model(ids, ids)
-    loss.backward()
-    assert logits.dtype == loss.dtype == np.float32
-    assert all(parameter.grad.dtype == np.float32 for parameter in model.parameters())
-
-
 def test_dropout_only_in_training():
-    model, ids = (
-        GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, dropout=0.5)),
-        random_ids(2, 8),
-    )
+    model, ids = new_model(dropout=0.5), random_ids(2, 8)
     assert not np.allclose(model(ids)[0].numpy(), model(ids)[0].numpy())
     model.eval()
     np.testing.assert_array_equal(model(ids)[0].numpy(), model(ids)[0].numpy())
@@ -131,7 +105,7 @@ def test_dropout_only_in_training():
 @pytest.mark.parametrize("place", ["embeddings", "attention's weights", "attention", "mlp"])
 def test_every_place_of_dropout(place):
     """In each place alone it makes a difference."""
-    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, dropout=0.5))
+    model = new_model(n_layer=1, dropout=0.5)
     (block,), ids = model.h, random_ids(2, 8)
     everywhere = {"embeddings": model.drop, "attention": block.attn.resid_dropout, "mlp": block.mlp.dropout}
     for name, dropout in everywhere.items():
@@ -145,7 +119,7 @@ def test_checkpointing_changes_no_result():
     found = []
     for checkpoint in (False, True):
         mg.manual_seed(0)
-        model = GPT(dataclasses.replace(TINY, dropout=0.3, checkpoint=checkpoint))
+        model = new_model(dropout=0.3, checkpoint=checkpoint)
         _, loss = model(random_ids(2, 8), random_ids(2, 8, seed=1))
         loss.backward()
         found.append([loss.numpy(), *(parameter.grad for parameter in model.parameters())])
@@ -154,7 +128,7 @@ def test_checkpointing_changes_no_result():
 
 
 def test_overfits_one_batch():
-    model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=32))
+    model = new_model(block_size=16, n_embd=32)
     optimizer = model.configure_optimizer(lr=3e-3, weight_decay=0.0)
     ids, targets = random_ids(4, 16), random_ids(4, 16, seed=1)
     for _ in range(150):
@@ -166,7 +140,7 @@ def test_overfits_one_batch():
 
 
 def test_optimizer_decays_matrices_only():
-    model = GPT(TINY)
+    model = new_model()
     decayed, kept = model.configure_optimizer(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.9)).param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0
@@ -197,7 +171,7 @@ def test_contradicting_options(options, message):
 
 
 def test_bad_input():
-    model = GPT(TINY)
+    model = new_model()
     with pytest.raises(ConfigError, match="a sequence of 9 tokens is longer than block_size 8"):
         model(random_ids(1, 9))
     for ids in (random_ids(4), [1, 2, 3, 4], random_ids(1, 1, 4)):

@@ -194,7 +194,7 @@ def test_options_without_meaning_are_refused(texts, tmp_path):
     with pytest.raises(ConfigError, match="workers is 0"):
         prepare.prepare(files, LEARNED, tmp_path / "out", workers=0)
     (tmp_path / "one.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(DataError, match=r"1 tokens are too few to keep 0\.1 of them for validation"):
+    with pytest.raises(DataError, match=r"1 tokens are too few to keep a fraction of 0\.1 for validation"):
         prepare.prepare([tmp_path / "one.txt"], LEARNED, tmp_path / "out")
 
 
@@ -232,7 +232,7 @@ def test_from_texts_to_a_sample(texts, tmp_path, capsys, kind):
     printed = capsys.readouterr()
     meta = json.loads((tokens / "meta.json").read_text(encoding="utf-8"))
     counts = [f"{meta['files'][name]['tokens']:,}" for name in ("train.bin", "val.bin")]
-    assert f"{counts[0]} to train on and {counts[1]} to validate on, uint16" in printed.out
+    assert f"{counts[0]} for training and {counts[1]} for validation, uint16" in printed.out
     assert "encoding: 100%" in printed.err
     if kind == "bpe":
         assert tokenizers.load(bpe).state() == meta["tokenizer"]
@@ -271,17 +271,17 @@ def test_what_cannot_be_written_is_refused_before_the_work(texts, tmp_path, monk
     options = {"--out": tmp_path / "out", "--tokenizer": tmp_path / "bpe.json", "--vocab-size": 280}
     options[option] = texts / out
     message = run_program("prepare_data", texts, *(x for pair in options.items() for x in pair))
-    assert re.match(r"error: .*(File exists|Not a directory|is there already)", message)
+    assert re.match(r"error: .*(File exists|Not a directory|exists already)", message)
 
 
 def test_a_learned_vocabulary_is_never_written_over(texts, tmp_path):
     (tmp_path / "bpe.json").write_text("precious", encoding="utf-8")
     common = ["prepare_data", texts, "--out", tmp_path / "out", "--vocab-size", 280, "--tokenizer"]
     message = run_program(*common, tmp_path / "bpe.json")
-    assert re.fullmatch(r"error: --vocab-size 280, but .*bpe\.json is there already; .*", message)
+    assert re.fullmatch(r"error: --vocab-size: .*bpe\.json exists already; .*", message)
     assert (tmp_path / "bpe.json").read_text(encoding="utf-8") == "precious"
     message = run_program(*common, "gpt2")
-    assert message == "error: --vocab-size is for byte pairs to be learned; --tokenizer gpt2 has its own"
+    assert message == "error: --vocab-size is for learning byte pairs, but --tokenizer is gpt2; leave --vocab-size out"
 
 
 @pytest.mark.parametrize(

@@ -400,14 +400,14 @@ def test_no_tensor_can_be_missing_renamed_or_of_another_shape(tmp_path_factory, 
 
 def test_tensors_of_another_dtype(tmp_path, weights):
     folder = write_folder(tmp_path / "model", weights, "I32")
-    assert "wte.weight is stored as I32, expected F32, F16, BF16, F64; " in refusal(folder)
+    assert "wte.weight is stored as I32, expected F32 or F16 or BF16 or F64; " in refusal(folder)
 
 
 def test_an_output_layer_of_its_own(tmp_path, weights):
     head = weights["wte.weight"].copy()
     head[12, 7] += 1 / 64
     folder = write_folder(tmp_path / "model", weights | {"lm_head.weight": head})
-    assert refusal(folder) == f"{folder}: lm_head.weight differs from wte.weight; this GPT has one for both"
+    assert refusal(folder) == f"{folder}: lm_head.weight differs from wte.weight; expected one matrix for both"
 
 
 def test_a_tensor_with_and_without_the_prefix(tmp_path, weights):
@@ -485,7 +485,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_file_in_place_of_its_folder(folder):
-    assert refusal(folder / "config.json") == f"{folder / 'config.json'}: a file; expected the folder it is in"
+    assert refusal(folder / "config.json") == f"{folder / 'config.json'}: is a file; expected its folder"
 
 
 @pytest.mark.parametrize(
@@ -544,17 +544,17 @@ def change_index(folder, change):
 def test_an_index_that_leads_out_of_the_folder(sharded, tmp_path, weights, name):
     write_file(tmp_path / "x.safetensors", weights)
     change_index(sharded, lambda files: files.update({"wte.weight": name}))
-    assert refusal(sharded).endswith(f"index.json: names what is no safetensors file of its folder: {name}")
+    assert refusal(sharded).endswith(f"index.json: expected names of safetensors files in its folder, got {name}")
 
 
 def test_an_index_that_names_a_file_longer_than_any(sharded):
     change_index(sharded, lambda files: files.update({"wte.weight": "a" * 5000 + ".safetensors"}))
-    assert refusal(sharded).endswith(f"index.json: names what is no safetensors file of its folder: {'a' * 100}")
+    assert refusal(sharded).endswith(f"index.json: expected names of safetensors files in its folder, got {'a' * 100}")
 
 
 def test_a_shard_that_is_missing(sharded):
     (sharded / "model-00002-of-00003.safetensors").unlink()
-    assert "there is no model-00002-of-00003.safetensors, which model.safetensors.index.json" in refusal(sharded)
+    assert "missing model-00002-of-00003.safetensors, listed in model.safetensors.index.json" in refusal(sharded)
 
 
 def test_a_shard_that_is_cut(sharded):
@@ -574,7 +574,7 @@ def test_a_shard_that_is_cut(sharded):
 )
 def test_an_index_that_contradicts_its_files(sharded, change):
     change_index(sharded, change)
-    assert "model.safetensors.index.json: the files have something else of wte.weight" in refusal(sharded)
+    assert "model.safetensors.index.json: does not match the files in wte.weight" in refusal(sharded)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"wte": 1}}'])
@@ -657,8 +657,8 @@ def test_biases_that_are_said_not_to_be_there(tmp_path, weights):
         if name.endswith(".bias") and name != "h.1.ln_2.bias":
             weights[name][...] = 0
     message = refusal(write_folder(tmp_path / "model", weights, bias=False))
-    said = "config.json says that there are no biases, but not zero are h.1.ln_2.bias"
-    assert message.endswith(f'{said}; with "bias": true they belong to the model')
+    said = 'config.json says "bias": false, but these biases are not zero: h.1.ln_2.bias'
+    assert message.endswith(f'{said}; set "bias": true to use them')
     assert_holds(GPT.from_pretrained(write_folder(tmp_path / "model", weights, bias=True)), weights)
 
 
@@ -679,19 +679,19 @@ def add_an_adapter(model):
 @pytest.mark.parametrize(
     ("options", "change", "message"),
     [
-        ({"position": "rotary"}, None, "option position 'rotary'; no wpe.weight"),
-        ({"norm": "rms"}, None, "option norm 'rms'"),
-        ({"activation": "relu2"}, None, "option activation 'relu2'"),
-        ({"qk_norm": True}, None, "option qk_norm True"),
-        ({"logit_softcap": 15.0}, None, "option logit_softcap 15.0"),
-        ({"tie_weights": False}, None, "option tie_weights False; a parameter lm_head.weight"),
-        ({}, untie, "a parameter lm_head.weight"),
-        ({}, add_an_adapter, "a parameter h.0.attn.adapter.weight; a parameter h.0.attn.adapter.bias"),
-        ({}, lambda model: vars(model).pop("ln_f"), "no ln_f.weight; no ln_f.bias"),
+        ({"position": "rotary"}, None, "position is 'rotary', expected 'learned'; missing wpe.weight"),
+        ({"norm": "rms"}, None, "norm is 'rms', expected 'layer'"),
+        ({"activation": "relu2"}, None, "activation is 'relu2', expected 'gelu'"),
+        ({"qk_norm": True}, None, "qk_norm is True, expected False"),
+        ({"logit_softcap": 15.0}, None, "logit_softcap is 15.0, expected 0.0"),
+        ({"tie_weights": False}, None, "tie_weights is False, expected True; unexpected lm_head.weight"),
+        ({}, untie, "unexpected lm_head.weight"),
+        ({}, add_an_adapter, "unexpected h.0.attn.adapter.weight; unexpected h.0.attn.adapter.bias"),
+        ({}, lambda model: vars(model).pop("ln_f"), "missing ln_f.weight; missing ln_f.bias"),
         (
             {},
             lambda model: setattr(model.wpe, "weight", nn.Parameter(np.zeros((7, 8)))),
-            r"wpe.weight float64 \(7, 8\)",
+            r"wpe.weight is float64 \(7, 8\), expected float32 or float16 or float64 \(6, 8\)",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(value),
@@ -700,7 +700,7 @@ def test_a_model_that_is_not_gpt2_is_not_written(tmp_path, options, change, mess
     model = random_model(**options)
     if change:
         change(model)
-    with pytest.raises(PretrainedError, match=f"save_pretrained: .* has no place for this model: {message}"):
+    with pytest.raises(PretrainedError, match=f"save_pretrained: the model does not fit GPT-2's layout: {message}"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -813,8 +813,8 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(hub, tmp_pa
     cached = tmp_path / "cache" / "models" / "openai-community" / "gpt2"
     message = refusal("gpt2")
     assert "Connection refused" in message
-    expected = "config.json and model.safetensors from http://127.0.0.1:9/openai-community/gpt2/tree/main into"
-    assert f"Put {expected} {cached}" in message
+    files = "config.json and model.safetensors from http://127.0.0.1:9/openai-community/gpt2/tree/main into"
+    assert f"Put {files} {cached}" in message
     folder.rename(cached)
     assert_holds(GPT.from_pretrained("gpt2"), weights)
 

@@ -337,24 +337,24 @@ def test_logits_that_give_nothing_to_choose_from(row, largest, temperature):
     logits = np.array([[1, 2, -np.inf], row], np.float32)
     sampling, rng = Sampling(temperature), np.random.default_rng(0)
     assert sampling.choose(logits[:1], rng) < 2
-    with pytest.raises(GPTError, match=f"the largest logit is {largest}; expected a finite one"):
+    with pytest.raises(GPTError, match=f"the largest logit is {largest}; expected a finite number"):
         sampling.choose(logits, rng)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": -1}, "max_new_tokens is -1; expected at least 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1; expected a whole number of at least 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; expected a whole number"),
-        ({"temperature": -0.5}, "temperature is -0.5; expected at least 0"),
+        ({"temperature": -0.5}, "temperature is -0.5; expected a number of at least 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": "a"}, "temperature is 'a'; expected at least 0"),
-        ({"top_k": 0}, "top_k is 0; expected at least 1"),
+        ({"temperature": "a"}, "temperature is 'a'; expected a number of at least 0"),
+        ({"top_k": 0}, "top_k is 0; expected a whole number of at least 1"),
         ({"top_k": True}, "top_k is True; expected a whole number"),
-        ({"top_p": 0.0}, "top_p is 0.0; expected above 0 and at most 1"),
-        ({"top_p": "x"}, "top_p is 'x'; expected above 0 and at most 1"),
-        ({"seed": -1}, "seed is -1; expected at least 0"),
-        ({"vocab_size": 0}, "vocab_size is 0; expected at least 1"),
+        ({"top_p": 0.0}, "top_p is 0.0; expected a number above 0 and at most 1"),
+        ({"top_p": "x"}, "top_p is 'x'; expected a number above 0 and at most 1"),
+        ({"seed": -1}, "seed is -1; expected a whole number of at least 0"),
+        ({"vocab_size": 0}, "vocab_size is 0; expected a whole number of at least 1"),
         ({"stop_tokens": 17}, "stop_tokens is 17; expected ids from 0 to 16"),
         ({"stop_tokens": [3, -1]}, r"stop_tokens is \[3, -1\]; expected ids from 0 to 16"),
         ({"stop_tokens": "\n"}, r"stop_tokens is '\\n'; expected ids"),
@@ -363,9 +363,9 @@ def test_logits_that_give_nothing_to_choose_from(row, largest, temperature):
         ({"ids": np.zeros(3, int)}, r"expected ids, integers \(B, T\).* got \(3,\) int64"),
         ({"ids": np.zeros((1, 3))}, "got .* float64"),
         ({"ids": []}, r"expected ids, .* got \(0,\)"),
-        ({"ids": [[1, 2], []]}, r"a list of rows, none empty; got \(0,\)"),
-        ({"ids": [1, 2]}, r"a list of rows, none empty; got \(\) int64"),
-        ({"ids": [[1, 17]]}, "expected ids from 0 to 16; got 1 to 17"),
+        ({"ids": [[1, 2], []]}, r"a list of nonempty rows, got \(0,\)"),
+        ({"ids": [1, 2]}, r"a list of nonempty rows, got \(\) int64"),
+        ({"ids": [[1, 17]]}, "expected ids from 0 to 16, got 1 to 17"),
     ],
 )
 def test_bad_options(model, options, message):
@@ -419,7 +419,7 @@ def test_the_program_stops_where_it_is_told_to(folder, capsys):
         assert capsys.readouterr().out == expected + "\n"
     assert (
         run_program("sample", *greedily(folder, "五", 9, "--stop", "🍎"))
-        == "error: --stop '🍎' is 4 tokens; expected one"
+        == "error: --stop: expected one token, got '🍎', which is 4 tokens"
     )
 
 

@@ -84,12 +84,12 @@ def test_at_initialization_logits_are_of_order_one_whatever_the_width_and_depth(
     ("options", "message"),
     [
         ({"n_head": 3}, "n_embd 8 is not divisible by n_head 3"),
-        ({"n_embd": 9, "n_head": 1}, "position 'sinusoidal' wants an even n_embd, not 9"),
+        ({"n_embd": 9, "n_head": 1}, "position 'sinusoidal' needs an even n_embd, got 9"),
         ({"source_vocab_size": 3}, "source_vocab_size is 3; expected a whole number of at least 4"),
         ({"position": "rotary"}, "position is 'rotary'; expected 'sinusoidal' or 'learned'"),
         ({"bias": "no"}, "bias is 'no'; expected True or False"),
         ({"norm_first": 3}, "norm_first is 3; expected True or False"),
-        ({"tie_weights": "all"}, "tie_weights 'all' wants one vocabulary, not 9 and 7"),
+        ({"tie_weights": "all"}, "tie_weights 'all' needs equal vocabulary sizes, got 9 and 7"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"n_layer": 0}, "n_layer is 0"),
     ],
@@ -101,11 +101,11 @@ def test_configurations_that_cannot_be(options, message):
 
 def test_arguments_that_cannot_be():
     model, ids = new_model(position="learned", block_size=6), random_ids(2, 5)
-    with pytest.raises(ConfigError, match=r"expected source, integers \(B, T\); got \(5,\)"):
+    with pytest.raises(ConfigError, match=r"expected source, integers \(B, T\), got \(5,\)"):
         model(ids[0], ids)
     with pytest.raises(ConfigError, match=r"expected ids, integers .* float32"):
         model(ids, [[0.5]])
-    with pytest.raises(ConfigError, match="as many targets as sources; got 1 and 2"):
+    with pytest.raises(ConfigError, match="expected one target per source, got 1 targets and 2 sources"):
         model(ids, ids[:1])
     with pytest.raises(ConfigError, match="a source of 7 tokens is longer than block_size 6"):
         model(random_ids(2, 7), ids)
@@ -114,7 +114,7 @@ def test_arguments_that_cannot_be():
     for options, message in (
         ({"beam_size": 0}, "beam_size is 0; expected a whole number of at least 1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
-        ({"max_new_tokens": 7}, "max_new_tokens 7 is more than block_size 6"),
+        ({"max_new_tokens": 7}, "max_new_tokens is 7; expected at most block_size 6"),
         ({"beam_size": True}, "beam_size is True; expected a whole number of at least 1"),
         ({"length_penalty": -1}, "length_penalty is -1"),
         ({"length_penalty": "a"}, "length_penalty is 'a'"),

@@ -121,13 +121,13 @@ def test_how_many_processes_share_a_batch(monkeypatch):
     assert choose_processes(TrainConfig(batch_size=12), Model(device="cuda")) == 1
     monkeypatch.setattr(mg, "get_num_threads", lambda: 64)
     assert choose_processes(TrainConfig(batch_size=12), Model()) == 8
-    with pytest.raises(ConfigError, match="processes is 2, but on cuda:1 a single one trains: take 1"):
+    with pytest.raises(ConfigError, match="processes is 2; expected 1 on cuda:1"):
         choose_processes(TrainConfig(processes=2), Model(device="cuda:1"))
-    with pytest.raises(ConfigError, match="processes is 5, more than the 4 sequences of a batch"):
+    with pytest.raises(ConfigError, match="processes is 5; expected at most the batch_size 4"):
         choose_processes(TrainConfig(processes=5, batch_size=4), Model())
     monkeypatch.setattr(trainer_module, "can_share", lambda: False)
     assert choose_processes(TrainConfig(), Model()) == 1
-    with pytest.raises(ConfigError, match="processes is 2, but here a single one trains"):
+    with pytest.raises(ConfigError, match="processes is 2; expected 1 on this system"):
         choose_processes(TrainConfig(processes=2), Model())
 
 
@@ -289,7 +289,12 @@ class TestRunFolder:
 
     def test_a_model_for_other_tools_would_be_taken_for_the_run_s(self, tmp_path):
         (tmp_path / "config.json").touch()
-        with pytest.raises(ConfigError, match="config.json exists.*; name another folder"), run_folder(tmp_path):
+        with (
+            pytest.raises(
+                ConfigError, match=r"holds a model in Hugging Face's layout \(config.json\).*; name another folder"
+            ),
+            run_folder(tmp_path),
+        ):
             pass
 
     def test_what_a_killed_run_was_writing_is_removed(self, tmp_path):

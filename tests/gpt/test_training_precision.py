@@ -65,7 +65,7 @@ def test_a_gpu_computes_in_what_it_has(card, monkeypatch):
             precision.choose(dtype, "cuda:0")
     with kernels.reference():
         assert precision.choose("auto", "cuda:0") == "float32"
-        with pytest.raises(ConfigError, match="takes the CUDA kernels, and these are off; set MINIGRAD_KERNELS=cuda"):
+        with pytest.raises(ConfigError, match="needs the CUDA kernels, and not all of them run on cuda:0"):
             precision.choose("float16", "cuda:0")
 
 

@@ -110,11 +110,11 @@ def test_pairs_are_read_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\tb\nno pair\n", "line 2: expected a source, a tab and a target; got no tab in 'no pair'"),
-        (b"a\tb\tc\n", "line 1: expected a source, a tab and a target; got 2 tabs"),
+        (b"a\tb\nno pair\n", "line 2: expected a source, a tab and a target, got no tab in 'no pair'"),
+        (b"a\tb\tc\n", "line 1: expected a source, a tab and a target, got 2 tabs"),
         (b"a\tb\n\n\tb\n", "line 3: the source is empty"),
         (b"a\t \n", "line 1: the target is empty"),
-        (b"\n\n", "found no pairs"),
+        (b"\n\n", "expected a source, a tab and a target on each line, got only blank lines"),
         (b"", "the file is empty"),
         (b"a\t\xff\n", "not UTF-8 text"),
         (None, "there is no such file"),
@@ -159,7 +159,7 @@ def test_what_hangs_together_stays_together():
     for seed in range(10):
         train, val = split_pairs([*linked, ("c", "3"), ("d", "4"), ("e", "5")], 0.5, seed)
         assert len(set(linked) & set(train)) in (0, 3)
-    with pytest.raises(DataError, match="3 distinct pairs cannot be split: expected 1 for validation"):
+    with pytest.raises(DataError, match="3 distinct pairs cannot be split: expected 1 to 1 for validation"):
         split_pairs(linked * 2, 0.4, 0)
 
 
@@ -310,15 +310,15 @@ def trained(tmp_path_factory):
 
 def test_a_run_tells_what_it_does_and_leaves_everything_in_its_folder(trained):
     out, printed = trained
-    assert re.search(r"^data +numbers: \d+ pairs to train on, \d+ held out", printed, re.M)
+    assert re.search(r"^data +numbers: \d+ pairs for training, \d+ for validation", printed, re.M)
     assert re.search(r"^model +[\d,]+ parameters: n_layer 1, n_head 2, n_embd 16, dropout 0.0", printed, re.M)
     assert re.search(
-        r"^step +10: validation loss \d\.\d{4}, exact match \d+\.\d\d% \(best so far, kept\)$", printed, re.M
+        r"^step +10: validation loss \d\.\d{4}, exact match \d+\.\d\d% \(best so far, saved\)$", printed, re.M
     )
     assert re.search(r"^step +20: validation loss", printed, re.M)
     assert re.search(r"^greedy +exact match \d+\.\d\d%", printed, re.M)
     assert re.search(r"^beam of 4 +exact match \d+\.\d\d%", printed, re.M)
-    assert re.search(r"^wrong +'.*' -> '.*', but it is '\d+'$", printed, re.M)
+    assert re.search(r"^wrong +'.*' -> '.*', expected '\d+'$", printed, re.M)
     translator = Translator.load(out)
     assert translator.settings["steps"] == 20
     assert translator.settings["task"] == "numbers"
@@ -339,11 +339,12 @@ def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {TRANSLATOR, LAST, ".lock"}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path, capsys):
     for _ in range(2):
         assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
     aside = tmp_path / "previous-1"
-    assert f"its files are now in {aside}" in capsys.readouterr().out
+    assert f"the files of an earlier run in {tmp_path} to {aside}" in capsys.readouterr().out
     assert {"model.safetensors"} <= {path.name for path in aside.iterdir()}
     assert (tmp_path / "model.safetensors").exists()
 
@@ -357,11 +358,12 @@ def test_a_trained_model_translates(trained, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_any_pairs_will_do(tmp_path, capsys):
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{i}\t{str(i)[::-1]}\n" for i in range(100, 150)), encoding="utf-8")
     assert run_program("translate", *TINY, "--data", path, "--steps", 2, "--out", tmp_path) == 0
-    assert f"{path}: 48 pairs to train on, 2 held out" in capsys.readouterr().out
+    assert f"{path}: 48 pairs for training, 2 for validation" in capsys.readouterr().out
     assert Translator.load(tmp_path).source.characters == "0123456789"
 
 
@@ -371,11 +373,12 @@ def test_long_texts_and_quotation_marks_do_no_harm_to_what_is_printed(tmp_path, 
     assert run_program("translate", *TINY, "--data", path, "--max-iters", 2, "--out", tmp_path) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^wrong .*aaa…' -> |^wrong .*[b-f]{3}…' -> ", printed, re.M)
-    command = shlex.split(printed.partition("more of it: ")[2])
+    command = shlex.split(printed.partition("to translate: ")[2])
     assert command[-1] in path.read_text(encoding="utf-8")
     assert command[-1].startswith('$HOME "it\'s" ')
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch):
     program = load_program("translate")
 
@@ -396,11 +399,12 @@ def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch)
         interrupted(after=1)
     assert not (tmp_path / TRANSLATOR).exists()
     interrupted(after=3)
-    assert "interrupted after the estimate at step 2; what follows is of the best so far" in capsys.readouterr().out
+    assert "interrupted; step 2 is saved." in capsys.readouterr().out
     assert len(Translator.load(tmp_path).translate(["3 May 1998"])) == 1
 
 
 @pytest.mark.parametrize("file", [1, 2, 3])
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_estimate_counts_once_it_is_on_the_disk(tmp_path, capsys, monkeypatch, file):
     """Ctrl-C while the first estimate's model or run is written: there is nothing to show. Later there is the first."""
     files, save = itertools.count(1), mg.save
@@ -417,7 +421,7 @@ def test_an_estimate_counts_once_it_is_on_the_disk(tmp_path, capsys, monkeypatch
         assert ended == "\ninterrupted"
     else:
         assert ended == 0
-        assert "interrupted after the estimate at step 2;" in capsys.readouterr().out
+        assert "interrupted; step 2 is saved." in capsys.readouterr().out
         assert run_program("translate", "--resume", "--out", tmp_path) == 0
 
 
@@ -430,6 +434,7 @@ def tensors_of(path):
 
 
 @pytest.mark.parametrize("stop", [4, 16])
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
     """From its last estimate, in the first epoch or the second: the same files, bit for bit, and the same curves."""
     options = [*RUN, "--steps", 20, "--eval-interval", 4]
@@ -446,7 +451,7 @@ def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
         patch.setattr(program.Training, "step", interrupted)
         patch.setattr("sys.argv", list(map(str, ["translate.py", *options, "--out", tmp_path / "parts"])))
         program.main()
-    assert "--resume" in re.search(r"^go on with  python (.*)$", capsys.readouterr().out, re.M)[1]
+    assert "--resume" in re.search(r"To resume:\n  python (.*)$", capsys.readouterr().out, re.M)[1]
     mg.manual_seed(999)
     assert run_program("translate", "--resume", "--out", tmp_path / "parts") == 0
     assert f"parts, from step {stop}\n" in capsys.readouterr().out
@@ -472,6 +477,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     assert program.read_run(tmp_path)[0]["run"]["done"] == 2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_goes_on_to_more_steps(tmp_path):
     assert run_program("translate", *RUN, "--steps", 8, "--eval-interval", 4, "--out", tmp_path / "whole") == 0
     assert run_program("translate", *RUN, "--steps", 4, "--eval-interval", 4, "--out", tmp_path / "parts") == 0
@@ -480,13 +486,14 @@ def test_a_run_goes_on_to_more_steps(tmp_path):
     assert parts == whole
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_makes_a_run_another_one_is_refused(tmp_path):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"{i}\t{i}\n" for i in range(100, 130)), encoding="utf-8")
     assert run_program("translate", *TINY, "--data", pairs, "--steps", 1, "--out", tmp_path) == 0
     for options, message in (
-        (["--seed", 7], "--resume with seed 7, but the run has seed 1"),
-        (["--n-embd", 32], "--resume with n_embd 32, but the run has n_embd 16"),
+        (["--seed", 7], "--resume: seed is 7; expected 1, as in the run"),
+        (["--n-embd", 32], "--resume: n_embd is 32; expected 16, as in the run"),
         (["--out", "nowhere"], "nowhere/last.safetensors: there is no such file"),
     ):
         assert message in str(run_program("translate", "--out", tmp_path, "--resume", *options))
@@ -494,6 +501,7 @@ def test_what_makes_a_run_another_one_is_refused(tmp_path):
     assert "was trained on other pairs" in str(run_program("translate", "--out", tmp_path, "--resume"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_goes_on_where_its_pairs_have_been_moved(tmp_path, capsys):
     pairs, moved = tmp_path / "pairs.tsv", tmp_path / "moved.tsv"
     pairs.write_text("".join(f"{i}\t{i}\n" for i in range(100, 130)), encoding="utf-8")
@@ -505,6 +513,7 @@ def test_a_run_goes_on_where_its_pairs_have_been_moved(tmp_path, capsys):
         assert f"data        {moved}: " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_no_limit_on_the_gradient_is_written_as_0(tmp_path):
     """As for the other programs: it trains as with a limit that is never reached."""
     for clip in (0, 1e9):
@@ -513,12 +522,13 @@ def test_no_limit_on_the_gradient_is_written_as_0(tmp_path):
     assert none == high
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_run_of_another_program_is_moved_aside(tmp_path, capsys):
     (tmp_path / "best.safetensors").write_bytes(b"precious")
     (tmp_path / "metrics.csv").touch()
     assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
     aside = tmp_path / "previous-1"
-    assert f"its files are now in {aside}" in capsys.readouterr().out
+    assert f"the files of an earlier run in {tmp_path} to {aside}" in capsys.readouterr().out
     assert {path.name for path in aside.iterdir()} == {"best.safetensors", "metrics.csv"}
     assert (aside / "best.safetensors").read_bytes() == b"precious"
 
@@ -533,9 +543,10 @@ def test_a_folder_that_cannot_be_one_is_refused_before_the_work(tmp_path, monkey
         with pytest.raises(ConfigError, match=message):
             program.main()
     mg.save({"x": np.zeros(2)}, tmp_path / LAST)
-    assert "but no run of examples/translate.py" in str(run_program("translate", "--out", tmp_path, "--resume"))
+    assert "but not a run of examples/translate.py" in str(run_program("translate", "--out", tmp_path, "--resume"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
     """Over fewer steps than --average it is the plain mean; with --average 1 it is the last step."""
     program, pairs = load_program("translate"), number_pairs(50, 0)
@@ -552,6 +563,7 @@ def test_the_averaged_weights_are_the_mean_over_the_steps(tmp_path):
         np.testing.assert_allclose(training.averaged.model.lm_head.weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_same_seed_gives_the_same_model(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_program("translate", *TINY, "--steps", 3, "--dropout", 0.1, "--seed", seed, "--out", tmp_path / name)
@@ -570,12 +582,12 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
         (["--length-penalty", "nan"], "length_penalty is nan; expected a number from 0 to 10"),
         (["--val-share", 0.999], "cannot be split"),
         (["--beam-size", 0, "--translate", "x"], "beam_size is 0"),
-        (["--checkpoint", "there"], "--checkpoint is for --translate, which is missing"),
+        (["--checkpoint", "there"], "--checkpoint: expected --translate too"),
         (["--checkpoint", "nowhere", "--translate", "x"], "nowhere: there is no such file"),
         (["--device", "tpu"], 'unknown device "tpu"'),
         (
             ["--position", "learned", "--block-size", 10],
-            "block_size 10 is too small: the longest text wants ",
+            "block_size is 10; expected at least 35 for the longest text",
         ),
     ],
 )

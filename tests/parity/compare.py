@@ -79,6 +79,17 @@ def assert_same_gradients(ours, theirs):
         assert_close(parameter.grad, torch_parameter.grad, f"gradient of {name}")
 
 
+def assert_same_losses_and_gradients(ours, theirs, ids, targets):
+    """Two language models agree in their logits, their loss, and its gradients for all parameters."""
+    logits, loss = ours(ids, targets)
+    torch_logits, torch_loss = theirs(torch.tensor(ids), torch.tensor(targets))
+    assert_close(logits.data, torch_logits, "logits")
+    assert_close(loss.data, torch_loss, "loss")
+    loss.backward()
+    torch_loss.backward()
+    assert_same_gradients(ours, theirs)
+
+
 def assert_same_weights(ours, theirs, when):
     """Every parameter of a minigrad module equals its namesake in a PyTorch module."""
     for name, parameter, torch_parameter in parameter_pairs(ours, theirs):

@@ -6,7 +6,14 @@ import pytest
 from gpt import GPT, GPTConfig
 from minigrad import optim
 
-from .compare import assert_close, assert_same_gradients, copy_weights, randomize, torch
+from .compare import (
+    assert_close,
+    assert_same_gradients,
+    assert_same_losses_and_gradients,
+    copy_weights,
+    randomize,
+    torch,
+)
 
 # isort: split
 from benchmarks.torch_gpt import TorchGPT  # after compare.py, which skips this file where PyTorch is missing
@@ -32,14 +39,7 @@ def test_logits_loss_and_all_gradients(bias, length):
     ids, targets = rng.integers(0, 29, (2, 3, length))
     targets[0, 0] = -100  # nothing to predict there
 
-    logits, loss = ours(ids, targets)
-    torch_logits, torch_loss = theirs(torch.tensor(ids), torch.tensor(targets))
-    assert_close(logits.data, torch_logits, "logits")
-    assert_close(loss.data, torch_loss, "loss")
-
-    loss.backward()
-    torch_loss.backward()
-    assert_same_gradients(ours, theirs)
+    assert_same_losses_and_gradients(ours, theirs, ids, targets)
 
 
 def test_gradient_of_the_logits_without_targets():

@@ -12,8 +12,7 @@ from minigrad import nn
 from minigrad.optim import Muon, orthogonalize
 
 from .compare import (
-    assert_close,
-    assert_same_gradients,
+    assert_same_losses_and_gradients,
     assert_same_weights,
     copy_weights,
     parameter_pairs,
@@ -117,15 +116,7 @@ def test_logits_loss_and_all_gradients(options, bias):
     randomize(ours)
     copy_weights(ours, theirs)
     ids, targets = np.random.default_rng(0).integers(0, 29, (2, 3, 12))
-
-    logits, loss = ours(ids, targets)
-    torch_logits, torch_loss = theirs(torch.tensor(ids), torch.tensor(targets))
-    assert_close(logits.data, torch_logits, "logits")
-    assert_close(loss.data, torch_loss, "loss")
-
-    loss.backward()
-    torch_loss.backward()
-    assert_same_gradients(ours, theirs)
+    assert_same_losses_and_gradients(ours, theirs, ids, targets)
 
 
 # Muon

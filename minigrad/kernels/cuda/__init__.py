@@ -5,7 +5,8 @@ depend on which block comes first, so that the same call gives the same bits.
 """
 
 from .activation import GELU
-from .attention import Attention
+from .attention import FlashAttention
+from .batched_attention import BatchedAttention
 from .dropout import Dropout
 from .embedding import Embedding
 from .losses import CrossEntropy
@@ -13,4 +14,15 @@ from .normalization import LayerNorm
 from .products import Linear, MatMul
 from .softmax import Softmax
 
-__all__ = ["GELU", "Attention", "CrossEntropy", "Dropout", "Embedding", "LayerNorm", "Linear", "MatMul", "Softmax"]
+__all__ = [
+    "GELU",
+    "BatchedAttention",
+    "CrossEntropy",
+    "Dropout",
+    "Embedding",
+    "FlashAttention",
+    "LayerNorm",
+    "Linear",
+    "MatMul",
+    "Softmax",
+]

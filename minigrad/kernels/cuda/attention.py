@@ -1,7 +1,4 @@
-"""Attention: flash attention on tensor cores, or product by product.
-
-See ops/attention.py for the formulas, flash_attention.cu and batched_attention.py for their computation.
-"""
+"""Flash attention on tensor cores. See ops/attention.py for the formulas, flash_attention.cu for their computation."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from ...backend import address, get_array_module
 from ...random import counter
 from ..split import heads_of_tokens, parts_of_one
 from . import philox
-from .batched_attention import BatchedAttention
 from .launch import ACCESS_BYTES, Kernel, compute_capability
 
 WARPS, WARP_ROWS = 4, 16  # as in flash_attention.cu
@@ -86,26 +82,6 @@ class FlashAttention:
         if wants_k or wants_v:
             _launch("attention_backward_keys", "KEY", ctx, q, k, k.shape[2], *inputs, *_with_strides(dk, dv))
         return dq if wants_q else None, dk if wants_k else None, dv if wants_v else None, None, None, None
-
-
-class Attention:
-    """As ops/attention.py: the first of two kernels that fits, flash attention if it can be."""
-
-    returns_new_arrays = True
-    kernels = FlashAttention, BatchedAttention
-
-    @staticmethod
-    def fits(*arguments: Any) -> bool:
-        return any(kernel.fits(*arguments) for kernel in Attention.kernels)
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        ctx.kernel = next(kernel for kernel in Attention.kernels if kernel.fits(*arguments))
-        return ctx.kernel.forward(ctx, *arguments)
-
-    @staticmethod
-    def backward(ctx: Any, g: Any) -> Any:
-        return ctx.kernel.backward(ctx, g)
 
 
 def _launch(name: str, tiles: str, ctx: Any, q: Any, k: Any, rows: int, *arrays: Any) -> None:

@@ -234,6 +234,11 @@ def _library() -> Any:
     return library
 
 
+def version() -> int:
+    """120903 for cuBLASLt 12.9.3. Raises what `cuda.pathfinder` raises where it is missing."""
+    return int(_library().cublasLtGetVersion())
+
+
 @functools.cache
 def _handle(device: int) -> ctypes.c_void_p:
     handle = ctypes.c_void_p()

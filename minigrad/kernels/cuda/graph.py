@@ -22,6 +22,10 @@ import numpy as np
 
 from ...random import counter
 
+# The kernels without which a training step is no graph: what would run in their place computes on the host, waits for
+# the card, or goes through cuBLAS, which cannot be captured as CuPy calls it
+NEEDED = "Linear", "BatchedAttention", "Embedding", "AdamW", "ClipGradNorm"
+
 EAGER_STEPS = 3  # before the capture: they compile the kernels, make the optimizer's arrays and fill the memory pool
 
 
@@ -87,6 +91,11 @@ def upload(xp: Any, values: np.ndarray | Callable[[], np.ndarray]) -> Any:
     else:
         _recording.constants.append((array, values))
     return array
+
+
+def is_capturing() -> bool:
+    """Is a step being captured now?"""
+    return _recording is not None
 
 
 def refuse(what: str) -> None:

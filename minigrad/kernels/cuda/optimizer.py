@@ -19,12 +19,13 @@ THREADS = 256
 
 def usable(parameters: Sequence[Any], gradients: Sequence[Any]) -> bool:
     """Can the kernels here change these arrays? They want one GPU, parameters of one dtype, and contiguous arrays."""
-    if get_array_module(parameters[0]) is np or not kernels.in_use("cuda"):
+    if get_array_module(parameters[0]) is np:
         return False
     dtype, *others = {str(w.dtype) for w in parameters}
     return (
         not others
         and dtype in SCALARS
+        and kernels.in_use(device_of(parameters[0]), dtype, "AdamW", "ClipGradNorm")
         and len({device_of(array) for array in (*parameters, *gradients)}) == 1
         and all(array.flags.c_contiguous for array in (*parameters, *gradients))
         and {str(g.dtype) for g in gradients} <= {dtype, "float32"}

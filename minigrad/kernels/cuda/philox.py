@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ from .launch import Kernel
 
 DROPOUT = np.dtype([("seed", np.uint64), ("draw", np.uint64), ("dropped", np.int32), ("factor", np.float32)])
 THREADS = 256
-CHECKED_WORDS, CHECKED_DRAW = 4099, (0xA409382212345678, 2**32 - 1)  # a last block that is not full, large numbers
-
-checked: dict[str, bool] = {}  # by GPU: are the kernel's words those of `counter.draw_words`?
 
 
 def draw_dropout(p: float) -> Any:
@@ -36,33 +32,13 @@ def _dropout(seed: int, draw: int, dropped: int = 0, factor: float = 1.0) -> Any
 
 
 def random_words(n: int, seed: int, draw: int, device: str) -> Any:
-    """The n words of `counter.draw_words` in one launch; None where that must not be used.
-
-    It takes part in every draw, whether or not other kernels are in use, so it is checked by itself: the first draw on
-    a GPU compares words of both, which are equal in all bits or the kernel stays off. `reference` leaves it out too.
-    """
-    if device == "cpu" or not in_use("cpu"):
+    """The n words of `counter.draw_words` on a GPU in one launch; None where this kernel is off."""
+    if device == "cpu" or not in_use(device, "uint32", "RandomWords"):
         return None
-    if device not in checked:
-        if counter.earlier is not None:
-            return None  # a capture: nothing runs that could be compared
-        checked[device] = _is_right(device)
-    return _launch(n, seed, draw) if checked[device] else None
+    return launch_random_words(n, seed, draw)
 
 
-def _is_right(device: str) -> bool:
-    expected = counter.draw_words(CHECKED_WORDS, *CHECKED_DRAW, device)
-    try:
-        right = bool((_launch(CHECKED_WORDS, *CHECKED_DRAW) == expected).all())
-        reason = "its words are wrong"
-    except Exception as error:
-        right, reason = False, f"{type(error).__name__}: {error}"
-    if not right:
-        warnings.warn(f"the kernel random_words is off on {device}: {reason}", RuntimeWarning, stacklevel=2)
-    return right
-
-
-def _launch(n: int, seed: int, draw: int) -> Any:
+def launch_random_words(n: int, seed: int, draw: int) -> Any:
     words = importlib.import_module("cupy").empty(n, "uint32")
     blocks = -(-n // (4 * THREADS))
     Kernel("random_words.cu", "random_words", "float32")(

@@ -95,9 +95,9 @@ def test_a_plan_is_made_once_for_products_of_a_kind():
 def test_products_of_16_bits_are_added_up_in_32(dtype):
     """An algorithm that splits sums may keep the parts, here 4097 and -4096, in 16 bits unless it is told not to."""
     a = np.array([[4096, 1, -4096, 0]], dtype)
-    with fake_cublaslt() as fake:
+    with fake_cublaslt() as library:
         y = cublaslt.product(a, np.ones((4, 1), dtype))
-        assert fake.preferred[cublaslt.REDUCTION_SCHEMES] == cublaslt.REDUCTION_IN_COMPUTE_TYPE
+        assert library.preferred[cublaslt.REDUCTION_SCHEMES] == cublaslt.REDUCTION_IN_COMPUTE_TYPE
     assert y == 1
 
 
