@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import hints, nn, numpy_calls, optim
+from tests.fakes import cupy as fake_cupy
 
 
 def leaf(values):
@@ -428,3 +430,17 @@ def test_numpy_computes_with_tensors_that_require_no_gradients():
     assert type(np.exp(x)) is mg.Tensor
     assert type(X + x) is mg.Tensor
     assert type(np.sin(x)) is np.ndarray
+
+
+def test_a_cupy_array_leaves_operators_to_the_tensor_and_numpys_functions_stay_on_the_gpu(monkeypatch):
+    """CuPy asks the instance for `__array_ufunc__`, where NumPy asks the class."""
+    fake_cupy.install(monkeypatch)
+    x = mg.Tensor(X, requires_grad=True, device="cuda")
+    for y in (importlib.import_module("cupy").asarray(X) - x, np.exp(x), np.concatenate([x, x]), np.float64(2) * x):
+        assert isinstance(y, mg.Tensor)
+        assert (y.device, y.requires_grad) == ("cuda:0", True)
+    with one_line(TypeError, "np.sin: a tensor requires gradients"):
+        np.sin(x)
+    with one_line(mg.DeviceError, "its arrays are on cpu and cuda:0"):
+        X + x
+    np.testing.assert_array_equal(np.cumsum(x.detach()), np.cumsum(X))
