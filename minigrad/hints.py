@@ -171,6 +171,15 @@ def of_module(module: str, table: Mapping[str, str], functions: Container[str] =
     return __getattr__
 
 
+class Size(int):
+    """The number of elements of a tensor. A call, as in PyTorch's x.size(), is an error that says what to write."""
+
+    def __call__(self, *axis: Any) -> Any:
+        raise TypeError(
+            "size is a property, the number of elements; for x.size() write x.shape, for x.size(0) x.shape[0]"
+        )
+
+
 # What a keyword argument is called here
 
 KEYWORDS = {

@@ -64,7 +64,7 @@ class Tensor(autograd.Variable):
 
     @property
     def size(self) -> int:
-        return self.data.size
+        return hints.Size(self.data.size)
 
     @property
     def dtype(self) -> np.dtype:

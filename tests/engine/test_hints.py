@@ -136,6 +136,16 @@ def test_a_leaf_of_zeros_shows_the_gradient_of_an_intermediate_tensor():
     assert zeros.grad.tolist() == [6, 12]
 
 
+def test_size_is_a_number_that_says_so_when_it_is_called():
+    x = leaf([[1.0, 2.0]])
+    assert (x.size, repr(x.size), x.size // 2) == (2, "2", 1)
+    for call in (lambda: x.size(), lambda: x.size(0)):
+        with one_line(
+            TypeError, "size is a property, the number of elements; for x.size() write x.shape, for x.size(0) "
+        ):
+            call()
+
+
 # PyTorch's keyword arguments
 
 
