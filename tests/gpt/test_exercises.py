@@ -23,7 +23,7 @@ from tests.programs import run_program
 sys.path.insert(0, str(EXERCISES))
 from grading import EXERCISES as TEN  # noqa: E402
 from grading import grade, grade_file  # noqa: E402
-from grading.diagnosis import same  # noqa: E402
+from grading.diagnosis import diagnose, same  # noqa: E402
 from grading.grade import is_floating, numeric_gradient  # noqa: E402
 
 BY_FILE = {exercise.file: exercise for exercise in TEN}
@@ -84,6 +84,21 @@ def test_no_known_mistake_is_the_right_gradient_in_every_case(exercise):
                 if not same(wrong, sum(terms[name].values())):
                     told.add(re.sub(r"\d+", "N", message))
     assert told == known
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_the_gradient_of_every_known_mistake_gets_its_message_in_every_case(exercise):
+    for case in exercise.cases:
+        g = exercise_output(exercise, list(case.arguments.values()))
+        g = np.asarray(np.random.default_rng(1).standard_normal(g.shape))
+        terms = exercise.terms(g, **case.arguments)
+        for name, mistakes in exercise.mistakes(g, **case.arguments).items():
+            right = sum(terms[name].values())
+            mistakes = mistakes if is_floating(case.arguments[name]) else {}  # gamma and beta may be None
+            for wrong in map(np.asarray, mistakes.values()):
+                said = diagnose(exercise, case, name, wrong, right, g)
+                expected = [message for message, other in mistakes.items() if same(other, wrong)]
+                assert same(wrong, right) or said in expected
 
 
 def exercise_output(exercise, values):
@@ -161,6 +176,12 @@ MISTAKES = {
         ("0.5 * (1 + t)", "0.0", "the term (1 + t)/2 is missing: x is also a factor of y"),
         (" + 0.5 * x * dt * du", "", "the term x/2 dt/dx is missing: t also depends on x"),
         ("return g * (", "return (", "dL/dx does not depend on g"),
+        (
+            "return g * (",
+            "return g.T * (lambda y: y.T)(",
+            "dL/dx has the shape (4, 3), but x is (3, 4): it is the transpose",
+        ),
+        (None, "return g.sum(keepdims=True)", "(1, 1), but x is (3, 4): x was not copied, so there is nothing to sum"),
         (None, "return g", "dL/dx is g itself: the factor dy/dx is missing (the chain rule)"),
         (None, "pass", "backward returns None; is its `return` missing?"),
         (None, "return g.astype(object)", "backward returns an array of dtype object as a gradient; expected real"),
@@ -218,6 +239,11 @@ MISTAKES = {
             "g_rows.sum(axis=0)",
             "g_rows.sum(axis=0, keepdims=True)",
             "dL/dbias has the shape (1, 5), but bias is (5,): the numbers are right; drop the axes of size 1 (no ke",
+        ),
+        (
+            "g_rows.T @ rows",
+            "(g_rows.T @ rows).sum(0)",
+            "dL/dweight has the shape (4,), but weight is (5, 4): it was summed over an axis that weight has",
         ),
         ("g_rows.T @ rows", "g.T @ x", "after reshape(-1, …) there are only two"),
         (None, "return x @ weight.T, g.T @ x, g.sum(0)", "dL/dx has the shape (3, 5), but x is (3, 4)"),
@@ -490,7 +516,7 @@ def test_empty_files_zeros_and_programs_that_end_are_graded_too(exercise, tmp_pa
     path.write_text("", encoding="utf-8")
     assert grade_file(exercise, tmp_path) == (
         "wrong",
-        f"{path}: has no operation; expected a class derived from minigrad.Function",
+        f"{path}: expected a class derived from minigrad.Function, found none",
     )
     path.write_text("raise SystemExit", encoding="utf-8")
     assert grade_file(exercise, tmp_path) == ("wrong", f"{path}: ends the program when it is imported")
