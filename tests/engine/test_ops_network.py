@@ -251,6 +251,34 @@ def test_layer_norm_of_a_constant_row_is_finite():
     assert np.isfinite(dx).all()
 
 
+ON_BOTH = pytest.mark.parametrize("switch", [kernels.reference(), kernels.using("cpu")], ids=["reference", "kernel"])
+
+
+@ON_BOTH
+@pytest.mark.parametrize("value", [0.1, 100 / 3, 1e4 / 3, -1e6 / 7, 1e8 / 3])
+def test_layer_norm_of_a_constant_row_of_float32_is_zero(switch, value):
+    """The mean is rounded, and the difference between the row and its mean must not be taken for a deviation."""
+    for channels in (128, 384, 768):
+        with switch:
+            y = F.layer_norm(mg.Tensor(np.full((64, channels), value, np.float32)))
+        np.testing.assert_array_equal(y.data, 0)
+
+
+@ON_BOTH
+@pytest.mark.parametrize("mean", [0, 10, 100, 1000, -1e4])
+def test_layer_norm_loses_no_digits_to_a_large_mean(switch, mean):
+    x, weight, bias = (
+        (mean + normal((64, 768))).astype("f"),
+        normal((768,), 1).astype("f"),
+        normal((768,), 2).astype("f"),
+    )
+    exact = forward_and_backward(composed_layer_norm, [array.astype(np.float64) for array in (x, weight, bias)])
+    with switch:
+        ours = forward_and_backward(F.layer_norm, [x, weight, bias])
+    for values, expected in zip(sum(ours, []), sum(exact, []), strict=True):
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
 # Dropout
 
 
