@@ -58,6 +58,7 @@ class Var(Function):
         if ctx.n <= 0:
             raise ValueError(f"expected more than {correction} elements along axis {axis}, for correction {correction}")
         d = x - add_up(x, axis, keepdims=True) / count(x.shape, axis)
+        d = d - add_up(d, axis, keepdims=True) / count(x.shape, axis)  # what the rounding of a large mean left
         ctx.save(d)
         return add_up(d * d, axis, keepdims) / ctx.n
 
