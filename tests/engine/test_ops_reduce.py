@@ -210,3 +210,10 @@ def test_var_of_equal_float32_numbers_is_zero():
 def test_a_sum_over_no_axes_is_an_array_of_its_own():
     x = mg.Tensor(np.ones((40, 2)))
     assert not np.shares_memory(F.sum(x, ()).data, x.data)
+
+
+@pytest.mark.parametrize("correction", [1, 2, 0.5])
+def test_var_of_no_more_elements_than_the_correction_is_refused(correction):
+    n = int(np.floor(correction))
+    with pytest.raises(ValueError, match=f"expected more than {correction} elements along axis .1,., for correction"):
+        F.var(mg.Tensor(np.ones((2, n))), 1, correction=correction)
