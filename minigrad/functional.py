@@ -108,12 +108,12 @@ def abs(x: Any) -> Tensor:
 
 
 def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of a and b, element by element; at a tie each gets half of the gradient."""
+    """The larger of a and b, element by element; at a tie each gets half of the gradient. NaN if a or b is NaN."""
     return elementwise.Maximum.apply(*promote(a, b))
 
 
 def minimum(a: Any, b: Any) -> Tensor:
-    """The smaller of a and b, element by element; at a tie each gets half of the gradient."""
+    """The smaller of a and b, element by element; at a tie each gets half of the gradient. NaN if a or b is NaN."""
     return elementwise.Minimum.apply(*promote(a, b))
 
 
@@ -229,14 +229,17 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 @hints.keywords
 def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
-    """The variance over `axis`: the sum of squared distances from the mean, divided by n - correction."""
+    """The variance over `axis`: the sum of squared distances from the mean, divided by n - correction.
+
+    ValueError if n is not larger than the correction.
+    """
     x = operand(x)
     return reduce.Var.apply(x, reduced_axes("var", x, axis), keepdims, number(correction))
 
 
 @hints.keywords
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """ln(sum of e^x) over `axis`, without overflow."""
+    """ln(sum of e^x) over `axis`, without overflow. Of no elements it is -inf."""
     x = floating(x)
     return reduce.LogSumExp.apply(x, reduced_axes("logsumexp", x, axis), keepdims)
 

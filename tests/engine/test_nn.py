@@ -343,6 +343,14 @@ def test_checkpoint_records_its_second_run_inside_no_grad_too():
     np.testing.assert_allclose(x.grad[0], layer.weight.data.sum(axis=0))
 
 
+def test_checkpoint_of_a_function_that_detaches_its_result_gives_no_gradient():
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    y = nn.checkpoint(lambda x: x.detach() * 2, x)
+    (y + x).sum().backward()
+    np.testing.assert_array_equal(y.data, [2, 4])
+    np.testing.assert_array_equal(x.grad, [1, 1])  # from the other term alone
+
+
 def test_checkpoint_refuses_a_list_of_tensors_whose_gradients_it_would_lose():
     x = mg.Tensor([1.0, 2.0], requires_grad=True)
     with pytest.raises(TypeError, match="expected each tensor that requires gradients as its own argument, got a list"):
