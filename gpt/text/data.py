@@ -241,7 +241,7 @@ class StoredIds:
         position = (self.start + start) * self.dtype.itemsize
         n = self.file.read(position, ids.view(np.uint8).data)
         if n < ids.nbytes:
-            raise DataError(f"{self.file.path}: has become shorter while it was in use: it ends at byte {position + n}")
+            raise DataError(f"{self.file.path}: has become shorter while it was in use")
 
 
 def _open_ids(path: Path, dtype: np.dtype, about: Any) -> StoredIds:

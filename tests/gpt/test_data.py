@@ -405,7 +405,7 @@ def test_a_token_file_that_becomes_shorter_is_an_error(tokens):
     ids = data.load_data(tokens)
     dataset = data.Dataset.of_parts(ids.train, ids.val, 8)
     os.truncate(tokens / "train.bin", 10)
-    with pytest.raises(DataError, match=r"train\.bin: has become shorter while it was in use: it ends at byte 10$"):
+    with pytest.raises(DataError, match=r"train\.bin: has become shorter while it was in use$"):
         dataset.batch("train", 100, np.random.default_rng(0))
     os.truncate(tokens / "train.bin", 180)
     dataset.batch("train", 100, np.random.default_rng(0))
