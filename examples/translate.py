@@ -322,6 +322,8 @@ def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:
     try:
         about = json.loads(metadata[ABOUT])
         options, run = about["options"], about["run"]
+        if not isinstance(options, dict):
+            raise TypeError(f"options is {options!r:.100}; expected a dict")
         model = pick(options, MODEL_OPTIONS)
         restore(TrainingConfig, {name: x for name, x in options.items() if name not in {*model, "data"}})
         check_tensors(shape_of(tensors, model).parameter_shapes(), part(tensors, "model"))
