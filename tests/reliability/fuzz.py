@@ -328,7 +328,7 @@ def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
     """The content with one to three mutations."""
     for _ in range(rng.choice([1, 1, 2, 3])):
         if rng.random() < 0.7:
-            with contextlib.suppress(ValueError, RecursionError):  # no JSON any more
+            with contextlib.suppress(ValueError, OverflowError, RecursionError):  # no JSON any more, or no such number
                 if name.endswith(".safetensors"):
                     header, data = split(content)
                     content = join(json.dumps(mutated_tree(rng, header)).encode(), data)
