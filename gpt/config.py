@@ -40,6 +40,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_whole(self, {"block_size": 1, "vocab_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1})
+        check_whole(self, {"block_size": 1}, bits=31)  # the cache of keys and values has this length; no tensor has it
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if not 0 <= number_or_nan(self.dropout) < 1:

@@ -154,14 +154,14 @@ def check_choices(options: Any) -> None:
             raise ConfigError(f"{field.name} is {value!r:.100}; expected text")
 
 
-def check_whole(options: Any, least: Mapping[str, int]) -> None:
-    """Raise `ConfigError` if a field is not a whole number of at least the given minimum, and below 2^63."""
+def check_whole(options: Any, least: Mapping[str, int], bits: int = 63) -> None:
+    """Raise `ConfigError` if a field is not a whole number of at least the given minimum, and below 2^bits."""
     for name, minimum in least.items():
         value = getattr(options, name)
         if type(value) is not int or value < minimum:
             raise ConfigError(f"{name} is {value!r:.100}; expected a whole number of at least {minimum}")
-        if value >= 2**63:
-            raise ConfigError(f"{name} is a number of {value.bit_length()} bits; expected less than 2^63")
+        if value >= 2**bits:
+            raise ConfigError(f"{name} is a number of {value.bit_length()} bits; expected less than 2^{bits}")
 
 
 def check_count(name: str, value: Any, least: int) -> None:

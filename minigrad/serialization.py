@@ -213,3 +213,6 @@ def _read(path: str | os.PathLike[str], file: Any, name: str) -> Tensor:
     except (AttributeError, TypeError) as error:  # a dtype that NumPy or tensors do not have
         stored = file.get_slice(name).get_dtype()
         raise ValueError(f"{path}: {name} is stored as {stored}, which cannot be read ({error})") from error
+    except ValueError as error:  # a shape that NumPy does not have: without elements, but with a huge dimension
+        shape = file.get_slice(name).get_shape()
+        raise ValueError(f"{path}: {name} has shape {shape}, which cannot be read ({error})") from error

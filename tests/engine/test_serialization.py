@@ -165,6 +165,15 @@ def test_numbers_that_tensors_do_not_hold_are_refused_by_the_name_of_their_dtype
         mg.load(file)
 
 
+def test_a_shape_that_numpy_does_not_hold_is_refused_by_name(file):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(
+        ValueError, match=r"state.safetensors: x has shape \[0, 9223372036854775808\], which cannot be read"
+    ):
+        mg.load(file)
+
+
 def test_the_name_under_which_the_format_keeps_its_text_is_no_tensors(file):
     mg.save({"x": np.zeros(1)}, file)
     with pytest.raises(ValueError, match='save: no tensor can be named "__metadata__"'):
