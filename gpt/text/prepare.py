@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minigrad.serialization import naming, write_atomically
+from minigrad.serialization import naming, sealed, write_atomically
 
 from ..errors import ConfigError, DataError, TokenError, reason
 from .data import META, TRAIN, VAL
@@ -150,7 +149,7 @@ def prepare(
         (out / META).unlink(missing_ok=True)  # so that it never describes other files
         os.replace(train, out / TRAIN)
         os.replace(val, out / VAL)
-        write_atomically(out / META, json.dumps(meta).encode())
+        write_atomically(out / META, sealed(meta))
     return meta
 
 
