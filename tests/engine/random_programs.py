@@ -498,5 +498,8 @@ def dropped(shape, p, seed):
 
 
 def assert_close(ours, theirs, scale):
-    """Every element agrees to 1e-10 of its scale, the sum of the magnitudes of all terms that it consists of."""
-    np.testing.assert_array_less(np.abs(ours - theirs), 1e-10 * scale + 1e-30)
+    """Each element agrees to 1e-10 of its scale, the sum of the magnitudes of the terms that it consists of.
+
+    A scale far below the largest one comes from values such as a saturated softmax's, whose own rounding is larger.
+    """
+    np.testing.assert_array_less(np.abs(ours - theirs), 1e-10 * scale + 1e-13 * scale.max(initial=0) + 1e-15)

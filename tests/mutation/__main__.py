@@ -1,0 +1,161 @@
+"""Change the code in one place at a time, run the tests of that file, and list the changes that no test notices.
+
+    python -m tests.mutation --sample 100 --seed 1           # a random sample of all mutants
+    python -m tests.mutation minigrad/ops/shape.py           # all mutants of a file
+    python -m tests.mutation gpt/trainer.py:120              # those of a line
+
+Nothing is written to the source files: each mutant is a fork of this process with an import hook, which compiles the
+changed file. TARGETS says which tests belong to a file. A survivor is to be killed by a new test, or explained in
+equivalent.md.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib.abc
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from .mutants import Mutant, mutants
+
+ENGINE = (
+    "engine/test_calls engine/test_half_precision engine/test_peer_bugs engine/test_kernels engine/test_random_programs"
+    " engine/test_gradcheck cuda/test_fake_cupy"
+)
+OPS = "engine/test_ops_elementwise engine/test_ops_reduce engine/test_ops_shape engine/test_ops_network " + ENGINE
+TARGETS = {  # the files that are changed, and the tests that run for each
+    "minigrad/ops/*.py": OPS + " engine/test_ops_indexing engine/test_ops_matmul engine/test_nn engine/test_rotary",
+    "minigrad/kernels/cpu/*.py": "engine/test_kernels engine/test_threads engine/test_kernel_choice engine/test_optim "
+    "engine/test_muon engine/test_ops_matmul engine/test_ops_network engine/test_half_precision",
+    "minigrad/autograd.py": "engine/test_autograd engine/test_viz engine/test_nn " + ENGINE,
+    "minigrad/accumulate.py": "engine/test_accumulate engine/test_autograd " + ENGINE,
+    "minigrad/node.py": "engine/test_autograd engine/test_viz engine/test_nn " + ENGINE,
+    "minigrad/in_place.py": "engine/test_autograd " + ENGINE,
+    "minigrad/modes.py": "engine/test_autograd engine/test_viz " + ENGINE,
+    "minigrad/nn/*.py": "engine/test_nn engine/test_autograd engine/test_viz gpt/test_model " + ENGINE,
+    "minigrad/optim/*.py": "engine/test_optim engine/test_muon gpt/test_training_precision gpt/test_trainer "
+    "engine/test_kernels cuda/test_fake_cupy",
+    "minigrad/distributed/*.py": "engine/test_distributed gpt/test_trainer",
+    "gpt/model.py": "gpt/test_model gpt/test_model_options gpt/test_sample gpt/test_pretrained gpt/test_attention_maps "
+    "gpt/test_trainer gpt/test_lora",
+    "gpt/sample.py": "gpt/test_sample gpt/test_translate gpt/test_examples",
+    "gpt/trainer.py": "gpt/test_trainer gpt/test_training_precision gpt/test_speedrun gpt/test_examples",
+}
+ROOT = Path(__file__).parents[2]
+
+
+class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from the changed tree."""
+
+    def __init__(self, path: Path, tree: ast.Module) -> None:
+        self.path, self.tree = path, tree
+        self.name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+    def find_spec(self, name: str, *_: Any) -> Any:
+        if name != self.name:
+            return None
+        is_package = self.path.name == "__init__.py"
+        return importlib.util.spec_from_file_location(
+            name, ROOT / self.path, loader=self, submodule_search_locations=[str(ROOT / self.path.parent)] * is_package
+        )
+
+    def exec_module(self, module: Any) -> None:
+        exec(compile(self.tree, self.path, "exec"), module.__dict__)
+
+
+class WithoutShrinking:
+    """A failure is enough: it need not be made small."""
+
+    def pytest_configure(self) -> None:
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("mutants", hypothesis.settings.get_profile("minigrad"), phases=phases)
+        hypothesis.settings.load_profile("mutants")
+
+
+def tests_of(path: Path) -> list[str]:
+    """The tests of a file, those that have its name first."""
+    pattern = next(pattern for pattern in TARGETS if path.match(pattern))
+    files = [f"tests/{name}.py" for name in TARGETS[pattern].split()]
+    own = [f"tests/{folder}/test_{name}.py" for folder in ("engine", "gpt") for name in (f"ops_{path.stem}", path.stem)]
+    return list(dict.fromkeys(file for file in [*own, *files] if (ROOT / file).exists()))
+
+
+def start(path: Path, tree: ast.Module | None, seconds: float) -> int:
+    """Run the tests of a file in a new process, with the changed tree in its place. Returns the process's id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setpgid(0, 0)
+    signal.alarm(int(seconds) + 1)  # which ends the process
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    if tree is not None:
+        sys.meta_path.insert(0, Hook(path, tree))
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not parity",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]
+    os._exit(pytest.main([*options, *tests_of(path)], plugins=[WithoutShrinking()]))
+
+
+def finish(pid: int) -> bool:
+    """Wait for a process of `start`, end what it left running, and say whether its tests passed."""
+    status = os.waitpid(pid, 0)[1]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", help="files, or FILE:LINE; without any, all of TARGETS")
+    parser.add_argument("--sample", type=int, help="so many mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", action="store_true", help="only list the mutants")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    names = options.files or [str(path) for pattern in TARGETS for path in sorted(Path().glob(pattern))]
+    found: list[Mutant] = []
+    for name in names:
+        file, _, line = name.partition(":")
+        found += [mutant for mutant in mutants(Path(file)) if not line or mutant.line == int(line)]
+    if options.sample:
+        found = random.Random(options.seed).sample(found, min(options.sample, len(found)))
+        found.sort(key=lambda mutant: (str(mutant.path), mutant.line))
+    if options.list:
+        print(*found, sep="\n")
+        return
+
+    seconds: dict[Path, float] = {}  # what the tests of a file take without a mutant
+    survivors = []
+    for number, mutant in enumerate(found, start=1):
+        if mutant.path not in seconds:
+            began = time.monotonic()
+            if not finish(start(mutant.path, None, 1800)):
+                sys.exit(f"the tests of {mutant.path} fail without a mutant")
+            seconds[mutant.path] = time.monotonic() - began
+        survived = finish(start(mutant.path, mutant.tree, 3 * seconds[mutant.path] + 20))
+        print(f"{number}/{len(found)} {'SURVIVED' if survived else 'killed'} {mutant}", flush=True)
+        survivors += [mutant] * survived
+    print(
+        f"\n{len(found)} mutants, {len(found) - len(survivors)} killed, {len(survivors)} survived", *survivors, sep="\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
