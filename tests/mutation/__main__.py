@@ -27,28 +27,30 @@ import pytest
 
 from .mutants import Mutant, mutants
 
-ENGINE = (
-    "engine/test_calls engine/test_half_precision engine/test_peer_bugs engine/test_kernels engine/test_random_programs"
-    " engine/test_gradcheck cuda/test_fake_cupy"
+ENGINE = "engine/test_survivors engine/test_random_programs engine/test_peer_bugs engine/test_calls engine/test_nn"
+OPS = (
+    "engine/test_survivors engine/test_calls engine/test_half_precision engine/test_random_programs "
+    "engine/test_peer_bugs engine/test_gradcheck cuda/test_fake_cupy"
 )
-OPS = "engine/test_ops_elementwise engine/test_ops_reduce engine/test_ops_shape engine/test_ops_network " + ENGINE
-TARGETS = {  # the files that are changed, and the tests that run for each
-    "minigrad/ops/*.py": OPS + " engine/test_ops_indexing engine/test_ops_matmul engine/test_nn engine/test_rotary",
-    "minigrad/kernels/cpu/*.py": "engine/test_kernels engine/test_threads engine/test_kernel_choice engine/test_optim "
-    "engine/test_muon engine/test_ops_matmul engine/test_ops_network engine/test_half_precision",
-    "minigrad/autograd.py": "engine/test_autograd engine/test_viz engine/test_nn " + ENGINE,
-    "minigrad/accumulate.py": "engine/test_accumulate engine/test_autograd " + ENGINE,
-    "minigrad/node.py": "engine/test_autograd engine/test_viz engine/test_nn " + ENGINE,
+NETWORK = ["activation", "attention", "dropout", "embedding", "loss", "normalization", "precision", "softmax"]
+TARGETS = {  # the files that are changed, and the tests that run for each, besides those that have its name
+    **{f"minigrad/ops/{name}.py": OPS + " engine/test_ops_network" for name in NETWORK},
+    "minigrad/ops/*.py": OPS,
+    "minigrad/kernels/cpu/*.py": "engine/test_survivors engine/test_kernels engine/test_threads engine/test_optim "
+    "engine/test_kernel_choice engine/test_muon engine/test_half_precision",
+    "minigrad/autograd.py": ENGINE + " engine/test_viz",
+    "minigrad/accumulate.py": "engine/test_autograd " + ENGINE,
+    "minigrad/node.py": "engine/test_autograd engine/test_viz " + ENGINE,
     "minigrad/in_place.py": "engine/test_autograd " + ENGINE,
     "minigrad/modes.py": "engine/test_autograd engine/test_viz " + ENGINE,
-    "minigrad/nn/*.py": "engine/test_nn engine/test_autograd engine/test_viz gpt/test_model " + ENGINE,
-    "minigrad/optim/*.py": "engine/test_optim engine/test_muon gpt/test_training_precision gpt/test_trainer "
-    "engine/test_kernels cuda/test_fake_cupy",
-    "minigrad/distributed/*.py": "engine/test_distributed gpt/test_trainer",
-    "gpt/model.py": "gpt/test_model gpt/test_model_options gpt/test_sample gpt/test_pretrained gpt/test_attention_maps "
-    "gpt/test_trainer gpt/test_lora",
-    "gpt/sample.py": "gpt/test_sample gpt/test_translate gpt/test_examples",
-    "gpt/trainer.py": "gpt/test_trainer gpt/test_training_precision gpt/test_speedrun gpt/test_examples",
+    "minigrad/nn/*.py": ENGINE + " engine/test_autograd engine/test_viz gpt/test_model",
+    "minigrad/optim/*.py": "engine/test_optim engine/test_muon gpt/test_training_precision gpt/test_survivors "
+    "gpt/test_trainer cuda/test_fake_cupy",
+    "minigrad/distributed/*.py": "engine/test_distributed engine/test_survivors gpt/test_trainer",
+    "gpt/model.py": "gpt/test_model gpt/test_survivors gpt/test_model_options gpt/test_sample gpt/test_pretrained "
+    "gpt/test_attention_maps gpt/test_trainer",
+    "gpt/sample.py": "gpt/test_sample gpt/test_survivors gpt/test_translate",
+    "gpt/trainer.py": "gpt/test_trainer gpt/test_survivors gpt/test_training_precision gpt/test_speedrun",
 }
 ROOT = Path(__file__).parents[2]
 
@@ -141,15 +143,16 @@ def main() -> None:
         print(*found, sep="\n")
         return
 
-    seconds: dict[Path, float] = {}  # what the tests of a file take without a mutant
+    seconds: dict[frozenset[str], float] = {}  # what a set of tests takes without a mutant
     survivors = []
     for number, mutant in enumerate(found, start=1):
-        if mutant.path not in seconds:
+        tests = frozenset(tests_of(mutant.path))
+        if tests not in seconds:
             began = time.monotonic()
             if not finish(start(mutant.path, None, 1800)):
                 sys.exit(f"the tests of {mutant.path} fail without a mutant")
-            seconds[mutant.path] = time.monotonic() - began
-        survived = finish(start(mutant.path, mutant.tree, 3 * seconds[mutant.path] + 20))
+            seconds[tests] = time.monotonic() - began
+        survived = finish(start(mutant.path, mutant.tree, 3 * seconds[tests] + 20))
         print(f"{number}/{len(found)} {'SURVIVED' if survived else 'killed'} {mutant}", flush=True)
         survivors += [mutant] * survived
     print(
