@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,16 @@ class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, *_: Any) -> Any:
         if name != self.name:
             return None
-        is_package = self.path.name == "__init__.py"
+        inside = [str(ROOT / self.path.parent)] if self.path.name == "__init__.py" else None
         return importlib.util.spec_from_file_location(
-            name, ROOT / self.path, loader=self, submodule_search_locations=[str(ROOT / self.path.parent)] * is_package
+            name, ROOT / self.path, loader=self, submodule_search_locations=inside
         )
 
     def exec_module(self, module: Any) -> None:
-        exec(compile(self.tree, self.path, "exec"), module.__dict__)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of what cannot work, such as 1[0]
+            code = compile(self.tree, ROOT / self.path, "exec")
+        exec(code, module.__dict__)
 
 
 class WithoutShrinking:
@@ -83,7 +87,7 @@ class WithoutShrinking:
         hypothesis.settings.load_profile("mutants")
 
 
-def tests_of(path: Path) -> list[str]:
+def suite_of(path: Path) -> list[str]:
     """The tests of a file, those that have its name first."""
     pattern = next(pattern for pattern in TARGETS if path.match(pattern))
     files = [f"tests/{name}.py" for name in TARGETS[pattern].split()]
@@ -91,7 +95,7 @@ def tests_of(path: Path) -> list[str]:
     return list(dict.fromkeys(file for file in [*own, *files] if (ROOT / file).exists()))
 
 
-def start(path: Path, tree: ast.Module | None, seconds: float) -> int:
+def start(path: Path, tree: ast.Module, seconds: float) -> int:
     """Run the tests of a file in a new process, with the changed tree in its place. Returns the process's id."""
     pid = os.fork()
     if pid:
@@ -100,8 +104,7 @@ def start(path: Path, tree: ast.Module | None, seconds: float) -> int:
     signal.alarm(int(seconds) + 1)  # which ends the process
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    if tree is not None:
-        sys.meta_path.insert(0, Hook(path, tree))
+    sys.meta_path.insert(0, Hook(path, tree))
     options = [
         "-x",
         "-q",
@@ -112,7 +115,7 @@ def start(path: Path, tree: ast.Module | None, seconds: float) -> int:
         "-W",
         "ignore::pytest.PytestAssertRewriteWarning",
     ]
-    os._exit(pytest.main([*options, *tests_of(path)], plugins=[WithoutShrinking()]))
+    os._exit(pytest.main([*options, *suite_of(path)], plugins=[WithoutShrinking()]))
 
 
 def finish(pid: int) -> bool:
@@ -146,13 +149,14 @@ def main() -> None:
     seconds: dict[frozenset[str], float] = {}  # what a set of tests takes without a mutant
     survivors = []
     for number, mutant in enumerate(found, start=1):
-        tests = frozenset(tests_of(mutant.path))
+        tests = frozenset(suite_of(mutant.path))
         if tests not in seconds:
             began = time.monotonic()
-            if not finish(start(mutant.path, None, 1800)):
+            unchanged = ast.parse(mutant.path.read_text(encoding="utf-8"))
+            if not finish(start(mutant.path, unchanged, 1800)):
                 sys.exit(f"the tests of {mutant.path} fail without a mutant")
             seconds[tests] = time.monotonic() - began
-        survived = finish(start(mutant.path, mutant.tree, 3 * seconds[tests] + 20))
+        survived = finish(start(mutant.path, mutant.changed(), 3 * seconds[tests] + 20))
         print(f"{number}/{len(found)} {'SURVIVED' if survived else 'killed'} {mutant}", flush=True)
         survivors += [mutant] * survived
     print(

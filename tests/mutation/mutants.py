@@ -18,26 +18,35 @@ SKIPPED = {"annotation", "returns", "decorator_list", "bases"}  # and messages: 
 
 
 class Mutant(NamedTuple):
+    """One change: in a file's tree, `new` in place of `old`, which is where (parent, field, index) says."""
+
     path: Path
-    line: int
-    before: str
-    after: str
     tree: ast.Module
+    place: tuple[ast.AST, str, int | None]
+    old: Any
+    new: ast.AST
+
+    line = property(lambda self: self.old.lineno)
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.before} → {self.after}"
+        return f"{self.path}:{self.line}: {short(self.old)} → {short(self.new)}"
+
+    def changed(self) -> ast.Module:
+        """The changed tree, a copy."""
+        put(*self.place, self.new)
+        tree = ast.fix_missing_locations(copy.deepcopy(self.tree))
+        put(*self.place, self.old)
+        return tree
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
     """Every mutant of a file, in the order of its lines."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for parent, field, index, node in places(tree):
+    for *place, node in places(tree):
         for new in replacements(node):
-            ast.copy_location(new, node)
-            put(parent, field, index, new)
-            mutated = ast.fix_missing_locations(copy.deepcopy(tree))
-            put(parent, field, index, node)
-            yield Mutant(path, node.lineno, short(node), short(new), mutated)
+            if not hasattr(new, "lineno"):  # a part of the old node has its own
+                ast.copy_location(new, node)
+            yield Mutant(path, tree, tuple(place), node, new)
 
 
 def short(node: ast.AST) -> str:
@@ -87,7 +96,8 @@ def replacements(node: Any) -> Iterator[ast.AST]:
         case ast.BoolOp(op, values):
             yield ast.BoolOp(OPERATORS[type(op)](), values)
             for i in range(len(values)):
-                yield ast.BoolOp(op, values[:i] + values[i + 1 :])
+                others = values[:i] + values[i + 1 :]
+                yield ast.BoolOp(op, others) if len(others) > 1 else others[0]
         case ast.Constant(bool() as value):
             yield ast.Constant(not value)
         case ast.Constant(int() as value):
