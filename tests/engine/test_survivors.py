@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import minigrad as mg
+from minigrad import autograd, nn
 from minigrad import functional as F
-from minigrad import nn
 from minigrad.distributed import DataParallel, can_share
 from minigrad.kernels import cpu, using
 from minigrad.ops.reduce import finite_max
@@ -183,3 +183,14 @@ def test_a_gradient_that_only_another_process_has_is_an_array_of_its_own():
         parallel(np.array([[-1.0], [8.0]])).backward()
         np.testing.assert_array_equal(kept, [1, 1])
         np.testing.assert_array_equal(module.second.grad, [4, 4])
+
+
+# The tape
+
+
+def test_a_walk_frees_the_graph_unless_it_is_told_to_keep_it():
+    x = leaf(2.0)
+    y = x * x
+    autograd.backward(y)
+    with pytest.raises(mg.AutogradError, match="second time"):
+        autograd.backward(y)
