@@ -260,7 +260,13 @@ def test_all_rungs_are_trained_shown_and_compared(climbed):
         assert (parameters, steps) == (int(after["parameters"]), 20)
         assert loss == pytest.approx(float(after["val_loss"]), abs=1e-4)
         assert loss < float(before["val_loss"])
+
+
+def test_all_curves_are_drawn(climbed):
+    pytest.importorskip("matplotlib")
+    out, printed, _ = climbed
     assert (out / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert f"plot    {out / 'ladder.png'}" in printed
 
 
 def test_a_rung_comes_out_the_same_alone_and_takes_its_place_among_the_others(climbed, text, tmp_path, capsys):

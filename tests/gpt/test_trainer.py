@@ -255,7 +255,7 @@ def test_estimates_do_not_disturb_training(tmp_path):
         np.testing.assert_array_equal(value, weights(rarely)[name])
 
 
-def test_metrics_and_plot(tmp_path):
+def test_metrics(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `plot`)")
     trainer = new_trainer(tmp_path)
     trainer.train()
@@ -263,6 +263,12 @@ def test_metrics_and_plot(tmp_path):
     assert [row["iteration"] for row in rows if row["val_loss"]] == ["0", "10", "20"]
     assert [row["iteration"] for row in rows if row["loss"]] == ["1", "10", "20"]
     assert float(rows[-2]["loss"]) == trainer.rows[-2]["loss"]
+
+
+def test_the_losses_are_plotted(tmp_path):
+    pytest.importorskip("matplotlib")
+    trainer = new_trainer(tmp_path)
+    trainer.train()
     assert trainer.plot_losses().read_bytes().startswith(b"\x89PNG")
 
 

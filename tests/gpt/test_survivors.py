@@ -1,0 +1,81 @@
+"""Single changes of gpt's code that no other test noticed; tests/mutation finds them. Each has a test here."""
+
+import dataclasses
+import math
+import time
+
+import pytest
+
+import minigrad as mg
+from gpt import GPT, GPTConfig, checkpoint
+from gpt.sample import Sampling
+from minigrad import optim
+from tests.gpt.runs import new_trainer
+
+
+def test_the_defaults_of_sampling():
+    assert Sampling() == Sampling(
+        temperature=1.0, top_k=None, top_p=None, seed=None, use_cache=True, stop_tokens=None, vocab_size=None
+    )
+    assert dataclasses.astuple(Sampling()) == (1.0, None, None, None, True, None, None)
+
+
+def test_the_defaults_of_the_optimizer():
+    model = GPT(GPTConfig(block_size=4, vocab_size=5, n_layer=1, n_head=1, n_embd=4))
+    adamw = model.configure_optimizer(lr=0.5)
+    assert type(adamw) is optim.AdamW
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
+    for group in adamw.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.95), 1e-8)
+    *others, first, second = model.configure_optimizer(lr=0.5, optimizer="muon").param_groups
+    assert {group["lr"] for group in others} == {0.5}
+    assert {(group["lr"], group["weight_decay"]) for group in (first, second)} == {(0.02, 0.1)}
+    assert first["split"] == 3
+
+
+def test_the_scale_of_initial_weights_to_a_percent():
+    """A matrix of 260,000 numbers tells its standard deviation to 0.14%."""
+    mg.manual_seed(1)
+    model = GPT(GPTConfig(block_size=1024, vocab_size=1024, n_layer=2, n_head=1, n_embd=256))
+    block = model.h[0]
+    for weight in (model.wte.weight, model.wpe.weight, block.mlp.c_fc.weight, block.attn.c_attn.weight):
+        assert weight.data.std() == pytest.approx(0.02, rel=6e-3)
+    assert block.mlp.c_proj.weight.data.std() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=6e-3)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_learning_rate_is_the_schedule_s(tmp_path, schedule):
+    options = {"learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 4, "lr_decay_iters": 30}
+    hold = {"lr_hold_iters": 8} if schedule == "linear" else {}
+    trainer = new_trainer(tmp_path, schedule=schedule, **options, **hold)
+    for trainer.iteration in (0, 3, 4, 9, 12, 20, 29, 30, 40):
+        if schedule == "linear":
+            expected = optim.warmup_linear(trainer.iteration, 1e-2, 1e-3, 4, 30, 8)
+        else:
+            expected = optim.warmup_cosine(trainer.iteration, 1e-2, 1e-3, 4, 30)
+        assert trainer.learning_rate() == expected
+
+
+def test_tokens_per_second_are_those_since_the_clock_was_restarted(tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, batch_size=4, grad_accum=3)  # of 16 tokens a sequence
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    trainer.iteration = 5
+    trainer.restart_clock()
+    now, trainer.iteration = 104.0, 7
+    assert trainer.tokens_per_second() == 2 * 4 * 3 * 16 / 4
+
+
+def test_a_resumed_run_knows_its_best_loss(tmp_path):
+    """It must not take the first loss after resuming for the best one, and none at all counts as infinite."""
+    first = new_trainer(tmp_path)
+    first.out.mkdir(exist_ok=True)
+    first.best_val_loss = 1.25
+    first.save(checkpoint.LAST)
+    second = new_trainer(tmp_path)
+    second.resume(checkpoint.load(tmp_path / checkpoint.LAST))
+    assert second.best_val_loss == 1.25
+    first.best_val_loss = math.inf
+    first.save(checkpoint.LAST)
+    second.resume(checkpoint.load(tmp_path / checkpoint.LAST))
+    assert second.best_val_loss == math.inf
