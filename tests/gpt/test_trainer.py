@@ -20,6 +20,7 @@ from gpt import trainer as trainer_module
 from gpt.config import TrainConfig
 from gpt.run import RUN_FILES, DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
 from gpt.trainer import choose_processes
+from minigrad.distributed import DataParallel, WorkerError, workers
 from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
 from tests.needs import needs_fork
 
@@ -88,6 +89,56 @@ def test_a_resumed_run_continues_exactly(tmp_path, stop, processes):
     assert second.train()
     assert_same_run(whole, second)
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+@needs_fork
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("when", ["step", "estimate"])
+def test_a_run_whose_process_fails_saves_the_last_whole_step_and_goes_on_from_there(
+    tmp_path, monkeypatch, number, when
+):
+    """With dropout, and with two batches a step, so that random numbers have been drawn when the step fails."""
+    monkeypatch.setattr(workers, "PATIENCE", 2)
+    whole = new_trainer(tmp_path / "whole", processes=2, grad_accum=2)
+    whole.train()
+
+    first = new_trainer(tmp_path / "parts", processes=2, grad_accum=2)
+    step, training = (13, True) if when == "step" else (10, False)
+    compute = DataParallel.__call__
+
+    def fail_later(parallel, *batch):
+        if (first.iteration, first.model.training) == (step, training):
+            os.kill(parallel.workers[0].process.pid, number)
+        return compute(parallel, *batch)
+
+    monkeypatch.setattr(DataParallel, "__call__", fail_later)
+    with pytest.raises(WorkerError, match=rf"a process was .*; step {step} is saved, resume with --resume$"):
+        first.train()
+    monkeypatch.undo()
+
+    mg.manual_seed(999)  # whatever happened in between
+    second = new_trainer(tmp_path / "parts", processes=2, grad_accum=2)
+    second.resume(checkpoint.load(tmp_path / "parts" / checkpoint.LAST))
+    assert second.iteration == step
+    assert second.train()
+    assert_same_run(whole, second)
+
+
+@needs_fork
+def test_weights_that_are_no_numbers_are_not_saved_when_a_process_fails(tmp_path):
+    trainer = new_trainer(tmp_path, processes=2)
+    step = trainer.step
+
+    def spoil_then_kill(learning_rate):
+        if trainer.iteration == 13:
+            trainer.model.wte.weight.data[...] = np.nan
+            os.kill(trainer.parallel.workers[0].process.pid, signal.SIGKILL)
+        return step(learning_rate)
+
+    trainer.step = spoil_then_kill
+    with pytest.raises(WorkerError, match="killed by SIGKILL.*forward\\)$"):
+        trainer.train()
+    assert checkpoint.load(tmp_path / checkpoint.LAST).run["iteration"] == 10
 
 
 @needs_fork
