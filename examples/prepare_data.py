@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from gpt import CharTokenizer, ConfigError
 from gpt.errors import run_program
-from gpt.text.data import META, TRAIN, VAL
-from gpt.text.prepare import check_options, prepare, read_chunks, text_files
+from gpt.text.data import META, TRAIN, VAL, read_chunks
+from gpt.text.prepare import check_options, prepare, text_files
 from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
 
 

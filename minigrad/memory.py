@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .backend import cupy_for
 
@@ -20,11 +21,17 @@ def keep_freed_memory() -> None:
     """
     if os.environ.get("MINIGRAD_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _mallopt()
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, (1 << 31) - 1)
+
+
+@functools.cache
+def _mallopt() -> Any:
+    """The C library's function of this name, or None. Loaded once: every `CDLL` is a cycle of objects."""
+    return getattr(ctypes.CDLL(None), "mallopt", None)
 
 
 class MemoryUse(NamedTuple):

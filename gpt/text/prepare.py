@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections import deque
@@ -20,11 +18,8 @@ import numpy as np
 from minigrad.serialization import naming, write_atomically
 
 from ..errors import ConfigError, DataError, TokenError, reason
-from .data import META, TRAIN, VAL
+from .data import META, TRAIN, VAL, read_chunks
 from .tokenizer import END_OF_TEXT, Tokenizer
-
-CHUNK = 1 << 20  # bytes read at a time
-LIMIT = 1 << 24  # characters without a safe place to cut; beyond it they are cut anywhere
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,51 +45,17 @@ def text_files(paths: Iterable[str | os.PathLike[str]], leave_out: Iterable[str 
                 raise DataError(f"{path}: there are no files in this folder")
         files += found
     for file in files:
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError as error:
+            raise DataError(f"{file}: there is no such file") from error
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({reason(error)})") from error
         if not file.is_file():
-            raise DataError(f"{file}: there is no such file")
-        if not file.stat().st_size:
+            raise DataError(f"{file}: is not a file")
+        if not size:
             raise DataError(f"{file}: the file is empty")
     return files
-
-
-def read_chunks(path: str | os.PathLike[str], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in chunks. Encoding the chunks one by one gives the ids of the whole text.
-
-    A chunk ends before a space or line break that follows another character: GPT-2's tokenizer always begins a new
-    piece there. If there is no such place within LIMIT characters, the chunk ends anywhere, and the ids around the cut
-    may differ; they still decode to the same text.
-
-    progress: called with the number of bytes after each read.
-
-    Raises `DataError` if the file cannot be read or is not UTF-8.
-    """
-    text, rest, position = "", b"", 0  # text not yet yielded; bytes of an incomplete character; their place in the file
-    try:
-        with open(path, "rb") as file:
-            while True:
-                content = file.read(CHUNK)
-                progress(len(content))
-                more, used = codecs.utf_8_decode(rest + content, "strict", not content)
-                text, rest, position = text + more, (rest + content)[used:], position + used
-                if not content:
-                    break
-                cut = _last_cut(text) or (len(text) if len(text) >= LIMIT else 0)
-                if cut:
-                    yield text[:cut]
-                    text = text[cut:]
-    except UnicodeDecodeError as error:
-        byte, place = error.object[error.start], position + error.start
-        raise DataError(f"{path}: not UTF-8 text (byte {byte:#04x} at {place})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
-    if text:
-        yield text
-
-
-def _last_cut(text: str) -> int:
-    """The index of the last space or line break that follows another character; 0 if there is none."""
-    found = re.search(r"[ \n](?=\S)", text[::-1])
-    return len(text) - found.end() if found else 0
 
 
 def check_options(val_fraction: float, workers: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt import CharTokenizer, ConfigError, DataError, checkpoint
-from gpt.text import prepare
+from gpt.text import data, prepare
 from gpt.text import tokenizer as tokenizers
 from gpt.text.data import load_data
 from gpt.text.tokenizer import END_OF_TEXT, GPT2_PIECES, BPETokenizer
@@ -26,10 +26,10 @@ LEARNED, CHARACTERS = BPETokenizer.train(RHYME, 300), CharTokenizer.from_text(RH
 
 def chunks_of(monkeypatch, path, content, size, limit=1 << 24):
     """The chunks of a file of these bytes, read so many bytes at a time."""
-    monkeypatch.setattr(prepare, "CHUNK", size)
-    monkeypatch.setattr(prepare, "LIMIT", limit)
+    monkeypatch.setattr(data, "CHUNK", size)
+    monkeypatch.setattr(data, "LIMIT", limit)
     path.write_bytes(content)
-    return list(prepare.read_chunks(path))
+    return list(data.read_chunks(path))
 
 
 @pytest.fixture
@@ -43,6 +43,12 @@ def texts(tmp_path):
     (folder / "below" / ".git").mkdir()
     (folder / "below" / ".git" / "config").write_text("nor this", encoding="utf-8")
     return folder
+
+
+def test_a_file_that_cannot_be_read_is_not_called_missing(tmp_path):
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    with pytest.raises(DataError, match=r"loop\.txt: cannot be read \(Too many levels of symbolic links\)"):
+        prepare.text_files([tmp_path / "loop.txt"])
 
 
 # Chunks
@@ -117,7 +123,7 @@ def test_files_that_are_missing_or_empty_are_named(texts):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "char"])
 def test_token_files_hold_the_texts_with_a_mark_between_two(monkeypatch, texts, tmp_path, kind, workers):
-    monkeypatch.setattr(prepare, "CHUNK", 64)
+    monkeypatch.setattr(data, "CHUNK", 64)
     tokenizer = gpt2_tokenizer() if kind == "gpt2" else LEARNED if kind == "bpe" else CHARACTERS
     files, read = prepare.text_files([texts]), []
     meta = prepare.prepare(files, tokenizer, tmp_path / "out", 0.25, workers, read.append)
