@@ -5,6 +5,9 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,7 +183,7 @@ def test_what_goes_wrong_leaves_the_files_of_before(texts, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize(("good_writes", "name"), [(0, "val.bin"), (1, "train.bin"), (2, "meta.json")])
+@pytest.mark.parametrize(("good_writes", "name"), [(0, "val.bin"), (1, "train.bin"), (4, "meta.json")])
 def test_a_full_disk_is_an_error_that_names_the_file(texts, tmp_path, monkeypatch, good_writes, name):
     writes = itertools.count()
 
@@ -191,6 +194,42 @@ def test_a_full_disk_is_an_error_that_names_the_file(texts, tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'out' / name}'$"):
         prepare.prepare(prepare.text_files([texts]), LEARNED, tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no files without a name")
+@pytest.mark.parametrize("after", [0, 3, "flush"])
+def test_nothing_is_left_of_a_killed_program(texts, tmp_path, after):
+    """SIGKILL, at the first file, at a later chunk, and when the first file is written and not yet named."""
+    program = (
+        "import os, pathlib, sys\nfrom gpt.text import data, prepare\nfrom gpt.text.tokenizer import BPETokenizer\n"
+        "data.CHUNK, reads = 64, []\n"
+        "def count(size):\n    reads.append(size)\n    kill(len(reads) > %r)\n"
+        "def kill(now):\n    if now: os.kill(os.getpid(), 9)\n"
+    ) % (after if after != "flush" else 10**9)
+    if after == "flush":
+        program += (
+            "flush = prepare._Unfinished.flush\nprepare._Unfinished.flush = lambda new: (flush(new), kill(True))\n"
+        )
+    program += "prepare.prepare([pathlib.Path(sys.argv[1])], BPETokenizer([]), sys.argv[2], progress=count)\n"
+    root, out = Path(__file__).parents[2], tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", program, texts / "b.txt", out], cwd=root)
+    assert done.returncode == -9
+    assert list(out.iterdir()) == []
+
+
+def test_where_files_have_names_from_the_start_the_next_run_removes_them(texts, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    out, files = tmp_path / "out", prepare.text_files([texts])
+    out.mkdir()
+    (out / ".train.bin.0123abcd").touch()
+    (out / ".mine.bin.0123abcd").touch()
+    prepare.prepare(files, LEARNED, out)
+    assert {path.name for path in out.iterdir()} == {"train.bin", "val.bin", "meta.json", ".mine.bin.0123abcd"}
+    monkeypatch.undo()
+    prepare.prepare(files, LEARNED, tmp_path / "without")
+    for name in ("train.bin", "val.bin", "meta.json"):
+        assert (out / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+        assert (out / name).stat().st_mode == (tmp_path / "without" / name).stat().st_mode
 
 
 def test_options_without_meaning_are_refused(texts, tmp_path):
