@@ -313,6 +313,39 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         assert kept == {"last.safetensors", "best.safetensors", "metrics.csv", "ops.csv", "ops.png"}
 
 
+@pytest.mark.parametrize("failing", range(4))
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()], ids=["error", "kill"]
+)
+def test_an_earlier_run_is_moved_whole_or_not_at_all(tmp_path, monkeypatch, failing, error):
+    """Whichever move fails, also the last one, of the whole folder. A killed move is undone by the next run."""
+    names = {"last.safetensors", "best.safetensors", "metrics.csv"}
+    for name in names:
+        (tmp_path / name).write_text(name)
+    moves = []
+
+    def refuse(move):
+        def refusing(source, target):
+            moves.append(source)
+            if len(moves) == failing + 1:
+                raise error
+            return move(source, target)
+
+        return refusing
+
+    monkeypatch.setattr(Path, "rename", refuse(Path.rename))
+    monkeypatch.setattr(os, "replace", refuse(os.replace))
+    message = r"the files of the earlier run cannot be moved to .*previous-1 \(Permission denied\)"
+    expected = ConfigError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match=message if expected is ConfigError else None):
+        keep_previous_run(tmp_path)
+    monkeypatch.undo()
+    with run_folder(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {*names, ".lock"}
+        assert all((tmp_path / name).read_text() == name for name in names)
+        assert {path.name for path in keep_previous_run(tmp_path).iterdir()} == names
+
+
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_any_file_of_any_program_s_run_is_an_earlier_run(tmp_path, name):
     """And with it goes the engine's run, which a run with --ops leaves in a folder."""
