@@ -26,6 +26,7 @@ from .tokenizer import CharTokenizer, Tokenizer, from_state
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_SIZE = 1_115_394  # bytes
 
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -85,7 +86,7 @@ def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], o
     try:
         if not _is_intact(cached, TINY_SHAKESPEARE_SHA256):
             say(f"Downloading Tiny Shakespeare to {cached}")
-            download(TINY_SHAKESPEARE, TINY_SHAKESPEARE_SHA256, cached)
+            download(TINY_SHAKESPEARE, TINY_SHAKESPEARE_SHA256, cached, size=TINY_SHAKESPEARE_SIZE)
         return Text("Tiny Shakespeare", _read(cached))
     except DataError as error:
         say(

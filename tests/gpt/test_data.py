@@ -78,6 +78,7 @@ def cached(tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(data, "TINY_SHAKESPEARE", no_network)
     monkeypatch.setattr(data, "TINY_SHAKESPEARE_SHA256", SHA256)
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE_SIZE", len(CONTENT))
     return tmp_path / "cache" / "tinyshakespeare.txt"
 
 
