@@ -35,6 +35,7 @@ from gpt.options import (
     check_whole,
     describe,
     fields_of,
+    folder,
     option,
     pick,
 )
@@ -118,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     add_run_options(parser, out="out-finetune")
     parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
     add_graph_option(parser)
-    parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model to DIR at the end")
+    parser.add_argument("--save-pretrained", metavar="DIR", type=folder, help="write the best model to DIR at the end")
     add_options(parser, OPTIONS, {"default": {**DEFAULTS, **FOLLOWING}, "with adapters": LORA_DEFAULTS})
     return parser.parse_args()
 

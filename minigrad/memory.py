@@ -60,7 +60,17 @@ def _kilobytes(file: str, name: str) -> int | None:
 
 
 def describe_out_of_memory(error: MemoryError) -> str:
-    """One line: on which device memory ran out, and how much was requested, is held and is free."""
+    """One line: on which device memory ran out, and how much was requested, is held and is free.
+
+    Without the figures if there is not enough memory for them either.
+    """
+    try:
+        return _describe(error)
+    except MemoryError:
+        return "out of memory"
+
+
+def _describe(error: MemoryError) -> str:
     requested = getattr(error, "_size", None)  # a number in CuPy's error; NumPy's message has it in words
     device = "cpu" if requested is None else "cuda"
     words = str(error) if requested is None else f"{_bytes(requested)} more were requested"
