@@ -292,6 +292,7 @@ def test_a_text_takes_at_most_four_times_its_size_in_memory(tmp_path, kind):
     more, tokens = map(int, done.stdout.split())
     size = (tmp_path / "large.txt").stat().st_size
     assert tokens == len(text) + len(line) * 1_000_000
+    print(f"{kind}: {more / size:.2f} times its size of {size:,} bytes")
     assert size < more < 4 * size
 
 

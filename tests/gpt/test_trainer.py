@@ -1,5 +1,6 @@
 """Training runs: they learn, keep the best, stop at any time, and go on exactly."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,6 +124,38 @@ def test_a_run_whose_process_fails_saves_the_last_whole_step_and_goes_on_from_th
     assert second.iteration == step
     assert second.train()
     assert_same_run(whole, second)
+
+
+@needs_fork
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_runs_whose_processes_are_killed_at_random_moments_end_as_one_that_was_left_alone(tmp_path, kills):
+    whole = new_trainer(tmp_path / "whole", processes=2, grad_accum=2)
+    whole.train()
+    rng, killed, runs, done = np.random.default_rng(0), 0, 0, True
+    while not done or killed < kills:
+        runs += done
+        out = tmp_path / f"run-{runs}"
+        trainer = new_trainer(out, processes=2, grad_accum=2)
+        if (out / checkpoint.LAST).exists():
+            trainer.resume(checkpoint.load(out / checkpoint.LAST))
+        killer = threading.Timer(rng.uniform(0, 0.5) if killed < kills else 1000, kill_a_process_of, [trainer])
+        killer.start()
+        try:
+            done = trainer.train()
+        except WorkerError:
+            done, killed = False, killed + 1
+        finally:
+            killer.cancel()
+            killer.join()
+        if done:
+            assert_same_run(whole, trainer)
+    print(f"{killed} kills in {runs} runs")
+
+
+def kill_a_process_of(trainer):
+    for worker in trainer.parallel.workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
 
 
 @needs_fork
