@@ -267,7 +267,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     positions are read here.
     """
     try:
-        with safetensors.safe_open(path, framework="np"), open(path, "rb") as file:
+        with open(path, "rb") as file, safetensors.safe_open(path, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
     except (safetensors.SafetensorError, ValueError) as error:

@@ -94,7 +94,7 @@ def keep_previous_run(out: Path) -> Path | None:
     aside, moving = out / f"previous-{number}", out / MOVING
     try:
         moving.mkdir()
-        for name in [*found, *([ENGINE] if (out / ENGINE).is_dir() else [])]:
+        for name in [*([ENGINE] if (out / ENGINE).is_dir() else []), *reversed(found)]:  # the last checkpoint last
             (out / name).rename(moving / name)
         replace(moving, aside)
     except OSError as error:
