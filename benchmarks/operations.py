@@ -155,8 +155,8 @@ def below() -> Any:
             return x
 
         @staticmethod
-        def backward(ctx: Any, grad: Any) -> None:
-            return None
+        def backward(ctx: Any, grad: Any) -> tuple[None]:
+            return (None,)
 
     return Below
 

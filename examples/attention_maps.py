@@ -10,7 +10,6 @@ to read, only every second, third, … token is labeled, and the picture says so
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 from pathlib import Path
@@ -22,7 +21,7 @@ import minigrad as mg
 from gpt import GPTError
 from gpt.errors import reason, run_program
 from gpt.loading import load_model
-from gpt.options import add_device_option, add_model_options
+from gpt.options import Parser, add_device_option, add_model_options
 from gpt.text.tokenizer import Tokenizer
 from minigrad.serialization import write_atomically
 
@@ -36,7 +35,7 @@ GAP, TITLE = 0.12, 0.25  # inches: between columns, and above each panel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the attention weights of every head over a prompt.")
+    parser = Parser(description="Draw the attention weights of every head over a prompt.")
     add_model_options(parser)
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the text that the model reads")
     parser.add_argument(

@@ -10,18 +10,17 @@ predicted token has a context of at least block size - stride tokens.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from gpt.errors import run_program
 from gpt.evaluate import evaluate
 from gpt.loading import load_model
-from gpt.options import add_device_option, add_model_options
+from gpt.options import Parser, add_device_option, add_model_options
 from gpt.text.data import load_text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how well a model predicts a text.")
+    parser = Parser(description="Measure how well a model predicts a text.")
     add_model_options(parser, default=None)
     parser.add_argument("--data", metavar="FILE", required=True, help="a text file")
     parser.add_argument("--stride", type=int, help="tokens between the starts of windows (default: half of the window)")

@@ -27,6 +27,7 @@ from gpt.errors import run_program
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
 from gpt.options import (
     MODEL_SOURCES,
+    Parser,
     add_device_option,
     add_graph_option,
     add_options,
@@ -113,7 +114,7 @@ class Finetuner(Trainer):
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fine-tune GPT-2, or a model of your own, on a text file.")
+    parser = Parser(description="Fine-tune GPT-2, or a model of your own, on a text file.")
     add_device_option(parser)
     parser.add_argument("--data", metavar="FILE", required=True, help="a text file")
     add_run_options(parser, out="out-finetune")

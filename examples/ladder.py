@@ -28,7 +28,7 @@ from gpt.course.ladder import RUNGS, SMALL
 from gpt.errors import printable, run_program
 from gpt.evaluate import evaluate
 from gpt.figures import NO_FIGURE, new_figure, save_figure
-from gpt.options import check_count, check_device, folder
+from gpt.options import Parser, check_count, check_device, folder
 from gpt.run import BEST, LAST, progress_bar, run_folder
 from gpt.text.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
 from minigrad import optim
@@ -46,7 +46,7 @@ class Climb(NamedTuple):
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the rungs from a bigram model to a GPT on one text.")
+    parser = Parser(description="Train the rungs from a bigram model to a GPT on one text.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--rung", choices=RUNGS, help="the rung to train")
     which.add_argument("--all", action="store_true", help="train all rungs except gpt")

@@ -10,7 +10,6 @@ there. <|endoftext|> separates files, unless tokens are characters. The last tok
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,14 +19,14 @@ from tqdm import tqdm
 
 from gpt import CharTokenizer, ConfigError
 from gpt.errors import run_program
-from gpt.options import folder
+from gpt.options import Parser, folder
 from gpt.text.data import META, TRAIN, VAL, read_chunks
 from gpt.text.prepare import check_options, prepare, text_files
 from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Turn text files into token files for training.")
+    parser = Parser(description="Turn text files into token files for training.")
     parser.add_argument("files", metavar="FILE", nargs="+", help="a UTF-8 text file, or a folder of them")
     parser.add_argument(
         "--tokenizer",

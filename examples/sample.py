@@ -6,12 +6,10 @@ python examples/sample.py --model gpt2 --prompt "The meaning of life is" --max-n
 
 from __future__ import annotations
 
-import argparse
-
 from gpt import GPTError
 from gpt.errors import printable, run_program
 from gpt.loading import load_model
-from gpt.options import add_device_option, add_model_options, add_options, check_count, fields_of, given, pick
+from gpt.options import Parser, add_device_option, add_model_options, add_options, check_count, fields_of, given, pick
 from gpt.sample import Sampling, stream
 from gpt.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, first_ids
 
@@ -20,7 +18,7 @@ DEFAULTS = {"temperature": 0.8, "seed": 1337}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Continue a text with a trained model.")
+    parser = Parser(description="Continue a text with a trained model.")
     add_model_options(parser)
     parser.add_argument(
         "--prompt",

@@ -24,6 +24,7 @@ from gpt.course.own_training import OwnOperations, train_engine
 from gpt.errors import DataError, printable, run_program
 from gpt.figures import NO_FIGURE
 from gpt.options import (
+    Parser,
     add_device_option,
     add_graph_option,
     add_options,
@@ -46,7 +47,7 @@ TRAIN_OPTIONS = fields_of(TrainConfig)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a GPT on Tiny Shakespeare, or on any text file.")
+    parser = Parser(description="Train a GPT on Tiny Shakespeare, or on any text file.")
     add_device_option(parser, default=None, about="cuda if there is a GPU, else cpu")
     parser.add_argument("--preset", choices=PRESETS, help="a recipe (default: baby on a GPU, cpu on the CPU)")
     parser.add_argument(

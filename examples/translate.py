@@ -37,6 +37,7 @@ from gpt.checkpoint import part
 from gpt.errors import CheckpointError, ConfigError, printable, run_program
 from gpt.figures import NO_FIGURE, new_figure, save_figure
 from gpt.options import (
+    Parser,
     add_device_option,
     add_options,
     add_run_options,
@@ -116,7 +117,7 @@ MODEL_DEFAULTS = {"n_layer": 2, "n_head": 4, "n_embd": 64, "dropout": 0.0}  # sm
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train an encoder-decoder Transformer to translate characters.")
+    parser = Parser(description="Train an encoder-decoder Transformer to translate characters.")
     add_device_option(parser)
     parser.add_argument("--data", metavar="FILE", help="pairs: a source, a tab and a target on each line, in UTF-8")
     add_run_options(parser, out="out-translate")

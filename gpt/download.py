@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from minigrad.cache import cache_folder
 from minigrad.serialization import replace
 
 from .errors import DataError, reason
@@ -29,12 +30,9 @@ class NotFoundError(DataError):
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: $MINIGRAD_CACHE, else minigrad in $XDG_CACHE_HOME, else ~/.cache/minigrad."""
-    chosen = os.environ.get("MINIGRAD_CACHE")
+    """Where downloads are kept: minigrad's cache folder. Raises `DataError` if there is no home folder to put it in."""
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigrad"
+        return cache_folder()
     except RuntimeError as error:
         raise DataError("there is no home folder to keep downloads in; set MINIGRAD_CACHE to a folder") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,6 +17,21 @@ from .errors import ConfigError
 
 TYPES = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}
 MODEL_SOURCES = 'a run\'s folder, a checkpoint, a folder with GPT-2\'s files, or "gpt2", "gpt2-medium" …'
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that also understands options with underscores: --max_iters is --max-iters."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)  # what follows are not options
+        return super().parse_known_args([*map(with_hyphens, words[:end]), *words[end:]], namespace)
+
+
+def with_hyphens(word: str) -> str:
+    """A word of the command line, with hyphens in the name if it is a long option."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:

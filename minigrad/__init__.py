@@ -1,6 +1,6 @@
 """minigrad: reverse-mode automatic differentiation on NumPy and CuPy, with every backward pass written by hand."""
 
-from . import cuda, functional, kernels, nn, optim, random, viz
+from . import cuda, functional, hints, kernels, nn, optim, random, viz
 from ._version import __version__
 from .autograd import AnomalyError, AutogradError, Function
 from .backend import DeviceError, cuda_is_available, get_array_module
@@ -40,3 +40,6 @@ __all__ = [
     "set_num_threads",
     "viz",
 ]
+
+del globals()["tensor"]  # the module: mg.tensor(…) is PyTorch's, and gets a hint
+globals()["__getattr__"] = hints.of_module(__name__, hints.MINIGRAD, vars(functional))

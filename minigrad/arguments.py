@@ -164,6 +164,13 @@ def normalize_axes(operation: str, x: Any, axis: Axis) -> tuple[int, ...] | None
     return counted
 
 
+def reduced_axes(operation: str, x: Any, axis: Axis) -> tuple[int, ...] | None:
+    """The axes of a reduction, counted from 0. As in NumPy, a 0-d operand may be reduced over axis 0 or -1: itself."""
+    if axis is None:
+        return None
+    return normalize_axes(operation, x, axis) if shape_of(x) or axis not in (0, -1) else ()
+
+
 def normalize_axis(operation: str, x: Any, axis: int) -> int:
     """One axis, counted from 0."""
     if not isinstance(axis, (int, np.integer)):

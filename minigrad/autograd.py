@@ -44,6 +44,7 @@ class Function:
 
     `backward` returns one gradient, or None, for each tensor among the arguments, in their order. It may also return
     one for each argument, with None for those that are not tensors. A gradient has the shape and dtype of its tensor.
+    If no tensor has a gradient, return (None,): None alone is an error, since that is what a missing `return` gives.
     The arrays that `backward` receives are borrowed: it must not write to them.
     If `backward` always returns new arrays, which nobody else holds, the class may set `returns_new_arrays = True`.
     They then become the `grad` of a leaf without being copied.
@@ -83,7 +84,11 @@ class Function:
         if True in needs_grad:
             ctx.record(args, tensor_arguments, started)
             as_variable = ctx.output
-        return tuple(map(as_variable, result)) if isinstance(result, tuple) else as_variable(result)
+        try:
+            return tuple(map(as_variable, result)) if isinstance(result, tuple) else as_variable(result)
+        except TypeError as error:
+            expected = "expected an array, or a tuple of arrays; is a return missing?"
+            raise TypeError(f"{cls.__name__}.forward returned {describe(result)}; {expected}") from error
 
 
 def _with_arguments(function: type[Function], error: Exception, args: tuple[Any, ...]) -> Exception:
@@ -124,6 +129,11 @@ def input_gradients(node: Context, grads: list[Array]) -> list[Array | None]:
 
 def _one_for_each_argument(node: Context, result: Any) -> list[Any]:
     """What a backward returned, as one gradient or None for each argument of the forward."""
+    if result is None:
+        raise AutogradError(
+            f"{node.function.__name__}.backward returned None; expected a gradient for each of its "
+            f"{len(node.tensor_arguments)} tensors, in a tuple with None for those that have none; is a return missing?"
+        )
     result = list(result) if isinstance(result, (tuple, list)) else [result]
     parents, tensor_arguments = node.parents, node.tensor_arguments
     if len(result) == len(parents):
@@ -183,7 +193,13 @@ def backward(root: Variable, grad: Any = None, retain_graph: bool = False, run: 
                 if not uses[parent[0]]:
                     ready.append(parent[0])
             elif parent is not None and gradient is not None:
-                gradients.add_to_leaf(parent, gradient, node.implementation.returns_new_arrays)
+                is_new = node.implementation.returns_new_arrays and _is_once(gradient, results, arrived)
+                gradients.add_to_leaf(parent, gradient, is_new)
+
+
+def _is_once(gradient: Array, results: list[Array | None], arrived: list[Array] | None) -> bool:
+    """Did a backward return this array for one argument alone, and not receive it? Else two tensors would share it."""
+    return sum(other is gradient for other in (*results, *(arrived or ()))) == 1
 
 
 def count_uses(root: Context) -> dict[Context, int]:

@@ -142,7 +142,8 @@ def as_array(value: Any, dtype: DType = None, device: str | None = None) -> Arra
         if made.dtype == np.float64 and dtype is None and of_numbers:
             made = made.astype(np.float32)
         if made.dtype.kind not in "biuf":
-            raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype})")
+            hint = "; is a return missing?" if value is None else ""
+            raise TypeError(f"cannot make an array of numbers from {type(value).__name__} (dtype {made.dtype}){hint}")
         value = made
     if not value.dtype.isnative:  # gradients have this machine's byte order
         value = value.astype(value.dtype.newbyteorder("="))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from . import hints
 from .arguments import (
     Axis,
     boolean_mask,
@@ -33,6 +34,7 @@ from .arguments import (
     operand,
     plain_index,
     promote,
+    reduced_axes,
     shape_of,
     unpack,
 )
@@ -49,6 +51,8 @@ from .ops import softmax as softmax_op
 
 if TYPE_CHECKING:
     from .tensor import Tensor
+
+globals()["__getattr__"] = hints.of_module(__name__, hints.FUNCTIONAL)
 
 # Elementwise
 
@@ -104,12 +108,12 @@ def abs(x: Any) -> Tensor:
 
 
 def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of a and b, element by element; at a tie each gets half of the gradient."""
+    """The larger of a and b, element by element; at a tie each gets half of the gradient. NaN if a or b is NaN."""
     return elementwise.Maximum.apply(*promote(a, b))
 
 
 def minimum(a: Any, b: Any) -> Tensor:
-    """The smaller of a and b, element by element; at a tie each gets half of the gradient."""
+    """The smaller of a and b, element by element; at a tie each gets half of the gradient. NaN if a or b is NaN."""
     return elementwise.Minimum.apply(*promote(a, b))
 
 
@@ -195,40 +199,49 @@ def softplus(x: Any) -> Tensor:
 # Reductions
 
 
+@hints.keywords
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (None: over everything)."""
     x = operand(x)
-    return reduce.Sum.apply(x, normalize_axes("sum", x, axis), keepdims)
+    return reduce.Sum.apply(x, reduced_axes("sum", x, axis), keepdims)
 
 
+@hints.keywords
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (None: over everything)."""
     x = operand(x)
-    return reduce.Mean.apply(x, normalize_axes("mean", x, axis), keepdims)
+    return reduce.Mean.apply(x, reduced_axes("mean", x, axis), keepdims)
 
 
+@hints.keywords
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`; several that tie share the gradient equally."""
     x = operand(x)
-    return reduce.Max.apply(x, normalize_axes("max", x, axis), keepdims)
+    return reduce.Max.apply(x, reduced_axes("max", x, axis), keepdims)
 
 
+@hints.keywords
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`; several that tie share the gradient equally."""
     x = operand(x)
-    return reduce.Min.apply(x, normalize_axes("min", x, axis), keepdims)
+    return reduce.Min.apply(x, reduced_axes("min", x, axis), keepdims)
 
 
+@hints.keywords
 def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
-    """The variance over `axis`: the sum of squared distances from the mean, divided by n - correction."""
+    """The variance over `axis`: the sum of squared distances from the mean, divided by n - correction.
+
+    ValueError if n is not larger than the correction.
+    """
     x = operand(x)
-    return reduce.Var.apply(x, normalize_axes("var", x, axis), keepdims, number(correction))
+    return reduce.Var.apply(x, reduced_axes("var", x, axis), keepdims, number(correction))
 
 
+@hints.keywords
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """ln(sum of e^x) over `axis`, without overflow."""
+    """ln(sum of e^x) over `axis`, without overflow. Of no elements it is -inf."""
     x = floating(x)
-    return reduce.LogSumExp.apply(x, normalize_axes("logsumexp", x, axis), keepdims)
+    return reduce.LogSumExp.apply(x, reduced_axes("logsumexp", x, axis), keepdims)
 
 
 # Shape
@@ -243,7 +256,11 @@ def transpose(x: Any, *axes: Any) -> Tensor:
     """x with its axes in another order; without `axes`, in reverse order."""
     x = operand(x)
     order = unpack(axes) if axes else range(len(shape_of(x)))[::-1]
-    return shape_op.Transpose.apply(x, normalize_axes("transpose", x, order))
+    try:
+        return shape_op.Transpose.apply(x, normalize_axes("transpose", x, order))
+    except ValueError as error:
+        message = f"{error}; expected every axis once, in the new order; swapaxes(a, b) exchanges two axes"
+        raise ValueError(message) from error
 
 
 def swapaxes(x: Any, a: int, b: int) -> Tensor:
@@ -261,6 +278,7 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
     return shape_op.BroadcastTo.apply(operand(x), tuple(shape))
 
 
+@hints.keywords
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """The tensors joined end to end along an axis that they all have. Their other axes must agree."""
     tensors = [operand(x) for x in tensors]
@@ -270,6 +288,7 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return shape_op.Concatenate.apply(normalize_axis("concatenate", tensors[0], axis), *tensors)
 
 
+@hints.keywords
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
     tensors = [operand(x) for x in tensors]
@@ -284,6 +303,7 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in tensors], axis)
 
 
+@hints.keywords
 def split(x: Any, size: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
     """x cut along `axis` into parts of length `size` (the last may be shorter), or of the given sizes."""
     x = operand(x)
@@ -332,12 +352,14 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 # Networks
 
 
+@hints.keywords
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """e^x / sum of e^x along `axis`. A row in which every element is -inf gives zeros."""
     x = floating(x)
     return softmax_op.Softmax.apply(x, normalize_axis("softmax", x, axis))
 
 
+@hints.keywords
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """ln softmax(x) along `axis`, without underflow or overflow."""
     x = floating(x)
@@ -349,6 +371,8 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
 
     x (…, C); weight and bias (C,) or None (Ba, Kiros and Hinton, 2016).
     """
+    if type(weight) is tuple:
+        hints.check_no_normalized_shape("layer_norm", weight)
     x, weight, bias = (value if value is None else operand(value) for value in (x, weight, bias))
     check_same_dtype("layer_norm", x, weight, bias)
     return normalization.LayerNorm.apply(x, weight, bias, number(eps))
@@ -359,6 +383,8 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Tensor:
 
     x (…, C); weight (C,) or None (Zhang and Sennrich, 2019).
     """
+    if type(weight) is tuple:
+        hints.check_no_normalized_shape("rms_norm", weight)
     x, weight = operand(x), weight if weight is None else operand(weight)
     check_same_dtype("rms_norm", x, weight)
     return normalization.RMSNorm.apply(floating(x), weight, number(eps))
@@ -387,6 +413,7 @@ def dropout(x: Any, p: float, training: bool = True) -> Tensor:
     return dropout_op.Dropout.apply(x, p)
 
 
+@hints.keywords
 def cross_entropy(
     logits: Any,
     targets: Any,
@@ -408,6 +435,7 @@ def cross_entropy(
     return loss.CrossEntropy.apply(operand(logits), constant(targets), ignore_index, reduction, number(label_smoothing))
 
 
+@hints.keywords
 def scaled_dot_product_attention(
     q: Any, k: Any, v: Any, causal: bool = False, mask: Any = None, dropout_p: float = 0.0
 ) -> Tensor:

@@ -71,8 +71,12 @@ def remove_unfinished(path: str | os.PathLike[str]) -> None:
 def save(state: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors (or arrays) by name to a safetensors file, with optional text as metadata.
 
-    Raises ValueError for a tensor named "__metadata__", the name under which the format keeps that text.
+    Raises TypeError for anything but tensors by name, and ValueError for a tensor named "__metadata__", the name under
+    which the format keeps that text.
     """
+    if not isinstance(state, Mapping):
+        hint = "; write save(model.state_dict(), path)" if hasattr(state, "state_dict") else ""
+        raise TypeError(f"save: expected a dict of tensors by name, got {type(state).__name__}{hint}")
     if "__metadata__" in state:
         raise ValueError('save: no tensor can be named "__metadata__": the format keeps its metadata under this name')
     arrays = {

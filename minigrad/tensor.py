@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import autograd
+from . import autograd, hints, numpy_calls
 from . import functional as F
-from .arguments import Axis, any_requires_grad, plain_index
+from .arguments import any_requires_grad, plain_index
 from .backend import Array, DType, as_array, check_same_device, device_of, is_array, kind_of, to_device
 from .in_place import mark_written
 from .modes import is_recording
+
+
+class ForNumPy:
+    """A method that NumPy finds, which looks in the class. CuPy looks in the instance, and None there says that
+    `cupy_array + tensor` is the tensor's to compute."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+
+    def __get__(self, tensor: Any, owner: type) -> Any:
+        return self.method if tensor is None else None
 
 
 class Tensor(autograd.Variable):
@@ -28,7 +39,6 @@ class Tensor(autograd.Variable):
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # so that `array + tensor` asks the tensor
 
     def __init__(
         self, array_like: Any, requires_grad: bool = False, dtype: DType = None, device: str | None = None
@@ -54,7 +64,7 @@ class Tensor(autograd.Variable):
 
     @property
     def size(self) -> int:
-        return self.data.size
+        return hints.Size(self.data.size)
 
     @property
     def dtype(self) -> np.dtype:
@@ -107,6 +117,15 @@ class Tensor(autograd.Variable):
 
     def __array__(self, dtype: DType = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    @ForNumPy
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """np.exp(x), array + x …"""
+        return numpy_calls.ufunc(function, method, inputs, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """np.concatenate([x, y]), np.mean(x) …"""
+        return numpy_calls.array_function(function, args, kwargs)
 
     def __float__(self) -> float:
         return float(self.item())
@@ -250,33 +269,19 @@ class Tensor(autograd.Variable):
 
     # Functions that are also methods
 
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return F.sum(self, axis, keepdims)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return F.mean(self, axis, keepdims)
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return F.max(self, axis, keepdims)
-
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return F.min(self, axis, keepdims)
-
-    def var(self, axis: Axis = None, keepdims: bool = False, correction: float = 1) -> Tensor:
-        return F.var(self, axis, keepdims, correction)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        return F.reshape(self, *shape)
-
-    def transpose(self, *axes: Any) -> Tensor:
-        return F.transpose(self, *axes)
-
-    def swapaxes(self, a: int, b: int) -> Tensor:
-        return F.swapaxes(self, a, b)
+    sum, mean, max, min, var = F.sum, F.mean, F.max, F.min, F.var
+    reshape = view = F.reshape
+    transpose = permute = F.transpose
+    swapaxes = F.swapaxes
 
     @property
     def T(self) -> Tensor:
         return F.transpose(self)
+
+    if not TYPE_CHECKING:  # or every attribute would exist
+
+        def __getattr__(self, name: str) -> Any:
+            raise hints.missing("Tensor", name, hints.TENSOR, vars(F))
 
 
 autograd.Variable.result_class = Tensor

@@ -1,6 +1,7 @@
 """`python -m pytest examples/exercises` shows which of your backward passes are right, and what is wrong with others.
 
-`-k LayerNorm` checks only that one. The cases to check are in grading/exercises.py, together with the answers.
+`python -m pytest examples/exercises/ex09_layer_norm.py` checks only that one. The cases to check are in
+grading/exercises.py, together with the answers.
 """
 
 from pathlib import Path

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         parser.error(str(error))
 
     failures, missing = [], set(chosen or names)
-    print(f"{'operation':<14} {'case':<22} largest error (float64, against central differences)")
+    print(f"{'operation':<14} {'case':<22} largest error (float64, against derivatives of the forward)")
     for case in cases():
         if chosen and case.operation not in chosen:
             continue

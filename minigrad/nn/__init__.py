@@ -1,5 +1,6 @@
 """Layers: modules that hold parameters and call `minigrad.functional`."""
 
+from .. import hints
 from .checkpoint import checkpoint
 from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, Softplus, SquaredReLU
 from .module import Module, ModuleList, Parameter, Sequential
@@ -20,3 +21,5 @@ __all__ = [
     "SquaredReLU",
     "checkpoint",
 ]
+
+globals()["__getattr__"] = hints.of_module(__name__, hints.NN)

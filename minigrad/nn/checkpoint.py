@@ -37,7 +37,8 @@ class Checkpoint(Function):
         ]
         with random.replay(ctx.random), enable_grad():
             y = ctx.f(*again)
-        y.backward(g)  # this also adds to the `grad` of f's parameters
+        if y.requires_grad:  # not if f detaches its result
+            y.backward(g)  # this also adds to the `grad` of f's parameters
         gradients = [x.grad if isinstance(x, Tensor) else None for x in again]
         return (None, None, *gradients, *[None] * (len(ctx.needs_input_grad) - 2 - len(again)))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from .. import hints
 from ..backend import as_dtype, kind_of, to_device
 from ..in_place import mark_written
 from ..modes import call_in_scope
@@ -137,14 +138,28 @@ class Module:
             parameter.grad = None
         return self
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the gradients of all parameters to None."""
+        hints.check_set_to_none(set_to_none)
         for parameter in self.parameters():
             parameter.zero_grad()
 
     def __repr__(self) -> str:
-        inside = "".join(f"\n{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children())
-        return f"{type(self).__name__}({inside}\n)" if inside else f"{type(self).__name__}()"
+        """The module with the shapes of its parameters and its settings, and the modules inside it."""
+        own = [
+            f"{name}={value.shape if isinstance(value, Parameter) else value!r}"
+            for name, value in vars(self).items()
+            if isinstance(value, (Parameter, bool, int, float, str, type(None))) and name != "training"
+        ]
+        inside = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        if not inside:
+            return f"{type(self).__name__}({', '.join(own)})"
+        return "\n  ".join([f"{type(self).__name__}(", *filter(None, [", ".join(own)]), *inside]) + "\n)"
+
+    if not TYPE_CHECKING:  # or every attribute would exist
+
+        def __getattr__(self, name: str) -> Any:
+            raise hints.missing(type(self).__name__, name, hints.MODULE)
 
 
 class ModuleList(Module):

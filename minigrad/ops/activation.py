@@ -11,7 +11,7 @@ import numpy as np
 from ..autograd import Function
 from ..backend import get_array_module
 from ..kernels import accelerated, cpu, cuda
-from .precision import computed_in_single, kept_where
+from .precision import choose, computed_in_single
 
 
 @accelerated(cpu=cpu.RowByRow)
@@ -55,7 +55,7 @@ class Sigmoid(Function):
 
 
 class ReLU(Function):
-    """y = max(x, 0).    dy/dx = 1 where x > 0, else 0 (0 at the kink x = 0)."""
+    """y = max(x, 0).    dy/dx = 1 where x > 0, else 0 (0 at the kink x = 0); NaN where x is NaN."""
 
     @staticmethod
     def forward(ctx, x):
@@ -66,12 +66,15 @@ class ReLU(Function):
     @staticmethod
     def backward(ctx, g):
         (y,) = ctx.saved
-        return kept_where(y > 0, g)
+        return choose(y > 0, g, y)  # elsewhere y is 0, or NaN
 
 
 @accelerated(cpu=cpu.RowByRow)
 class SquaredReLU(Function):
-    """y = r^2 with r = max(x, 0) (So et al., 2021).    dy/dx = 2 r, which is continuous: there is no kink at x = 0."""
+    """y = r^2 with r = max(x, 0) (So et al., 2021).    dy/dx = 2 r, which is continuous: there is no kink at x = 0.
+
+    An infinite g gives NaN where r = 0, and not 0: it cannot go unnoticed.
+    """
 
     @staticmethod
     def forward(ctx, x):

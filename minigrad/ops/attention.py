@@ -48,7 +48,7 @@ class Attention(Function):
             xp.copyto(s, -xp.inf, where=xp.triu(xp.ones((t, u), bool), k=1 + u - t))
         if mask is not None:
             xp.copyto(s, -xp.inf, where=~mask)
-        p = softmax(s, axis=-1) if u else s
+        p = softmax(s, axis=-1)
         ctx.dropout = random.dropout_mask(p.shape, dropout_p, device_of(q)) if dropout_p else None
         ctx.save(q, k, v, p)
         return drop(p, ctx.dropout) @ v

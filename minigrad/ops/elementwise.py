@@ -230,8 +230,10 @@ class Minimum(Function):
 
 
 def winner_takes(ctx, g, a, b, a_wins):
-    """The gradients of a and b: a gets g where it wins and half of g at a tie, b gets the rest."""
-    a_share = get_array_module(g).where(a == b, 0.5, a_wins).astype(g.dtype)
+    """The gradients of a and b: a gets g where it wins, half of g at a tie, and b the rest. NaN where a or b is NaN."""
+    xp = get_array_module(g)
+    a_share = xp.where(a == b, 0.5, a_wins)
+    a_share = xp.where((a != a) | (b != b), xp.nan, a_share).astype(g.dtype)
     wants_a, wants_b = ctx.needs_input_grad
     da = sum_to(kept_where(a_share > 0, g) * a_share, shape_of(a)) if wants_a else None
     db = sum_to(kept_where(a_share < 1, g) * (1 - a_share), shape_of(b)) if wants_b else None

@@ -30,6 +30,8 @@ class CrossEntropy(Function):
         dloss_n/dx_nj = p_nj - q_nj
     times g, divided by the number of targets for the mean, and 0 in the rows that are ignored. The gradient of a row
     adds up to 0: what the target gains, the other classes lose.
+
+    A row of only -inf has p = 0, as in softmax.py. So its loss is inf, and its gradient is -q, which is finite.
     """
 
     @staticmethod

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import get_array_module, is_array
 
-MANY = 4096  # terms of a float32 sum: each addition may lose half of the last of 24 bits, all together up to 1/4000
+BLOCKS = 16  # that a long sum is cut into: each addition in a row may lose half of the last of float32's 24 bits
 
 
 def is_half(x):
@@ -79,17 +79,30 @@ def count(shape, axis):
 
 
 def add_up(x, axis=None, keepdims=False):
-    """x.sum(axis) in the dtype of x, accumulated in a wider dtype where x's own dtype would lose digits.
+    """x.sum(axis) in the dtype of x, without losing digits: half precision is added up in float32, rows in blocks.
 
-    Half precision is accumulated in float32. NumPy sums a whole contiguous array pairwise, which is accurate enough,
-    but rows one after the other: the mean of ten million float32 rows of 0.1 was 0.109. So sums of more than `MANY`
-    elements along an axis are accumulated in float64.
+    Along an axis whose elements lie next to each other in memory NumPy adds pairs, then pairs of pairs, and so does
+    CuPy. Along any other axis it adds one element after the other: ten million float32 rows of 0.1 had the mean 0.109.
     """
-    wide = None
-    if is_half(x):
-        wide = "float32"
-    elif isinstance(x, np.ndarray) and x.dtype == np.float32 and not (axis is None and x.flags.c_contiguous):
-        wide = "float64" if count(x.shape, axis) > MANY else None
-    if wide is None:
-        return x.sum(axis=axis, keepdims=keepdims)
-    return x.sum(axis=axis, keepdims=keepdims, dtype=wide).astype(x.dtype)
+    dtype = "float32" if is_half(x) else None
+    if not isinstance(x, np.ndarray) or count(x.shape, axis) < 2 * BLOCKS or (axis is None and x.flags.c_contiguous):
+        y = x.sum(axis=axis, keepdims=keepdims, dtype=dtype)
+    else:
+        axes = tuple(range(x.ndim)) if axis is None else tuple(axis)
+        y = functools.reduce(lambda x, axis: add_blocks(x, axis, dtype), axes, x)
+        y = y if keepdims else y.squeeze(axis=axes)
+    return y.astype(x.dtype) if dtype else y
+
+
+def add_blocks(x, axis, dtype):
+    """x.sum(axis, keepdims=True) of a NumPy array: `BLOCKS` blocks are added up, and then the elements of their sum.
+
+    That is done in the same way, so n elements take BLOCKS log(n) / log(BLOCKS) additions in a row instead of n.
+    """
+    size = x.shape[axis] // BLOCKS
+    if size < 2 or x.strides[axis] == x.itemsize:
+        return x.sum(axis=axis, keepdims=True, dtype=dtype)
+    before, end = (slice(None),) * axis, BLOCKS * size
+    blocks = x[(*before, slice(end))].reshape(*x.shape[:axis], BLOCKS, size, *x.shape[axis + 1 :])
+    rest = x[(*before, slice(end, None))].sum(axis=axis, keepdims=True, dtype=dtype)
+    return add_blocks(blocks.sum(axis=axis, dtype=dtype), axis, dtype) + rest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..autograd import Function
 from ..backend import get_array_module
-from .precision import add_up, computed_in_single, count, kept_where
+from .precision import add_up, choose, computed_in_single, count, kept_where
 
 
 def spread(y, shape, axis):
@@ -58,6 +58,7 @@ class Var(Function):
         if ctx.n <= 0:
             raise ValueError(f"expected more than {correction} elements along axis {axis}, for correction {correction}")
         d = x - add_up(x, axis, keepdims=True) / count(x.shape, axis)
+        d = d - add_up(d, axis, keepdims=True) / count(x.shape, axis)  # what the rounding of a large mean left
         ctx.save(d)
         return add_up(d * d, axis, keepdims) / ctx.n
 
@@ -68,7 +69,10 @@ class Var(Function):
 
 
 class Max(Function):
-    """y = the largest x.    g goes to the largest element; elements that tie share it equally."""
+    """y = the largest x.    g goes to the largest element; elements that tie share it equally.
+
+    If any x is NaN, y is NaN, and so is the gradient of each x.
+    """
 
     @staticmethod
     def forward(ctx, x, axis, keepdims):
@@ -80,8 +84,9 @@ class Max(Function):
     @staticmethod
     def backward(ctx, g):
         x, y = ctx.saved
-        winners = x == spread(y, x.shape, ctx.axis)
-        share = spread(g, x.shape, ctx.axis) / winners.sum(axis=ctx.axis, keepdims=True, dtype=g.dtype)
+        y, g = spread(y, x.shape, ctx.axis), spread(g, x.shape, ctx.axis)
+        winners = (x == y) | (y != y)  # a NaN differs from itself
+        share = choose(y == y, g, y) / winners.sum(axis=ctx.axis, keepdims=True, dtype=g.dtype)
         return kept_where(winners, share)
 
 
@@ -100,9 +105,10 @@ def finite_max(x, axis):
     """The maximum along `axis`, which stays with size 1. Subtracted before exp, it prevents overflow.
 
     Where the maximum is -inf the result is 0: -inf - -inf would be NaN, but -inf - 0 stays -inf, and e^-inf is 0.
+    It is 0 for an empty axis too.
     """
     xp = get_array_module(x)
-    m = x.max(axis=axis, keepdims=True)
+    m = x.max(axis=axis, keepdims=True) if x.size else x.sum(axis=axis, keepdims=True)
     return xp.where(m == -xp.inf, 0, m)
 
 
@@ -111,7 +117,8 @@ class LogSumExp(Function):
     """y = ln(sum of e^x), computed as m + ln(sum of e^(x - m)) with m = max(x) so that nothing overflows.
 
     Backward. dy/dx_i = e^(x_i) / sum_j e^(x_j) = e^(x_i - y): the softmax of x.
-    A row of only -inf gives y = -inf and a gradient of 0. A row with +inf gives y = inf and a gradient of NaN.
+    A row of only -inf gives y = -inf and a gradient of 0; so does an empty row. A row with +inf gives y = inf and a
+    gradient of NaN.
     """
 
     @staticmethod

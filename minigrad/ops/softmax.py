@@ -1,7 +1,8 @@
 """Softmax and its logarithm.
 
 A row of only -inf has no softmax. Here it becomes a row of zeros with zero gradient, so that a row that is masked
-everywhere stays finite in both passes. Its logarithm stays -inf.
+everywhere stays finite in both passes. Its logarithm stays -inf, with the finite gradient dx = g: the softmax in the
+formula of `LogSoftmax` is 0.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Settings can be read and changed in `optimizer.param_groups`, as in PyTorch:
         group["lr"] = lr
 """
 
+from .. import hints
 from .muon import CombinedOptimizer, Muon, orthogonalize
 from .optimizer import SGD, AdamW, Optimizer, clip_grad_norm, widen_gradients
 from .scaling import GradScaler
@@ -26,3 +27,5 @@ __all__ = [
     "warmup_linear",
     "widen_gradients",
 ]
+
+globals()["__getattr__"] = hints.of_module(__name__, hints.OPTIM)

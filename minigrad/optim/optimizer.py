@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels
+from .. import hints, kernels
 from ..backend import Array, as_array, get_array_module, to_device
 from ..in_place import mark_written
 from ..kernels.cpu import in_pieces, in_whole, squared_norm
@@ -19,6 +19,7 @@ from ..memory import keep_freed_memory
 from ..tensor import Tensor
 
 MASTER = "master"  # the slot of the float32 copy of a 16-bit parameter
+LEAST = {"lr": 0, "momentum": 0, "eps": 0, "weight_decay": 0, "ns_steps": 1, "split": 1}  # of settings with these names
 
 
 class Optimizer:
@@ -37,6 +38,11 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
         keep_freed_memory()  # training starts here
+        if hasattr(params, "parameters"):
+            name, given_name = type(self).__name__, type(params).__name__
+            raise TypeError(
+                f"{name}: expected parameters, got the module {given_name}; write {name}(model.parameters(), …)"
+            )
         given = list(params)
         if not given:
             raise ValueError(f"{type(self).__name__}: got no parameters")
@@ -52,16 +58,26 @@ class Optimizer:
                 )
             members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
             self.param_groups.append({**settings, **group, "params": members})
+            self.check_settings(self.param_groups[-1])
         self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
         if any(not isinstance(p, Tensor) or p.origin is not None or not p.requires_grad for p in self.params):
-            raise TypeError(f"{type(self).__name__}: expected leaf tensors that require gradients")
+            kinds = sorted({type(p).__name__ for p in self.params if not isinstance(p, Tensor)})
+            others = f", got {' and '.join(kinds)}" if kinds else ""
+            raise TypeError(f"{type(self).__name__}: expected leaf tensors that require gradients{others}")
         if len(set(self.params)) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
         self.steps = [0] * len(self.params)  # the number of updates of each
         self.state: list[dict[str, Array]] = [{} for _ in self.params]
 
-    def zero_grad(self) -> None:
+    def check_settings(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for a setting with which training cannot work."""
+        for name, least in LEAST.items():
+            if name in group and not group[name] >= least:  # NaN is not
+                raise ValueError(f"{type(self).__name__}: expected {name} of at least {least}, got {group[name]}")
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the gradients of all parameters to None."""
+        hints.check_set_to_none(set_to_none)
         for p in self.params:
             p.zero_grad()
 
@@ -225,6 +241,8 @@ class AdamW(Optimizer):
         w = w - lr (m / c1) / (sqrt(v / c2) + eps)
 
     with c1 = 1 - beta1^t and c2 = 1 - beta2^t at the parameter's step t, which correct for m and v starting at 0.
+
+    The square of a float32 gradient above 1.8e19 overflows: v is infinite from then on, and the weight only decays.
     """
 
     slots = ("m", "v")
@@ -239,6 +257,12 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params_or_groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def check_settings(self, group: dict[str, Any]) -> None:
+        super().check_settings(group)
+        betas = group["betas"]
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"AdamW: expected two betas, at least 0 and less than 1, got {betas}")
 
     def update_together(self, group: dict[str, Any], members: list[Any]) -> bool:
         if not fused.usable([p.data for p, _, _ in members], [p.grad for p, _, _ in members]):

@@ -192,6 +192,28 @@ def test_the_gradient_that_the_user_gives_is_not_changed_or_kept(times):
     assert not np.shares_memory(x.grad, upstream)
 
 
+def test_a_gradient_that_a_function_calls_new_but_returns_twice_is_copied():
+    """Otherwise two leaves would share their `grad`, and clipping, which scales in place, would scale it twice."""
+
+    class Add(mg.Function):
+        returns_new_arrays = True
+
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, g):
+            return g, g
+
+    upstream = np.array([3.0, 4.0], np.float32)
+    a, b = leaf(upstream), leaf(upstream)
+    Add.apply(a, b).backward(upstream)
+    assert not any(np.shares_memory(x, y) for x, y in [(a.grad, b.grad), (a.grad, upstream), (b.grad, upstream)])
+    mg.optim.clip_grad_norm([a, b], 1.0)
+    assert abs(np.sqrt((a.grad**2 + b.grad**2).sum()) - 1) < 1e-5
+
+
 def test_gradients_that_a_function_calls_new_but_are_parts_of_one_array_become_arrays_of_their_own():
     class Add(mg.Function):
         returns_new_arrays = True
@@ -768,7 +790,7 @@ def test_needs_input_grad_says_whose_gradient_will_be_used():
 def test_none_means_no_gradient():
     x = leaf(1.0)
     inner = x * 2
-    (returning(None).apply(inner) + 3 * x).backward()
+    (returning((None,)).apply(inner) + 3 * x).backward()
     assert x.grad == 3
 
 
@@ -780,8 +802,12 @@ def test_none_means_no_gradient():
         (np.ones((1, 2)), r"gradient \(1, 2\) float64"),
         ((np.ones(2), np.ones(2)), "returned 2 gradients; expected one for each of its 1 tensors"),
         ((), "returned 0 gradients"),
+        (
+            None,
+            r"Returning.backward returned None; expected a gradient for each of its 1 tensors.*is a return missing\?",
+        ),
     ],
-    ids=["shape", "dtype", "one axis more", "too many", "too few"],
+    ids=["shape", "dtype", "one axis more", "too many", "too few", "no return"],
 )
 @pytest.mark.parametrize("through", ["leaf", "node"])
 def test_a_wrong_gradient_is_refused(gradient, message, through):

@@ -1,6 +1,7 @@
 """The gradient check itself: that it covers every operation, and that it catches operations that are wrong."""
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -12,8 +13,10 @@ from minigrad import functional as F
 from minigrad.gradcheck import gradcheck_directional, largest_error
 from minigrad.gradcheck.cases import Case, cases, operations
 from tests.checks import operations_of
+from tests.engine.wrong_functions import WRONG, add, matrix, operation, row, softmax
 
 ALL_CASES = list(cases())
+SEEN_ALONG_A_DIRECTION = re.compile("is wrong|0 in place|writes to the gradient|linear|promises|gradient$")
 program = importlib.import_module("minigrad.gradcheck.__main__")
 
 
@@ -33,115 +36,23 @@ def test_the_case_runs_its_operation_and_passes(case):
 # Operations that are wrong
 
 
-def operation(forward, backward):
-    """An operation from two functions; `forward` returns the output and what to save."""
-
-    class Operation(mg.Function):
-        @staticmethod
-        def forward(ctx, *args):
-            y, *saved = forward(*args)
-            ctx.save(*saved)
-            return y
-
-        @staticmethod
-        def backward(ctx, g):
-            return backward(g, *ctx.saved)
-
-    return Operation.apply
-
-
-def in_place(change):
-    def forward(x):
-        change(x)
-        return x * 1, x
-
-    return operation(forward, lambda g, x: g)
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum(), e / e.sum()
-
-
-class RemembersOnTheClass(mg.Function):
-    """x^2 that keeps its input on the class instead of on the tape: right when used once, wrong when used twice."""
-
-    @staticmethod
-    def forward(ctx, x):
-        RemembersOnTheClass.x = x
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * RemembersOnTheClass.x * g
-
-
-class GrowsWithItsUses(mg.Function):
-    """The identity, whose gradient carries a factor of how often it was called since the last backward."""
-
-    uses = 0
-
-    @staticmethod
-    def forward(ctx, x):
-        GrowsWithItsUses.uses += ctx.needs_input_grad[0]
-        return x + 0
-
-    @staticmethod
-    def backward(ctx, g):
-        uses, GrowsWithItsUses.uses = GrowsWithItsUses.uses, 0
-        return g * max(uses, 1)
-
-
-row, matrix = np.array([0.5, -1.0, 2.0]), np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
-add = lambda x, b: (x + b,)  # noqa: E731
-WRONG = {
-    "a broadcast axis is not summed": (operation(add, lambda g: (g, g[0])), [matrix, row]),
-    "a broadcast axis is averaged": (operation(add, lambda g: (g, g.mean(0))), [matrix, row]),
-    "sign": (operation(lambda x: (np.cos(x), x), lambda g, x: g * np.sin(x)), [row]),
-    "factor": (operation(lambda x: (x * x, x), lambda g, x: g * x), [row]),
-    "forgotten term": (operation(softmax, lambda g, y: g * y), [row]),
-    "gradients exchanged": (operation(lambda a, b: (a * b, a, b), lambda g, a, b: (g * a, g * b)), [row, row + 1]),
-    "no gradient": (operation(lambda x: (x * x,), lambda g: None), [row]),
-    "NaN": (operation(lambda x: (x * x, x), lambda g, x: g * x * np.nan), [row]),
-    "infinity": (operation(lambda x: (x * x, x), lambda g, x: np.full_like(x, np.inf)), [row]),
-    "wrong in one element": (operation(lambda x: (x * 2,), lambda g: g * [2, 2, 2.001]), [row]),
-    "input kept on the class": (lambda x: RemembersOnTheClass.apply(x) * RemembersOnTheClass.apply(x + 1), [row]),
-    "factor depends on the fan-out": (lambda x: sum(GrowsWithItsUses.apply(x) for _ in range(3)), [row]),
-    "last of repeated places wins": (
-        operation(lambda x: (x[[0, 0]],), lambda g: np.array([g[1], 0, 0])),
-        [row],
-    ),
-}
-CHANGES_ITS_INPUT = {
-    "doubled": in_place(lambda x: np.multiply(x, 2, out=x)),
-    "clipped, which a second call does not undo": in_place(lambda x: np.maximum(x, 0, out=x)),
-}
-
-
-@pytest.mark.parametrize("check", [mg.gradcheck, gradcheck_directional])
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_backward_is_caught(name, check):
-    fn, inputs = WRONG[name]
+def test_a_wrong_function_is_caught(name):
+    with pytest.raises(mg.GradcheckError, match=WRONG[name].message):
+        mg.gradcheck(WRONG[name].fn, WRONG[name].inputs)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, wrong in WRONG.items() if SEEN_ALONG_A_DIRECTION.search(wrong.message)]
+)
+def test_the_directional_check_catches_it_too(name):
     with pytest.raises(mg.GradcheckError):
-        check(fn, inputs)
-
-
-@pytest.mark.parametrize("check", [mg.gradcheck, gradcheck_directional])
-@pytest.mark.parametrize("name", CHANGES_ITS_INPUT)
-def test_a_forward_that_changes_its_input_is_caught(name, check):
-    with pytest.raises(mg.GradcheckError, match="changed its input 0 in place"):
-        check(CHANGES_ITS_INPUT[name], [row])
+        gradcheck_directional(WRONG[name].fn, WRONG[name].inputs)
 
 
 def test_a_gradient_of_the_wrong_shape_is_caught():
     with pytest.raises(mg.AutogradError, match=r"gradient \(2, 3\) float64 for argument 1, which is \(3,\)"):
         mg.gradcheck(operation(add, lambda g: (g, g)), [matrix, row])
-
-
-def test_what_a_single_use_hides_passes():
-    """The two operations above are wrong only when used more than once: this is why the tests use them so."""
-    assert mg.gradcheck(RemembersOnTheClass.apply, row)
-    assert mg.gradcheck(GrowsWithItsUses.apply, row)
 
 
 def test_all_ones_upstream_would_miss_a_wrong_softmax():
@@ -163,7 +74,105 @@ def test_the_error_shows_both_gradients():
     assert f"finite differences give\n[{str(numeric)[:6]}" in str(error.value)
 
 
+# How the derivatives are found
+
+
+def real_only(forward, backward):
+    """An operation whose forward cannot take complex numbers, as a compiled kernel."""
+
+    def refuse(*args):
+        if any(np.iscomplexobj(x) for x in args):
+            raise TypeError("real numbers only")
+        return forward(*args)
+
+    return operation(refuse, backward)
+
+
+def test_where_the_forward_is_analytic_the_derivative_is_exact_up_to_rounding():
+    assert largest_error(lambda x, y: F.exp(x) * y / (1 + x * x), [row, row + 4]) < 1e-14
+
+
+@pytest.mark.parametrize("kind", [operation, real_only])
+def test_a_right_square_of_large_inputs_passes(kind):
+    """Rounding of the outputs, up to 1e4 each, must not hide the derivatives of those that are small."""
+    x = 100 * np.random.default_rng(0).standard_normal(50)
+    x[0] = 1e-3
+    assert mg.gradcheck(kind(lambda x: (x * x, x), lambda g, x: 2 * g * x), x)
+    assert mg.gradcheck(kind(lambda x: (x @ x, x), lambda g, x: 2 * g * x), x)
+    with pytest.raises(mg.GradcheckError):
+        mg.gradcheck(kind(lambda x: (x @ x, x), lambda g, x: 2.001 * g * x), x)
+
+
+def test_a_forward_that_is_not_analytic_is_checked_by_differences():
+    right = operation(lambda x: (x * np.abs(x), x), lambda g, x: 2 * g * np.abs(x))
+    assert 1e-14 < largest_error(right, row) < 1e-8
+
+
+@pytest.mark.parametrize("distance", [0, 5e-7])
+@pytest.mark.parametrize("fn", [F.relu, F.abs, lambda x: F.maximum(x, 0.0), lambda x: F.clip(x, low=0)])
+def test_a_kink_is_named(fn, distance):
+    with pytest.raises(mg.GradcheckError, match=r"not smooth at input 0, element \(1,\)"):
+        mg.gradcheck(fn, np.array([1.0, distance, -1.0]))
+
+
+def test_a_smooth_function_is_not_taken_for_a_kink():
+    assert mg.gradcheck(lambda x: F.exp(x) + 1e4 * x * x + x**4, np.array([0.0, 3.0, -7.0]))
+    assert mg.gradcheck(F.relu, np.array([1.0, 1e-5, -1e-5]))
+
+
+def test_a_step_that_is_lost_to_rounding_is_an_error_and_a_larger_one_passes():
+    x = np.array([1.0, 1e17])
+    with pytest.raises(mg.GradcheckError, match=r"input 0 at \(1,\) is 1e\+17: the step eps = 1e-06 is lost"):
+        mg.gradcheck(lambda x: x * 3.0, x)
+    assert mg.gradcheck(lambda x: x * 3.0, x, eps=1e3)
+
+
+def test_infinite_outputs_that_do_not_change_are_allowed():
+    assert mg.gradcheck(lambda x: F.masked_fill(x, np.eye(3) > 0, -np.inf), np.ones((3, 3)))
+
+
 # What it takes
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.T,
+    "every second": lambda x: x[:, ::2],
+    "reversed": lambda x: x[::-1, ::-1],
+    "float32": lambda x: x.astype(np.float32)[::2],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_inputs_keep_their_strides(name):
+    given, seen = LAYOUTS[name](np.random.default_rng(0).standard_normal((4, 6))), []
+
+    def fn(x):
+        seen.append(tuple(s // x.data.itemsize for s in x.data.strides))
+        return x * 2.0
+
+    assert mg.gradcheck(fn, given)
+    assert seen[0] == tuple(s // given.itemsize for s in given.strides)
+
+
+def test_broadcast_inputs_are_taken_apart():
+    """Elements that share their memory could not be moved one at a time."""
+    assert mg.gradcheck(lambda x: x * x, np.broadcast_to(np.array([1.0, 2.0]), (3, 2)))
+
+
+def test_what_is_not_differentiable_at_other_inputs_is_not_tried_there():
+    """The check with broadcast inputs gives all rows the values of the first: here 1 / 0."""
+    assert mg.gradcheck(lambda x: 1 / (x - x.mean(0)), matrix)
+
+
+@pytest.mark.parametrize("result", [None, np.ones(3), [np.ones(3)]])
+def test_fn_must_return_tensors(result):
+    with pytest.raises(TypeError, match="expected fn to return a tensor or several, got"):
+        mg.gradcheck(lambda x: result, row)
+
+
+def test_fn_must_return_something_that_has_a_gradient():
+    with pytest.raises(ValueError, match=r"expected a floating output, got \(3,\) int64"):
+        mg.gradcheck(lambda x: mg.Tensor(np.arange(3)), row)
 
 
 def test_gradcheck_leaves_the_tensors_it_is_given_alone():
@@ -248,7 +257,7 @@ def test_there_must_be_something_to_check(inputs):
 
 @pytest.mark.parametrize("name", ["sign", "NaN", "wrong shape"])
 def test_the_program_exits_with_1_when_an_operation_is_wrong(name, monkeypatch, capsys):
-    fn, inputs = WRONG.get(name) or (operation(add, lambda g: (g, g)), [matrix, row])
+    fn, inputs, *_ = WRONG.get(name) or (operation(add, lambda g: (g, g)), [matrix, row])
     monkeypatch.setattr(program, "cases", lambda: [*ALL_CASES, Case("Wrong", name, fn, inputs)])
     assert program.main() == 1
     printed = capsys.readouterr().out

@@ -177,9 +177,25 @@ def test_module_lists_keep_the_order_of_many():
 
 
 def test_repr_shows_the_tree():
-    assert repr(nn.Sequential(nn.ReLU(), nn.Sequential(nn.GELU()))) == (
-        "Sequential(\n  0: ReLU()\n  1: Sequential(\n    0: GELU()\n  )\n)"
-    )
+    """With the shapes of parameters and the settings of each module."""
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Sequential(nn.GELU(), nn.LayerNorm(3)), nn.Dropout(0.25))
+    assert repr(model.eval()).splitlines() == [
+        "Sequential(",
+        "  (0): Linear(weight=(3, 2), bias=None)",
+        "  (1): Sequential(",
+        "    (0): GELU(approximate='tanh')",
+        "    (1): LayerNorm(weight=(3,), bias=(3,), eps=1e-05)",
+        "  )",
+        "  (2): Dropout(p=0.25)",
+        ")",
+    ]
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.scale, self.inner = nn.Parameter(1.0), nn.ReLU()
+
+    assert repr(Scaled()) == "Scaled(\n  scale=()\n  (inner): ReLU()\n)"
+    assert repr(nn.Sequential()) == "Sequential()"
 
 
 def test_a_module_without_forward_says_so():
@@ -325,6 +341,14 @@ def test_checkpoint_records_its_second_run_inside_no_grad_too():
     with mg.no_grad():
         y.backward()
     np.testing.assert_allclose(x.grad[0], layer.weight.data.sum(axis=0))
+
+
+def test_checkpoint_of_a_function_that_detaches_its_result_gives_no_gradient():
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    y = nn.checkpoint(lambda x: x.detach() * 2, x)
+    (y + x).sum().backward()
+    np.testing.assert_array_equal(y.data, [2, 4])
+    np.testing.assert_array_equal(x.grad, [1, 1])  # from the other term alone
 
 
 def test_checkpoint_refuses_a_list_of_tensors_whose_gradients_it_would_lose():

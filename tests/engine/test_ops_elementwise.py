@@ -295,3 +295,42 @@ def test_power_at_zero_and_of_two_numbers():
         (base**exponent).sum().backward()
     assert exponent.grad.tolist() == [-np.inf, 0, 0]  # 0^b falls from infinity to 0 at b = 0, and stays there
     assert F.power(2, 1).item() == 2
+
+
+WITH_A_NAN = {
+    "max": lambda x: F.max(x, 0),
+    "min": lambda x: F.min(x, 0),
+    "max of everything": F.max,
+    "maximum": lambda x: F.maximum(x, 0.5),
+    "maximum, right": lambda x: F.maximum(0.5, x),
+    "minimum": lambda x: F.minimum(x, np.full(3, 0.5)),
+    "relu": F.relu,
+    "squared_relu": F.squared_relu,
+    "abs": F.abs,
+}
+
+
+@pytest.mark.parametrize("name", WITH_A_NAN)
+def test_a_nan_does_not_disappear_in_backward(name):
+    x = mg.Tensor([1.0, np.nan, -2.0], requires_grad=True)
+    y = WITH_A_NAN[name](x).sum()
+    assert np.isnan(y.item())
+    y.backward()
+    assert np.isnan(x.grad[1])
+    with mg.detect_anomaly(), pytest.raises(mg.AnomalyError, match="returned a NaN or an infinity for argument"):
+        WITH_A_NAN[name](x).sum().backward()
+
+
+@pytest.mark.parametrize("function", [F.maximum, F.minimum])
+def test_a_nan_beside_a_number_shows_in_both_gradients_and_nowhere_else(function):
+    a, b = mg.Tensor([np.nan, 1.0, 3.0], requires_grad=True), mg.Tensor([0.0, np.nan, 3.0], requires_grad=True)
+    function(a, b).sum().backward()
+    np.testing.assert_array_equal(a.grad, [np.nan, np.nan, 0.5])
+    np.testing.assert_array_equal(b.grad, [np.nan, np.nan, 0.5])
+
+
+@pytest.mark.parametrize("function", [F.max, F.min])
+def test_a_nan_stays_in_its_row(function):
+    x = mg.Tensor([[1.0, np.nan], [2.0, 2.0]], requires_grad=True)
+    function(x, axis=1).sum().backward()
+    np.testing.assert_array_equal(x.grad, [[np.nan, np.nan], [0.5, 0.5]])

@@ -109,6 +109,13 @@ def test_squared_relu_around_zero():
     np.testing.assert_allclose(x.grad, [0, 0, 0, 2e-3, 6], rtol=1e-6)
 
 
+def test_an_infinite_gradient_of_squared_relu_shows_where_the_slope_is_zero():
+    x = mg.Tensor([-2.0, 0.0, 3.0], requires_grad=True)
+    with np.errstate(invalid="ignore"):
+        F.squared_relu(x).backward(np.full(3, np.inf))
+    np.testing.assert_array_equal(x.grad, [np.nan, np.nan, np.inf])
+
+
 def test_the_gradient_of_relu_at_zero_is_zero():
     x = mg.Tensor([-1.0, 0.0, 2.0], requires_grad=True)
     F.relu(x).sum().backward()
@@ -197,9 +204,36 @@ def test_infinite_logits_show_as_nan(switch):
 
 def test_log_softmax_of_a_row_of_minus_infinity_has_a_finite_gradient():
     x = np.array([[-np.inf, -np.inf], [-np.inf, 1]])
-    (y,), (dx,) = forward_and_backward(F.log_softmax, [x])
-    np.testing.assert_array_equal(y, [[-np.inf, -np.inf], [-np.inf, 0]])
-    assert np.isfinite(dx).all()
+    x = mg.Tensor(x, requires_grad=True)
+    y = F.log_softmax(x)
+    y.backward([[3.0, 5.0], [0.0, 7.0]])
+    np.testing.assert_array_equal(y.data, [[-np.inf, -np.inf], [-np.inf, 0]])
+    np.testing.assert_array_equal(x.grad, [[3, 5], [0, 0]])
+
+
+@pytest.mark.parametrize("switch", [kernels.reference, lambda: kernels.using("cpu")], ids=["reference", "kernels"])
+def test_cross_entropy_of_a_row_of_minus_infinity_is_infinite_with_a_finite_gradient(switch):
+    x = mg.Tensor(np.array([[-np.inf, -np.inf], [0, 0]]), requires_grad=True)
+    with switch():
+        losses = F.cross_entropy(x, [0, 1], reduction="none")
+    losses.sum().backward()
+    np.testing.assert_allclose(losses.data, [np.inf, np.log(2)])
+    np.testing.assert_allclose(x.grad, [[-1, 0], [0.5, -0.5]])
+
+
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
+@pytest.mark.parametrize("shape", [(2, 0), (5, 0, 0), (0, 3), (0,)])
+def test_softmax_over_nothing_is_nothing(function, shape):
+    for axis in range(-1, len(shape) - 1):
+        (y,), (dx,) = forward_and_backward(lambda x, axis=axis: function(x, axis), [np.zeros(shape)])
+        assert y.shape == dx.shape == shape
+
+
+def test_logsumexp_over_nothing_is_minus_infinity():
+    for axis, shape in ((1, (2,)), ((0, 1), ()), (None, ()), (0, (0,))):
+        (y,), (dx,) = forward_and_backward(lambda x, axis=axis: F.logsumexp(x, axis), [np.zeros((2, 0))])
+        np.testing.assert_array_equal(y, np.full(shape, -np.inf))
+        assert dx.shape == (2, 0)
 
 
 # Normalization
@@ -249,6 +283,34 @@ def test_layer_norm_of_a_constant_row_is_finite():
     (y,), (dx,) = forward_and_backward(F.layer_norm, [np.full((2, 3), 7.0)])
     np.testing.assert_array_equal(y, np.zeros((2, 3)))
     assert np.isfinite(dx).all()
+
+
+ON_BOTH = pytest.mark.parametrize("switch", [kernels.reference(), kernels.using("cpu")], ids=["reference", "kernel"])
+
+
+@ON_BOTH
+@pytest.mark.parametrize("value", [0.1, 100 / 3, 1e4 / 3, -1e6 / 7, 1e8 / 3])
+def test_layer_norm_of_a_constant_row_of_float32_is_zero(switch, value):
+    """The mean is rounded, and the difference between the row and its mean must not be taken for a deviation."""
+    for channels in (128, 384, 768):
+        with switch:
+            y = F.layer_norm(mg.Tensor(np.full((64, channels), value, np.float32)))
+        np.testing.assert_array_equal(y.data, 0)
+
+
+@ON_BOTH
+@pytest.mark.parametrize("mean", [0, 10, 100, 1000, -1e4])
+def test_layer_norm_loses_no_digits_to_a_large_mean(switch, mean):
+    x, weight, bias = (
+        (mean + normal((64, 768))).astype("f"),
+        normal((768,), 1).astype("f"),
+        normal((768,), 2).astype("f"),
+    )
+    exact = forward_and_backward(composed_layer_norm, [array.astype(np.float64) for array in (x, weight, bias)])
+    with switch:
+        ours = forward_and_backward(F.layer_norm, [x, weight, bias])
+    for values, expected in zip(sum(ours, []), sum(exact, []), strict=True):
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 # Dropout

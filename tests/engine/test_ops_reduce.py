@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import functional as F
+from minigrad import kernels
 from tests.shapes import distinct, layouts, normal, seeds, shape_and_axis
 
 
@@ -149,3 +150,70 @@ def test_the_gradient_of_what_was_broadcast_to_many_rows_loses_no_digits():
     bias = mg.Tensor(np.zeros(2, np.float32), requires_grad=True)
     (mg.Tensor(np.zeros((1_000_000, 2), np.float32)) + bias).backward(np.full((1_000_000, 2), 0.1, np.float32))
     np.testing.assert_allclose(bias.grad, 1e5, rtol=1e-5)
+
+
+SUMS_OVER_ROWS = {
+    "sum": lambda x: F.sum(x, 0),
+    "sum over two axes": lambda x: F.sum(x.reshape(-1, 4, 64), (0, 1)),
+    "sum over a middle axis": lambda x: F.sum(x.reshape(4, -1, 64), 1),
+    "sum of everything, transposed": lambda x: F.sum(x.T),
+    "mean": lambda x: F.mean(x, 0),
+    "var": lambda x: F.var(x, 0),
+    "logsumexp": lambda x: F.logsumexp(x, 0),
+}
+VALUES = {"equal": lambda shape: np.full(shape, 0.1), "uniform": np.random.default_rng(0).random}
+
+
+@pytest.mark.parametrize("name", SUMS_OVER_ROWS)
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("rows", [300, 768, 4096])
+def test_float32_sums_over_rows_are_as_exact_as_sums_within_rows(name, values, rows):
+    x = VALUES[values]((rows, 64)).astype(np.float32)
+    exact = SUMS_OVER_ROWS[name](mg.Tensor(x.astype(np.float64))).data
+    ours = SUMS_OVER_ROWS[name](mg.Tensor(x)).data
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, exact, rtol=5e-7)
+
+
+SHARED_BY_ALL_ROWS = {
+    "bias": lambda x, p: x + p,
+    "bias of a linear layer": lambda x, p: F.linear(x, mg.Tensor(np.eye(64, dtype=x.dtype)), p),
+    "weight of rms_norm": F.rms_norm,
+    "weight of layer_norm": F.layer_norm,
+}
+
+
+@pytest.mark.parametrize("name", SHARED_BY_ALL_ROWS)
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("rows", [300, 768, 4096])
+@pytest.mark.parametrize("switch", [kernels.reference(), kernels.using("cpu")], ids=["reference", "kernels"])
+def test_float32_gradients_of_what_all_rows_share_lose_no_digits(name, values, rows, switch):
+    x, g = 1 + VALUES["uniform"]((rows, 64)), VALUES[values]((rows, 64))
+    with switch:
+        single, double = [], []
+        for dtype, found in ((np.float32, single), (np.float64, double)):
+            p = mg.Tensor(np.ones(64, dtype), requires_grad=True)
+            SHARED_BY_ALL_ROWS[name](mg.Tensor(x.astype(np.float32).astype(dtype)), p).backward(g.astype(np.float32))
+            found.append(p.grad)
+    np.testing.assert_allclose(single[0], double[0], rtol=0, atol=1e-6 * np.abs(double[0]).max())
+
+
+def test_var_of_equal_float32_numbers_is_zero():
+    """Their mean is rounded, and the difference between them and their mean must not be taken for a deviation."""
+    for value in (0.1, 1e4 / 3, 1e8 / 3):
+        x = mg.Tensor(np.full((768, 5), value, np.float32))
+        np.testing.assert_array_equal(F.var(x, 0).data, 0)
+        np.testing.assert_array_equal(F.var(x.T, 1).data, 0)
+        assert F.var(x).item() == 0
+
+
+def test_a_sum_over_no_axes_is_an_array_of_its_own():
+    x = mg.Tensor(np.ones((40, 2)))
+    assert not np.shares_memory(F.sum(x, ()).data, x.data)
+
+
+@pytest.mark.parametrize("correction", [1, 2, 0.5])
+def test_var_of_no_more_elements_than_the_correction_is_refused(correction):
+    n = int(np.floor(correction))
+    with pytest.raises(ValueError, match=f"expected more than {correction} elements along axis .1,., for correction"):
+        F.var(mg.Tensor(np.ones((2, n))), 1, correction=correction)

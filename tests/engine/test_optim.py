@@ -110,6 +110,53 @@ def test_a_parameter_whose_first_gradient_comes_late_counts_its_own_steps():
     np.testing.assert_allclose(late.data, [-0.1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "message"),
+    [
+        (optim.SGD, {"lr": -0.1}, "SGD: expected lr of at least 0, got -0.1"),
+        (optim.SGD, {"lr": math.nan}, "SGD: expected lr of at least 0, got nan"),
+        (optim.SGD, {"lr": 0.1, "momentum": -0.9}, "SGD: expected momentum of at least 0, got -0.9"),
+        (optim.SGD, {"lr": 0.1, "weight_decay": -1}, "SGD: expected weight_decay of at least 0, got -1"),
+        (optim.AdamW, {"lr": -0.1}, "AdamW: expected lr of at least 0, got -0.1"),
+        (optim.AdamW, {"lr": 0.1, "eps": -1e-8}, "AdamW: expected eps of at least 0, got -1e-08"),
+        (optim.AdamW, {"lr": 0.1, "weight_decay": -0.1}, "AdamW: expected weight_decay of at least 0, got -0.1"),
+        (optim.AdamW, {"lr": 0.1, "betas": (1.0, 0.9)}, r"two betas, at least 0 and less than 1, got \(1.0, 0.9\)"),
+        (optim.AdamW, {"lr": 0.1, "betas": (0.9, 1.0)}, r"two betas, at least 0 and less than 1, got \(0.9, 1.0\)"),
+        (optim.AdamW, {"lr": 0.1, "betas": (-0.1, 0.9)}, r"two betas, at least 0 and less than 1, got \(-0.1, 0.9\)"),
+        (optim.AdamW, {"lr": 0.1, "betas": (0.9,)}, r"two betas, at least 0 and less than 1, got \(0.9,\)"),
+        (optim.Muon, {"lr": -0.1}, "Muon: expected lr of at least 0, got -0.1"),
+        (optim.Muon, {"lr": 0.1, "momentum": -1}, "Muon: expected momentum of at least 0, got -1"),
+        (optim.Muon, {"lr": 0.1, "weight_decay": -1}, "Muon: expected weight_decay of at least 0, got -1"),
+        (optim.Muon, {"lr": 0.1, "ns_steps": 0}, "Muon: expected ns_steps of at least 1, got 0"),
+        (optim.Muon, {"lr": 0.1, "split": 0}, "Muon: expected split of at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(optimizer, settings, message):
+    params = parameters((2, 3))
+    with pytest.raises(ValueError, match=message):
+        optimizer(params, **settings)
+    with pytest.raises(ValueError, match=message):
+        optimizer([{"params": params, **settings}], lr=0.1)
+
+
+def test_settings_at_their_limits_are_accepted():
+    optim.SGD(parameters((2,)), lr=0, momentum=0, weight_decay=0)
+    optim.AdamW(parameters((2,)), lr=0, betas=(0, 0), eps=0, weight_decay=0)
+    optim.Muon(parameters((2, 3)), lr=0, momentum=0, weight_decay=0, ns_steps=1, split=1)
+
+
+def test_a_float32_gradient_whose_square_overflows_leaves_its_weight_where_it_is():
+    """As in PyTorch; the docstring says so."""
+    p = nn.Parameter(np.ones(2, np.float32))
+    optimizer = optim.AdamW([p], lr=0.1, weight_decay=0)
+    with np.errstate(over="ignore"):
+        for gradient in (1e20, 1.0, 1.0):
+            p.grad = np.array([gradient, 1e10], np.float32)
+            optimizer.step()
+    assert p.data[0] == 1
+    assert p.data[1] < 0.8
+
+
 def test_zero_grad_forgets():
     (p,) = parameters((2,))
     p.grad = np.ones(2)

@@ -555,7 +555,7 @@ def test_operations_that_no_gradient_reaches_are_counted():
 
         @staticmethod
         def backward(ctx, grad):
-            return None
+            return (None,)
 
     x = leaf([1.0, 2.0])
     steps = viz.trace((Stop.apply(x * 2) + x).sum(), quiet=True)

@@ -23,7 +23,7 @@ from tests.programs import run_program
 sys.path.insert(0, str(EXERCISES))
 from grading import EXERCISES as TEN  # noqa: E402
 from grading import grade, grade_file  # noqa: E402
-from grading.diagnosis import same  # noqa: E402
+from grading.diagnosis import diagnose, same  # noqa: E402
 from grading.grade import is_floating, numeric_gradient  # noqa: E402
 
 BY_FILE = {exercise.file: exercise for exercise in TEN}
@@ -86,6 +86,21 @@ def test_no_known_mistake_is_the_right_gradient_in_every_case(exercise):
     assert told == known
 
 
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_the_gradient_of_every_known_mistake_gets_its_message_in_every_case(exercise):
+    for case in exercise.cases:
+        g = exercise_output(exercise, list(case.arguments.values()))
+        g = np.asarray(np.random.default_rng(1).standard_normal(g.shape))
+        terms = exercise.terms(g, **case.arguments)
+        for name, mistakes in exercise.mistakes(g, **case.arguments).items():
+            right = sum(terms[name].values())
+            mistakes = mistakes if is_floating(case.arguments[name]) else {}  # gamma and beta may be None
+            for wrong in map(np.asarray, mistakes.values()):
+                if not same(wrong, right):  # in this case it is a mistake
+                    expected = [message for message, other in mistakes.items() if same(other, wrong)]
+                    assert diagnose(exercise, case, name, wrong, right, g) in expected
+
+
 def exercise_output(exercise, values):
     ctx = mg.autograd.Context(exercise.operation, tuple(map(is_floating, values)))
     return np.asarray(exercise.operation.forward(ctx, *values))
@@ -140,6 +155,8 @@ MISTAKES = {
             "sum_to(g, a_shape) * sum_to(b + 0 * g, a_shape)",
             "dL/da is (sum of g) (sum of b): multiply first, then sum over the axes that were broadcast",
         ),
+        (None, "return g @ b, g @ a", "@ is the matrix product; write * to multiply element by element"),
+        (None, "return sum_to(g * b, b_shape), g * a", "a is (3, 4): a was not copied, so there is nothing to sum"),
         (None, "return b, a", "dL/da does not depend on g"),
         (None, "return g * b, g * a", "dL/db has the shape of the result, (3, 4), but b is (4,)"),
         (
@@ -159,10 +176,36 @@ MISTAKES = {
         ("0.5 * (1 + t)", "0.0", "the term (1 + t)/2 is missing: x is also a factor of y"),
         (" + 0.5 * x * dt * du", "", "the term x/2 dt/dx is missing: t also depends on x"),
         ("return g * (", "return (", "dL/dx does not depend on g"),
+        (
+            "return g * (",
+            "return g.T * (lambda y: y.T)(",
+            "dL/dx has the shape (4, 3), but x is (3, 4): it is the transpose",
+        ),
+        (None, "return g.sum(keepdims=True)", "(1, 1), but x is (3, 4): x was not copied, so there is nothing to sum"),
+        (None, "return g", "dL/dx is g itself: the factor dy/dx is missing (the chain rule)"),
+        (None, "pass", "backward returns None; is its `return` missing?"),
+        (None, "return g.astype(object)", "backward returns an array of dtype object as a gradient; expected real"),
+        (None, "return 0", "backward returns an int as a gradient; expected a NumPy array"),
+        (None, "raise SystemExit", "line 37, raise SystemExit: SystemExit: ; g is (3, 4), x (3, 4)"),
     ],
     "ex04_matmul.py": [
         ("g @ b.swapaxes(-1, -2)", "g @ b", "A transpose is missing, or the factors of a"),
-        ("b.swapaxes(-1, -2)", "b.T", "A transpose is missing, or"),
+        (
+            "b.swapaxes(-1, -2)",
+            "b.T",
+            ".T reverses all axes, also the leading ones; swapaxes(-1, -2) exchanges the last",
+        ),
+        ("g @ b.swapaxes(-1, -2)", "g * b.swapaxes(-1, -2)", "* multiplies element by element; write @ for a matrix"),
+        (
+            "sum_to(g @ b.swapaxes(-1, -2), a.shape)",
+            "g @ b.swapaxes(-1, -2)",
+            "size 24 into shape (3,4); g is (2, 3, 5), a (3, 4), b (2, 4, 5). There are 2 times as many elements: sum",
+        ),
+        (
+            "da.reshape(a_shape)",
+            "da",
+            "dL/da has the shape (1, 4), but a is (4,): the numbers are right; drop the axes of",
+        ),
         (
             "g @ b.swapaxes(-1, -2)",
             "b @ g.swapaxes(-1, -2)",
@@ -192,6 +235,18 @@ MISTAKES = {
         ),
         ("g_rows.T @ rows", "rows.T @ g_rows", "dL/dweight has the shape (4, 5), but weight is (5, 4): a tr"),
         ("g_rows.sum(axis=0)", "g_rows", "dL/dbias has the shape of the result"),
+        (
+            "g_rows.sum(axis=0)",
+            "g_rows.sum(axis=0, keepdims=True)",
+            "dL/dbias has the shape (1, 5), but bias is (5,): the numbers are right; drop the axes of size 1 (no ke",
+        ),
+        (
+            "g_rows.T @ rows",
+            "(g_rows.T @ rows).sum(0)",
+            "dL/dweight has the shape (4,), but weight is (5, 4): it was summed over an axis that weight has",
+        ),
+        ("g_rows.T @ rows", "g.T @ x", "after reshape(-1, …) there are only two"),
+        (None, "return x @ weight.T, g.T @ x, g.sum(0)", "dL/dx has the shape (3, 5), but x is (3, 4)"),
         ("sum", "mean", "dL/dbias is the mean over the 3 rows; it should be the sum"),
         (
             "g_rows.sum(axis=0)",
@@ -229,12 +284,31 @@ MISTAKES = {
         ("sum(axis=ctx.axis, keepdims=True)", "sum()", "the sum runs over the whole array"),
         ("axis=ctx.axis", "axis=-1", "dL/dx: the sum runs along the wrong axis"),
         ("return y * (", "return (", "dL/dx: the factor y is missing"),
-        (", keepdims=True", "", "Does a sum or a mean lose axis 1? With keepdims=True the axis stays, with size 1"),
+        (
+            ", keepdims=True",
+            "",
+            "of shape (3,) lacks axis 1. If a sum or a mean lost it, keepdims=True keeps it, with size 1",
+        ),
         (None, "return y * g - (g * y).sum(axis=ctx.axis, keepdims=True), None", "the y before the sum is missing"),
         (None, "return y * (g - y * g.sum(axis=ctx.axis, keepdims=True)), None", "y is outside the sum"),
         (None, "return g - y * g.sum(axis=ctx.axis, keepdims=True), None", "is the gradient of log-softmax"),
     ],
     "ex08_cross_entropy.py": [
+        (
+            None,
+            "return (p - q).reshape(ctx.shape), *[None] * 4",
+            "dL/dx is p - q alone; multiply by g (the chain rule), and",
+        ),
+        (
+            None,
+            "return p.reshape(ctx.shape), *[None] * 4",
+            "dL/dx is p alone; subtract q, multiply by g (the chain rule)",
+        ),
+        (
+            "g.reshape(-1, 1)",
+            "g",
+            "shape (4,) lacks axis 1. If a sum or a mean lost it, keepdims=True keeps it, with size 1; to",
+        ),
         ("(p - q) *", "p *", "the 1 at the target (q) is not subtracted"),
         ("(p - q)", "(q - p)", "dL/dx has the wrong sign"),
         ("(p - q)", "(p + q)", "the term - g q has the wrong sign"),
@@ -261,6 +335,14 @@ MISTAKES = {
         ),
         ("- x_hat", "+ x_hat", "- r x_hat mean(g_hat x_hat) has the wrong sign"),
         ("- x_hat * row", "- row", "in the term - r x_hat mean(g_hat x_hat), the x_hat"),
+        ("row_mean(g_hat * x_hat)", "row_mean(g_hat)", "the mean is of g_hat; it should be of g_hat x_hat"),
+        ("row_mean(g_hat * x_hat)", "row_mean(g * x_hat)", "the mean is of g x_hat; it should be of g_hat x_hat"),
+        ("row_mean(g_hat) -", "row_mean(g) -", "in the term - r mean(g_hat), the mean is of g; it should be of g_hat"),
+        (
+            "row_mean(g_hat * x_hat)",
+            "(g_hat * x_hat).mean(axis=-1)",
+            "shape (3,) lacks axis 1. If a sum or a mean lost",
+        ),
         ("g_hat = g * gamma", "g_hat = g", "dL/dx uses g; it should use g_hat = g gamma"),
         ("r * (g_hat -", "(g_hat -", "dL/dx: the factor r is missing"),
         ("r * (", "1 / r * (", "dL/dx is divided by r; it should be multiplied"),
@@ -307,6 +389,19 @@ MISTAKES = {
             "dp",
             "softmax's backward is missing: dP is used as dS",
         ),
+        ("(dp * p).sum", "dp.sum", "dL/dq: in softmax's backward the sum is over dP; it should be over dP P"),
+        (
+            "sum(axis=-1",
+            "mean(axis=-1",
+            "dL/dq: in softmax's backward the mean of dP P is subtracted; it should be the sum",
+        ),
+        ("p * (dp -", "(dp -", "dL/dq: in softmax's backward the factor P is missing"),
+        (
+            ", keepdims=True",
+            "",
+            "dL/dq: the sum in softmax's backward loses the axis of the keys; with keepdims=True it",
+        ),
+        ("ds.swapaxes(-1, -2)", "ds.T", ".T reverses all axes"),
         ("axis=-1", "axis=-2", "runs over the queries; it should run over the keys"),
         ("ds @ k", "ds @ q", "dL/dq: dS is multiplied by q; it should be multiplied by k"),
         ("ds.swapaxes(-1, -2) @ q", "ds.swapaxes(-1, -2) @ k", "dL/dk: dS is multiplied by k"),
@@ -394,6 +489,48 @@ def test_another_forward_is_told_from_a_wrong_backward(tmp_path):
     )
 
 
+FORWARDS = {
+    "1 / 0": "forward fails; change only backward. line 28, 1 / 0: ZeroDivisionError: division by zero; a (2, 3)",
+    "raise NotImplementedError": "forward fails; change only backward. line 28",
+    "raise SystemExit": "forward fails; change only backward. line 28",
+    "a *= 2": "forward fails; change only backward. line 28, a *= 2: writes to g, to an argument or to a saved array",
+    "return None": "forward returns None; expected a NumPy array; change only backward",
+    "return 'x'": "forward returns a str; expected a NumPy array; change only backward",
+    "return [a, b]": "forward returns a list; expected a NumPy array; change only backward",
+}
+
+
+@pytest.mark.parametrize("line", FORWARDS)
+def test_a_forward_that_fails_is_told_from_a_backward_that_is_not_written(line, tmp_path):
+    text, count = re.subn(r"(def forward\(.*\n)", rf"\1        {line}\n", handed_out("ex02_multiply.py"))
+    assert count == 1
+    (tmp_path / "ex02_multiply.py").write_text(text, encoding="utf-8")
+    result = grade_file(BY_FILE["ex02_multiply.py"], tmp_path)
+    assert result.state == "wrong"
+    assert result.message.startswith(f"a and b of one shape: {FORWARDS[line]}")
+
+
+@pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
+def test_empty_files_zeros_and_programs_that_end_are_graded_too(exercise, tmp_path):
+    path = tmp_path / exercise.file
+    path.write_text("", encoding="utf-8")
+    assert grade_file(exercise, tmp_path) == (
+        "wrong",
+        f"{path}: expected a class derived from minigrad.Function, found none",
+    )
+    path.write_text("raise SystemExit", encoding="utf-8")
+    assert grade_file(exercise, tmp_path) == ("wrong", f"{path}: ends the program when it is imported")
+    body = (
+        BACKWARD[exercise.file].replace("return", "right =")
+        + "        return tuple(0 * x for x in right if x is not None)\n"
+    )
+    if exercise.name == "GELUTanh":
+        body = body.replace("tuple(0 * x for x in right if x is not None)", "0 * right")
+    result = graded(tmp_path, exercise.file, body)
+    assert result.state == "wrong"
+    assert re.search(r"dL/d\w+ is zero everywhere$", result.message)
+
+
 def test_a_missing_file_and_a_missing_class(tmp_path):
     exercise = BY_FILE["ex04_matmul.py"]
     assert grade_file(exercise, tmp_path) == ("wrong", f"there is no ex04_matmul.py in {tmp_path}")
@@ -404,9 +541,11 @@ def test_a_missing_file_and_a_missing_class(tmp_path):
 # What pytest shows
 
 
-def show(folder, *options):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", folder, *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+def show(path, *options):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", path, *options]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=path if path.is_dir() else path.parent
+    )
     assert not result.stderr
     return result
 
@@ -444,6 +583,30 @@ def test_one_line_for_each_exercise_and_one_for_what_is_wrong(copied):
     assert "1 of 10 right; fix ex02_multiply.py" in listed
     assert "Traceback" not in result.stdout
     assert len(result.stdout.splitlines()) < 30
+
+
+def test_a_forward_that_fails_is_not_counted_out(copied):
+    write_solutions(copied)
+    text = (copied / "ex03_gelu.py").read_text(encoding="utf-8")
+    text = re.sub(r"(def forward\(.*\n)", r"\1        raise RuntimeError('oops')\n", text)
+    (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
+    result = show(copied)
+    assert result.returncode == 1
+    assert "9 of 10 right; fix ex03_gelu.py" in result.stdout
+
+
+def test_one_exercise_can_be_named_by_its_file_and_what_it_prints_is_shown(copied):
+    body = "        print('g has the shape', g.shape)\n" + BACKWARD["ex05_linear.py"].replace(
+        "g_rows.sum(axis=0)", "g_rows"
+    )
+    (copied / "ex05_linear.py").write_text(with_backward("ex05_linear.py", body), encoding="utf-8")
+    result = show(copied / "ex05_linear.py")
+    *_, listed = result.stdout.partition("= exercises =")
+    message = (
+        "rows: dL/dbias has the shape of the result, (3, 5), but bias is (5,): sum over the axes along which bias was"
+    )
+    assert f"Linear        wrong\n    {message} copied\n    printed: g has the shape (3, 5)\n0 of 1 right" in listed
+    assert listed.count("printed") == 1  # not once more for each finite difference
 
 
 def test_when_all_are_right_pytest_says_how_to_train_with_them(copied):

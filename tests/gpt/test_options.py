@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from gpt import ConfigError
-from gpt.options import add_options, check_choices, check_whole, describe, fields_of, given, option, pick
+from gpt.options import Parser, add_options, check_choices, check_whole, describe, fields_of, given, option, pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ PRESETS = {"small": {"n_layer": 1, "dropout": 0.1}, "large": {"n_layer": 9}}
 
 
 def parse(*words, **options):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_options(parser, FIELDS, **options)
     return given(parser.parse_args(words))
 
@@ -51,6 +52,37 @@ def test_other_words_are_refused(words, capsys):
     with pytest.raises(SystemExit):
         parse(*words)
     assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--n_layer", "3"], {"n_layer": 3}),
+        (["--n_layer=3", "--no_bias"], {"n_layer": 3, "bias": False}),
+        (["--top_k", "5", "--name=a_b", "--n-layer", "1"], {"top_k": 5, "name": "a_b", "n_layer": 1}),
+        (["--name", "a_b"], {"name": "a_b"}),
+    ],
+)
+def test_underscores_in_an_option_are_understood(words, expected, monkeypatch):
+    assert parse(*words) == expected
+    parser = Parser()
+    add_options(parser, FIELDS)
+    monkeypatch.setattr("sys.argv", ["program", *words])
+    assert given(parser.parse_args()) == expected
+    assert "--n_layer" not in parser.format_help()
+
+
+def test_words_after_two_hyphens_stay_as_they_are():
+    parser = Parser()
+    parser.add_argument("files", nargs="*")
+    assert parser.parse_args(["--", "--a_b"]).files == ["--a_b"]
+
+
+def test_all_programs_understand_underscores():
+    for path in (Path(__file__).parents[2] / "examples").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "ArgumentParser(" not in text, path
+        assert "Parser(" in text, path
 
 
 def test_an_option_may_have_another_name():

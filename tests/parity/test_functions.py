@@ -15,7 +15,7 @@ import pytest
 import minigrad as mg
 from minigrad import functional as F
 
-from .compare import assert_close, assert_parity, torch
+from .compare import assert_close, assert_parity, largest, torch
 
 pytestmark = pytest.mark.parity
 TF = torch.nn.functional
@@ -412,3 +412,38 @@ def test_comparison(compare):
     for other in (right, 1.0):
         ours = compare(mg.Tensor(left), mg.Tensor(other) if isinstance(other, np.ndarray) else other)
         assert_close(ours, compare(torch.tensor(left), torch.tensor(other)), compare.__name__)
+
+
+SUMS = {
+    "sum": (lambda x, p: F.sum(x, 0), lambda x, p: x.sum(0)),
+    "mean": (lambda x, p: F.mean(x, 0), lambda x, p: x.mean(0)),
+    "bias": (lambda x, p: x + p, lambda x, p: x + p),
+    "linear": (
+        lambda x, p: F.linear(x, np.eye(64, dtype=x.dtype), p),
+        lambda x, p: TF.linear(x, torch.eye(64).to(x), p),
+    ),
+    "rms_norm": (F.rms_norm, lambda x, p: TF.rms_norm(x, (64,), p, 1e-5)),
+    "layer_norm": (F.layer_norm, lambda x, p: TF.layer_norm(x, (64,), p)),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("rows", [300, 1000, 4096])
+def test_float32_sums_over_rows_lose_no_more_digits_than_pytorch_s(name, rows):
+    """The worst error of values, and of the gradient of what all rows share, is at most three times as large."""
+    x, p, g = (np.random.default_rng(rows).random(shape).astype("f") for shape in ((rows, 64), (64,), (rows, 64)))
+    ours, theirs = SUMS[name]
+    results = []
+    for fn, dtype in ((theirs, torch.float64), (theirs, torch.float32)):
+        a, b = torch.tensor(x, dtype=dtype), torch.tensor(p, dtype=dtype, requires_grad=True)
+        y = fn(a, b)
+        if y.requires_grad:
+            y.backward(torch.tensor(g, dtype=dtype))
+        results.append((y if b.grad is None else b.grad).detach().numpy())
+    b = mg.Tensor(p, requires_grad=True)
+    y = ours(mg.Tensor(x), b)
+    if y.requires_grad:
+        y.backward(g)
+    results.append(y.data if b.grad is None else b.grad)
+    exact, of_torch, of_ours = results
+    assert largest(of_ours - exact) <= 3 * largest(of_torch - exact)

@@ -32,12 +32,14 @@ def diagnose(exercise: Exercise, case: Case, name: str, given: Any, right: Any, 
             if other != name and same(given, sum(other_terms.values())):
                 return f"{what} is what dL/d{other} should be: return the gradients in the order of the arguments"
     if given.shape != x.shape:
-        return explain_shape(what, name, given, x, np.asarray(g), exact)
+        return explain_shape(what, name, given, x, np.asarray(g), exact, exercise.has_products)
     if not np.isfinite(given).all():
         place = first(~np.isfinite(given))
         return f"{what} has a NaN or an infinity at {place}, where {name} is {x[place]}"
     if x.size and not given.any():
         return f"{what} is zero everywhere"
+    if same(given, g):
+        return f"{what} is g itself: the factor dy/d{name} is missing (the chain rule)"
     ones = sum(exercise.terms(np.ones_like(g), **case.arguments)[name].values())
     if same(given, ones):
         return f"{what} does not depend on g: multiply by the gradient that arrives (the chain rule)"
@@ -59,20 +61,37 @@ def first(places: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argwhere(places)[0])
 
 
-def explain_shape(what: str, name: str, given: Any, x: Any, g: Any, exact: Any) -> str:
+def explain_shape(what: str, name: str, given: Any, x: Any, g: Any, exact: Any, has_products: bool) -> str:
     start = f"{what} has the shape {given.shape}, but {name} is {x.shape}"
-    if given.shape == g.shape and given.size > x.size:
+    was_copied = x.shape != g.shape and broadcasts(x.shape, g.shape)
+    if given.shape == g.shape and was_copied:
         start = f"{what} has the shape of the result, {given.shape}, but {name} is {x.shape}"
         return f"{start}: sum over the axes along which {name} was copied"
     if given.ndim == 2 and same(given.T, exact):
-        return f"{start}: a transpose is missing, or the factors of the product are in the wrong order"
+        if has_products:
+            return f"{start}: a transpose is missing, or the factors of the product are in the wrong order"
+        return f"{start}: it is the transpose of the right gradient"
     if given.size == x.size and same(given.reshape(x.shape), exact):
-        return f"{start}: the numbers are right; keep axes of size 1 (keepdims=True), or reshape to the shape of {name}"
+        axes = (
+            "drop the axes of size 1 (no keepdims=True)"
+            if given.ndim > x.ndim
+            else "keep axes of size 1 (keepdims=True)"
+        )
+        return f"{start}: the numbers are right; {axes}, or reshape to the shape of {name}"
     if given.ndim > x.ndim and same(given.sum(axis=tuple(range(given.ndim - x.ndim))), exact):
         return f"{start}: sum over the axes that {name} does not have"
-    if given.ndim < g.ndim and same(given.sum(), exact.sum()):
+    if given.size < x.size and x.shape == g.shape:
+        return f"{start}: {name} was not copied, so there is nothing to sum"
+    if given.ndim < g.ndim and was_copied and same(given.sum(), exact.sum()):
         return f"{start}: the sum runs over the wrong axes; sum over those along which {name} was copied"
+    if given.size < x.size and same(given.sum(), exact.sum()):
+        return f"{start}: it was summed over an axis that {name} has"
     return start
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Does NumPy copy an array of this shape along new axes, or axes of size 1, to the other shape?"""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
 def fit(given: Any, terms: list[Any]) -> list[float] | None:

@@ -42,6 +42,7 @@ class Exercise(NamedTuple):
     cases: list[Case]  # from simple to tricky
     terms: Callable[..., Terms]
     mistakes: Callable[..., Mistakes]
+    has_products: bool = False  # is it made of matrix products?
 
     @property
     def name(self) -> str:
@@ -290,7 +291,10 @@ def cross_entropy_mistakes(g, **arguments):
     }
     if arguments["reduction"] == "mean":
         n = max(counted.sum(), 1)
+        alone = f"multiply by g (the chain rule), and divide by the number of targets, {n}: the loss is their mean"
         found |= {
+            f"dL/dx is p - q alone; {alone}": (p - q) * counted,
+            f"dL/dx is p alone; subtract q, {alone}": p * counted,
             f"dL/dx is not divided by the number of targets, {n}, although the loss is their mean": right * n,
             f"dL/dx is divided by the number of targets, {n}, twice": right / n,
             f"dL/dx is divided by {rows}, the number of rows; the mean is over the {n} not ignored": right * n / rows,
@@ -357,6 +361,12 @@ def layer_norm_mistakes(g, x, gamma, beta, eps):
             * (g_hat - row_mean(g_hat) - r * r * x_hat * row_mean(g_hat * x_hat)),
             "dL/dx: the factor r appears twice": r * r * projected,
             "dL/dx is divided by r; it should be multiplied by r": projected / r,
+            "dL/dx: in the term - r x_hat mean(g_hat x_hat), the mean is of g_hat; it should be of g_hat x_hat": r
+            * (g_hat - row_mean(g_hat) - x_hat * row_mean(g_hat)),
+            "dL/dx: in the term - r x_hat mean(g_hat x_hat), the mean is of g x_hat; it should be of g_hat x_hat": r
+            * (g_hat - row_mean(g_hat) - x_hat * row_mean(g * x_hat)),
+            "dL/dx: in the term - r mean(g_hat), the mean is of g; it should be of g_hat": r
+            * (g_hat - row_mean(g) - x_hat * row_mean(g_hat * x_hat)),
             "dL/dx: the sums of g_hat and of g_hat x_hat are subtracted; they should be means": r
             * (g_hat - sum_g - x_hat * sum_gx),
             "dL/dx: the means run over the whole array; they should run over each row": r
@@ -437,6 +447,23 @@ def attention_mistakes(g, q, k, v, causal, mask, dropout_p):
         "the sum in softmax's backward runs over the queries; it should run over the keys",
         attention_gradients(through_softmax(p, dp, axis=-2), scale, q, k),
     )
+    both(
+        "in softmax's backward the sum is over dP; it should be over dP P",
+        attention_gradients(p * (dp - dp.sum(axis=-1, keepdims=True)), scale, q, k),
+    )
+    both(
+        "in softmax's backward the mean of dP P is subtracted; it should be the sum",
+        attention_gradients(p * (dp - row_mean(dp * p)), scale, q, k),
+    )
+    both(
+        "in softmax's backward the factor P is missing",
+        attention_gradients(dp - (dp * p).sum(axis=-1, keepdims=True), scale, q, k),
+    )
+    if p.ndim == 2 and len(p) == p.shape[-1]:  # otherwise NumPy refuses to broadcast
+        both(
+            "the sum in softmax's backward loses the axis of the keys; with keepdims=True it stays, with size 1",
+            attention_gradients(p * (dp - (dp * p).sum(axis=-1)), scale, q, k),
+        )
     unmasked = softmax(s, axis=-1)
     if causal or mask is not None:
         both(
@@ -475,7 +502,7 @@ EXERCISES = [
         gelu_terms,
         gelu_mistakes,
     ),
-    Exercise("ex04_matmul.py", MatMul, PRODUCTS, matmul_terms, matmul_mistakes),
+    Exercise("ex04_matmul.py", MatMul, PRODUCTS, matmul_terms, matmul_mistakes, has_products=True),
     Exercise(
         "ex05_linear.py",
         Linear,
@@ -488,6 +515,7 @@ EXERCISES = [
         ],
         linear_terms,
         linear_mistakes,
+        has_products=True,
     ),
     Exercise(
         "ex06_embedding.py",
@@ -568,5 +596,6 @@ EXERCISES = [
         ],
         attention_terms,
         attention_mistakes,
+        has_products=True,
     ),
 ]

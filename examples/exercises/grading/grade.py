@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +33,12 @@ class Mistake(Exception):
     """Something is wrong; the message says what."""
 
 
+class NotWritten(Exception):
+    """The backward raises NotImplementedError."""
+
+
 def grade_file(exercise: Exercise, folder: Path) -> Grade:
-    """The grade of the class in the exercise's file in `folder`."""
+    """The grade of the class in the exercise's file in `folder`. Whatever the file does, it gets a grade."""
     path = folder / exercise.file
     if not path.exists():
         return Grade(WRONG, f"there is no {exercise.file} in {folder}")
@@ -38,6 +46,8 @@ def grade_file(exercise: Exercise, folder: Path) -> Grade:
         found = load_operations(path)
     except ConfigError as error:
         return Grade(WRONG, str(error))
+    except SystemExit:
+        return Grade(WRONG, f"{path}: ends the program when it is imported")
     own = next((operation.own for operation in found if operation.engine is exercise.operation), None)
     if own is None:
         return Grade(WRONG, f"{exercise.file} has no class {exercise.name}")
@@ -49,7 +59,7 @@ def grade(exercise: Exercise, own: type[mg.Function]) -> Grade:
     for case in exercise.cases:
         try:
             check(exercise, case, own)
-        except NotImplementedError:
+        except NotWritten:
             return Grade(NOT_WRITTEN, f"open {exercise.file}")
         except Mistake as mistake:
             return Grade(WRONG, f"{case.what}: {mistake}")
@@ -57,17 +67,24 @@ def grade(exercise: Exercise, own: type[mg.Function]) -> Grade:
 
 
 def check(exercise: Exercise, case: Case, own: type[mg.Function]) -> None:
-    """Raise `Mistake` unless forward and backward are right in float64, and stay in float32 for float32 arguments."""
+    """Raise `Mistake` unless forward and backward are right in float64, and stay in float32 for float32 arguments.
+
+    Only what the student's code prints in the first forward and the first backward is shown.
+    """
     names, values = list(case.arguments), list(case.arguments.values())
     floating = [i for i, value in enumerate(values) if is_floating(value)]
-    ctx, y = forward(own, values)
+    with explained("forward", exercise, names, values):
+        ctx, y = forward(own, values)
     _, engines = forward(exercise.operation, values)
+    if not isinstance(y, (np.ndarray, np.number, float)):
+        raise Mistake(f"forward returns {a_or_an(y)}; expected a NumPy array; change only backward")
     if np.shape(y) != np.shape(engines) or not np.allclose(y, engines, rtol=1e-10, atol=1e-12, equal_nan=True):
         raise Mistake("forward gives a different result than the engine's; change only backward")
     g = np.asarray(np.random.default_rng(1).standard_normal(np.shape(y)))
-    gradients = backward(own, ctx, g, names, values)
+    gradients = backward(exercise, own, ctx, g, names, values)
     for i in floating:
-        right = numeric_gradient(own, values, i, g)
+        with quiet():
+            right = numeric_gradient(own, values, i, g)
         if gradients[i] is None:
             raise Mistake(f"backward returns None for {names[i]}; expected dL/d{names[i]}")
         given = np.asarray(gradients[i])
@@ -75,8 +92,10 @@ def check(exercise: Exercise, case: Case, own: type[mg.Function]) -> None:
             raise Mistake(diagnose(exercise, case, names[i], given, right, g))
 
     values = [value.astype(np.float32) if is_floating(value) else value for value in values]
-    ctx, _ = forward(own, values)
-    gradients = backward(own, ctx, g.astype(np.float32), names, values)
+    with quiet(), explained("forward", exercise, names, values):
+        ctx, _ = forward(own, values)
+    with quiet():
+        gradients = backward(exercise, own, ctx, g.astype(np.float32), names, values)
     for i in floating:
         dtype = np.asarray(gradients[i]).dtype
         if dtype != np.float32:
@@ -90,6 +109,49 @@ def is_floating(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
+def a_or_an(value: Any) -> str:
+    """The type of a value, with its article."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}" if value is not None else "None"
+
+
+def quiet() -> contextlib.redirect_stdout:
+    """A context in which nothing is printed."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+@contextlib.contextmanager
+def read_only(values: list[Any]) -> Iterator[None]:
+    """A context in which a write to one of the arrays raises an error."""
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    writeable = [array.flags.writeable for array in arrays]
+    for array in arrays:
+        array.flags.writeable = False
+    try:
+        yield
+    finally:
+        for array, flag in zip(arrays, writeable, strict=True):
+            array.flags.writeable = flag
+
+
+@contextlib.contextmanager
+def explained(
+    method: str, exercise: Exercise, names: list[str], values: list[Any], g: Any = None, saved: tuple[Any, ...] = ()
+) -> Iterator[None]:
+    """A context in which an error of the student's code becomes a `Mistake` that explains it.
+
+    Arguments and saved arrays are read-only inside.
+    """
+    try:
+        with read_only([g, *values, *saved]), np.errstate(all="ignore"):  # NaN and infinity are reported later
+            yield
+    except (Exception, SystemExit) as error:
+        if method == "backward" and isinstance(error, NotImplementedError):
+            raise NotWritten from error
+        message = explain_error(error, method, exercise, g, names, values)
+        raise Mistake(message if method == "backward" else f"forward fails; change only backward. {message}") from error
+
+
 def forward(own: type[mg.Function], values: list[Any]) -> tuple[Context, Any]:
     """The context and the result of a forward, which always draws the same random numbers."""
     mg.manual_seed(0)
@@ -97,28 +159,20 @@ def forward(own: type[mg.Function], values: list[Any]) -> tuple[Context, Any]:
     return ctx, own.forward(ctx, *values)
 
 
-def backward(own: type[mg.Function], ctx: Context, g: Any, names: list[str], values: list[Any]) -> list[Any]:
-    """What backward returns, with one entry for each argument of forward. It must not write to its inputs."""
-    borrowed = [array for array in (g, *values, *ctx.saved) if isinstance(array, np.ndarray)]
-    writeable = [array.flags.writeable for array in borrowed]
-    for array in borrowed:
-        array.flags.writeable = False
-    try:
-        with np.errstate(all="ignore"):  # NaN and infinity are reported later
-            result = own.backward(ctx, g)
-    except NotImplementedError:
-        raise
-    except Exception as error:
-        raise Mistake(describe_error(error, g, names, values)) from error
-    finally:
-        for array, flag in zip(borrowed, writeable, strict=True):
-            array.flags.writeable = flag
+def backward(
+    exercise: Exercise, own: type[mg.Function], ctx: Context, g: Any, names: list[str], values: list[Any]
+) -> list[Any]:
+    """What backward returns, with one entry for each argument of forward."""
+    with explained("backward", exercise, names, values, g, ctx.saved):
+        result = own.backward(ctx, g)
     result = list(result) if isinstance(result, (tuple, list)) else [result]
-    if len(values) > 1 and len(result) == 1 and result[0] is None:
+    if len(result) == 1 and result[0] is None:
         raise Mistake("backward returns None; is its `return` missing?")
     for each in result:
         if each is not None and not isinstance(each, (np.ndarray, np.number)):
-            raise Mistake(f"backward returns a {type(each).__name__} as a gradient; expected a NumPy array")
+            raise Mistake(f"backward returns {a_or_an(each)} as a gradient; expected a NumPy array")
+        if each is not None and each.dtype.kind not in "biuf":
+            raise Mistake(f"backward returns an array of dtype {each.dtype} as a gradient; expected real numbers")
     floating = [i for i, value in enumerate(values) if is_floating(value)]
     if len(result) == len(values):
         return result
@@ -130,30 +184,63 @@ def backward(own: type[mg.Function], ctx: Context, g: Any, names: list[str], val
     )
 
 
-def describe_error(error: Exception, g: Any, names: list[str], values: list[Any]) -> str:
-    """Describe an exception that backward raised: where, what, the shapes involved, and the likely reason."""
+def explain_error(
+    error: BaseException, method: str, exercise: Exercise, g: Any, names: list[str], values: list[Any]
+) -> str:
+    """Describe an exception that forward or backward raised: where, what, the shapes involved, the likely reason."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     for frame in traceback.extract_tb(error.__traceback__):
-        if frame.name == "backward" or Path(frame.filename).name.startswith("ex"):
+        if frame.name == method or Path(frame.filename).name == exercise.file:
             place = frame
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in zip(names, values, strict=True) if is_floating(value))
-    said = str(error)
-    message = f"line {place.lineno}, {place.line}: {type(error).__name__}: {said}; g is {np.shape(g)}, {shapes}"
+    shapes = [f"{name} {value.shape}" for name, value in zip(names, values, strict=True) if is_floating(value)]
+    said, line, start = str(error), place.line or "", f"line {place.lineno}, {place.line}"
     if "read-only" in said:
         return (
-            f"line {place.lineno}, {place.line}: writes to g, to an argument or to a saved array; these are also used "
-            f"elsewhere, so make a new array"
+            f"{start}: writes to g, to an argument or to a saved array; these are also used elsewhere, so make a new "
+            f"array"
         )
-    if "broadcast together" in said and (lost := lost_axis(said)) is not None:
-        return f"{message}. Does a sum or a mean lose axis {lost}? With keepdims=True the axis stays, with size 1"
-    if "core dimension" in said:
-        return f"{message}. A transpose is missing, or the factors of a product are in the wrong order"
-    return message
+    message = (
+        f"{start}: {type(error).__name__}: {said}; {', '.join([f'g is {np.shape(g)}'] * (g is not None) + shapes)}"
+    )
+    return ". ".join(filter(None, [message, likely_reason(said, line, exercise, values)]))
 
 
-def lost_axis(said: str) -> int | None:
-    """The axis that only one of the two shapes in NumPy's message has, if this is their only difference."""
-    shapes = [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\(([\d,]*)\)", said)]
+def likely_reason(said: str, line: str, exercise: Exercise, values: list[Any]) -> str:
+    """Why NumPy could not compute a line; empty if there is no guess."""
+    if "core dimension" in said or "enough dimensions" in said:
+        if not exercise.has_products:
+            return "@ is the matrix product; write * to multiply element by element"
+        if ".T" in line and any(np.ndim(value) > 2 for value in values):
+            return (
+                ".T reverses all axes, also the leading ones; swapaxes(-1, -2) exchanges the last two, and after "
+                "reshape(-1, …) there are only two"
+            )
+        return "A transpose is missing, or the factors of a product are in the wrong order"
+    if "broadcast together" in said:
+        shapes = shapes_in(said)
+        if (axis := missing_axis(shapes)) is not None:
+            return (
+                f"The operand of shape {min(shapes, key=len)} lacks axis {axis}. If a sum or a mean lost it, "
+                f"keepdims=True keeps it, with size 1; to add it, write reshape(…) or [..., None]"
+            )
+        if exercise.has_products:
+            return "* multiplies element by element; write @ for a matrix product"
+    if found := re.search(r"cannot reshape array of size (\d+)", said):
+        size, wanted = int(found[1]), math.prod(shapes_in(said)[-1])
+        if size > wanted and size % wanted == 0:
+            return (
+                f"There are {size // wanted} times as many elements: sum over the axes that were copied (sum_to) first"
+            )
+    return ""
+
+
+def shapes_in(said: str) -> list[tuple[int, ...]]:
+    """The shapes in a message of NumPy's."""
+    return [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\(([\d,]*)\)", said)]
+
+
+def missing_axis(shapes: list[tuple[int, ...]]) -> int | None:
+    """The axis that only one of two shapes has, if this is their only difference."""
     if len(shapes) != 2:
         return None
     short, long = sorted(shapes, key=len)

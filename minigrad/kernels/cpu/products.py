@@ -21,6 +21,7 @@ SMALL = 2e6  # multiplications up to which the reference, with fewer calls, is a
 LATE = 4e6  # multiplications that a thread does in the time that another takes to wake up, begin and report back
 FEW = 16  # with fewer rows than this, the time is spent on fetching the weights, not on multiplying
 SHARED = 256  # rows up to which OpenBLAS's own threads are faster: products side by side each pack the weights
+STRIP = 64  # rows that are added up one after the other: each addition may lose half of the last digit
 FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -84,14 +85,13 @@ class Linear:
         dweight = np.empty((outputs, inputs), x.dtype) if wants_weight else None
         dbias = np.empty(outputs, x.dtype) if wants_bias else None
 
-        ones = np.ones(n, x.dtype)
         if ctx.in_one:
             if dx is not None:
                 multiply(product(g_rows, weight, dx), ctx.parts)
             if dweight is not None:
                 multiply(product(g_rows.T, rows, dweight), ctx.parts)
             if dbias is not None:  # by NumPy's library, on one thread: two would take cores from MKL's next product
-                np.dot(ones, g_rows, dbias)
+                sum_rows(g_rows, dbias)
             return None if dx is None else dx.reshape(x.shape), dweight, dbias
         tasks = []
         for i in range(ctx.parts):
@@ -103,10 +103,23 @@ class Linear:
             if dweight is not None:
                 calls.append(product(g_rows[:, own].T, rows, dweight[own]))
             if dbias is not None:
-                calls.append(functools.partial(np.dot, ones, g_rows[:, own], dbias[own]))
+                calls.append(functools.partial(sum_rows, g_rows[:, own], dbias[own]))
             tasks.append(functools.partial(one_after_the_other, calls))
         run_together(tasks)
         return None if dx is None else dx.reshape(x.shape), dweight, dbias
+
+
+def sum_rows(x: Any, out: Any) -> None:
+    """out (C,) = the sum of the rows of x (N, C): products with ones, each with few enough rows to lose no digits."""
+    ones = np.ones(min(len(x), STRIP), x.dtype)
+    if len(x) <= STRIP:
+        np.dot(ones, x, out)
+        return
+    strips = np.empty((-(-len(x) // STRIP), x.shape[1]), x.dtype)
+    for i, strip in enumerate(strips):
+        own = x[i * STRIP : (i + 1) * STRIP]
+        np.dot(ones[: len(own)], own, strip)
+    sum_rows(strips, out)
 
 
 def multiply(call: Callable[[], Any], parts: int) -> None:

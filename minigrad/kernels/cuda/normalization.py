@@ -33,7 +33,7 @@ class LayerNorm:
         xp = get_array_module(x)
         x, gamma, beta = packed(x), packed(gamma), packed(beta)
         rows = x.size // x.shape[-1]
-        y, mu, r = xp.empty_like(x), xp.empty(rows, "float32"), xp.empty(rows, "float32")
+        y, mu, r = xp.empty_like(x), xp.empty((2, rows), "float32"), xp.empty(rows, "float32")
         blocks = -(-rows // (THREADS // _row_threads(x)))
         kernel = _kernel("layer_norm_forward", x)
         kernel(blocks, THREADS, x, gamma, beta, float(eps), rows, y, mu, r)
@@ -45,7 +45,7 @@ class LayerNorm:
         x, gamma, mu, r = ctx.saved
         _, wants_gamma, wants_beta, _ = ctx.needs_input_grad
         xp = get_array_module(x)
-        rows, channels = mu.size, x.shape[-1]
+        rows, channels = r.size, x.shape[-1]
         blocks = min(-(-rows // (THREADS // _row_threads(x))), 2 * multiprocessors())
         dx, dgamma, dbeta = xp.empty_like(x), *(xp.empty((blocks, channels), "float32") for _ in range(2))
         kernel = _kernel("layer_norm_backward", x)

@@ -36,6 +36,17 @@ def test_layer_norm(machine, dtype, shape, affine):
     assert_same(machine, cuda.LayerNorm, normalization.LayerNorm, dtype, numbers(dtype, *shape), *arguments, sums=35)
 
 
+@pytest.mark.parametrize("channels", [768, 2048])
+def test_layer_norm_of_rows_with_a_large_mean(machine, channels):
+    x = numbers("float32", 6, channels)
+    x[:2] += [[100], [1e4]]
+    x[2:] = [[0.1], [1e4 / 3], [-1e6 / 7], [1e8 / 3]]
+    gamma, beta = numbers("float32", channels), numbers("float32", channels)
+    assert_same(
+        machine, cuda.LayerNorm, normalization.LayerNorm, "float32", numbers("float32", *x.shape), x, gamma, beta, 1e-5
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu(machine, dtype):
     x = numbers(dtype, 7, 111)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ....backend import on
+from ....cache import cache_folder
 from .. import cublaslt, launch
 from . import run
 from .cases import units
@@ -89,14 +90,6 @@ def _driver() -> str:
 
 
 # The file
-
-
-def cache_folder() -> Path:
-    """$MINIGRAD_CACHE, else minigrad in $XDG_CACHE_HOME, else ~/.cache/minigrad. Raises RuntimeError without a home."""
-    chosen = os.environ.get("MINIGRAD_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigrad"
 
 
 def path_of(key: dict[str, Any]) -> Path:
