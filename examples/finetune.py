@@ -39,6 +39,7 @@ from gpt.options import (
     folder,
     option,
     pick,
+    restore,
 )
 from gpt.options import given as given_options
 from gpt.run import (
@@ -211,9 +212,9 @@ def keep_the_model(model: Path, option: str, folder: Path) -> None:
 
 def resumed_config(saved: checkpoint.Checkpoint, given: dict[str, Any], dropout: float | None) -> FinetuneConfig:
     """The options of the resumed run, updated with the given ones. Raises `ConfigError` if they change the model."""
-    before = saved.run["train_config"]
-    if "lora_rank" not in before:
+    if "lora_rank" not in saved.run["train_config"]:
         raise ConfigError("--resume: expected a run of finetune.py, got another; start from it with --model")
+    before = dataclasses.asdict(restore(FinetuneConfig, saved.run["train_config"]))
     fixed = ["lora_rank", "lora_alpha", "lora_layers", "optimizer"]
     if not before["lora_rank"]:  # the model of adapters is loaded again, and may have been moved
         fixed.append("model")

@@ -161,7 +161,7 @@ def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
     if last.run["iteration"] < args.steps:
         raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; the same command resumes it")
     model = best.model(args.device)
-    curve = [(row["iteration"], row["val_loss"]) for row in last.run["rows"] if "val_loss" in row]
+    curve = [(row["iteration"], row["val_loss"]) for row in last.rows() if "val_loss" in row]
     return Climb(model.num_parameters(), [*curve[:-1], (args.steps, validation_loss(model, tokens.val))])
 
 

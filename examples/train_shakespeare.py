@@ -35,6 +35,7 @@ from gpt.options import (
     folder,
     given,
     pick,
+    restore,
 )
 from gpt.run import BEST, LAST, METRICS, check_unchanged, keep_previous_run, print_interrupted, run_folder
 from gpt.sample import stream
@@ -122,7 +123,7 @@ def set_up(args: argparse.Namespace) -> Run:
         if "lora_rank" in saved.run["train_config"]:
             raise ConfigError("--resume: expected a run of train_shakespeare.py, got one of finetune.py")
         tokens = load_data(args.data, saved.tokenizer, check=saved.check_same_text)
-        before = TrainConfig(**saved.run["train_config"])
+        before = restore(TrainConfig, saved.run["train_config"])
         check_resumed({**saved.options, **dataclasses.asdict(before)}, options)
         config = dataclasses.replace(saved.config, checkpoint=options.get("checkpoint", saved.config.checkpoint))
         train_config = dataclasses.replace(before, **pick(options, TRAIN_OPTIONS))

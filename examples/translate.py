@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import minigrad as mg
 from gpt.checkpoint import part
+from gpt.config import check_tensors
 from gpt.errors import CheckpointError, ConfigError, printable, run_program
 from gpt.figures import NO_FIGURE, new_figure, save_figure
 from gpt.options import (
@@ -42,6 +43,7 @@ from gpt.options import (
     add_options,
     add_run_options,
     check_choices,
+    check_count,
     check_device,
     check_whole,
     describe,
@@ -50,6 +52,7 @@ from gpt.options import (
     given,
     option,
     pick,
+    restore,
 )
 from gpt.run import (
     CROSS_ATTENTION,
@@ -317,11 +320,37 @@ def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:
     """Read what `Training.save` wrote: the metadata, and the tensors."""
     try:
         tensors, metadata = load_with_metadata(out / LAST)
-        return json.loads(metadata[ABOUT]), tensors
-    except KeyError as error:
-        raise CheckpointError(f"{out / LAST}: a safetensors file, but not a run of examples/translate.py") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
+    try:
+        about = json.loads(metadata[ABOUT])
+        options, run = about["options"], about["run"]
+        if not isinstance(options, dict):
+            raise TypeError(f"options is {options!r:.100}; expected a dict")
+        model = pick(options, MODEL_OPTIONS)
+        restore(TrainingConfig, {name: x for name, x in options.items() if name not in {*model, "data"}})
+        check_tensors(shape_of(tensors, model).parameter_shapes(), part(tensors, "model"))
+        check_count("done", run["done"], 0)
+        for name, length in (("best", 2), ("losses", 2), ("estimates", 3)):
+            for row in [run[name]] if name == "best" else run[name]:
+                if [type(x) in (int, float) for x in row] != [True] * length:
+                    raise ValueError(f"{name}: expected {length} numbers, got {row!r:.100}")
+        mg.random.check_state(about["random"])
+        if not isinstance(run["data_id"], str) or not isinstance(options.get("data"), str | None):
+            raise ValueError("expected data and data_id as text")
+        return about, tensors
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{out / LAST}: a safetensors file, but not a run of examples/translate.py ({error})"
+        ) from error
+
+
+def shape_of(tensors: dict[str, mg.Tensor], options: dict[str, Any]) -> Seq2SeqConfig:
+    """The shape of the run's model: its options, and the sizes of the vocabularies from its tensors."""
+    source = tensors["model.source_wte.weight"]
+    target = tensors.get("model.target_wte.weight", source)  # one matrix for both with tie_weights "all"
+    sizes = {"source_vocab_size": (*source.shape, 0)[0], "target_vocab_size": (*target.shape, 0)[0]}
+    return restore(Seq2SeqConfig, {**options, **sizes})
 
 
 def exact_match(translator: Translator, pairs: Sequence[Pair], beam_size: int = 1, length_penalty: float = 0) -> float:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
-from .config import GPTConfig
-from .errors import CheckpointError, ConfigError, GPTError
+from . import metrics
+from .config import GPTConfig, check_tensors
+from .errors import CheckpointError, ConfigError, DataError, GPTError
 from .model import GPT
-from .run import BEST, LAST
+from .options import number_or_nan, restore
+from .run import BEST, LAST, METRICS
 from .text.tokenizer import CharTokenizer, Tokenizer, from_state
 
 
@@ -61,6 +63,15 @@ class Checkpoint:
         """The options of model and training that the run was started with."""
         return {**dataclasses.asdict(self.config), **self.run["train_config"]}
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that metrics.csv, beside this file, had when it was saved. Raises FileNotFoundError without it."""
+        if "rows" in self.run:  # from before metrics.csv was the record
+            return self.run["rows"]
+        try:
+            return metrics.read(self.path.with_name(METRICS), self.run["metrics"])
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+
     def check_same_text(self, data_id: str) -> None:
         """Raise `ConfigError` if the run was trained on another text than the one with this id."""
         if self.run["data_id"] != data_id:
@@ -68,7 +79,8 @@ class Checkpoint:
 
     def model(self, device: str = "cpu") -> GPT:
         """The model, with its weights, in evaluation mode."""
-        model = GPT(self.config)
+        with mg.random.blank():
+            model = GPT(self.config)
         try:
             model.load_state_dict(self.part("model"))
         except ValueError as error:
@@ -84,22 +96,95 @@ def part(tensors: Mapping[str, mg.Tensor], prefix: str) -> dict[str, mg.Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
+class _Run(dict):
+    """The state of a training run. Raises `CheckpointError` for bad values, and for a part that is not there."""
+
+    def __init__(self, path: Path, content: Any) -> None:
+        if not isinstance(content, dict):
+            raise CheckpointError(f"run is {content!r:.100}; expected a dict")
+        unknown = [f"{name:.50}" for name in content if name not in PARTS]
+        if unknown:
+            raise CheckpointError(
+                f"its run has parts that this version does not know: {', '.join(map(repr, unknown[:5]))}; it was saved "
+                "by a newer version, or is damaged"
+            )
+        for name, value in content.items():
+            try:
+                PARTS[name](value)
+            except ValueError as error:
+                raise CheckpointError(f"its run's {name}: {error}") from error
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{self.path}: its run has no {name}; expected a checkpoint of a training run")
+
+
+def _check(expected: str, is_right: Callable[[Any], bool]) -> Callable[[Any], None]:
+    """A function that raises ValueError for a value that is not right."""
+
+    def check(value: Any) -> None:
+        if not is_right(value):
+            raise ValueError(f"expected {expected}, got {value!r:.100}")
+
+    return check
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_finite(value: Any) -> bool:
+    return abs(number_or_nan(value)) < float("inf")
+
+
+def _are_options(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(x, str | int | float | None) for x in value.values())
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("bytes")) and isinstance(value.get("sha256"), str)
+
+
+def _is_scale(value: Any) -> bool:
+    is_state = isinstance(value, dict) and _is_finite(value.get("scale")) and _is_count(value.get("good_steps"))
+    return value is None or (is_state and value["scale"] > 0)
+
+
+# The parts of a run, each with a check of its type and range. `Trainer.save` writes them.
+PARTS: dict[str, Callable[[Any], None]] = {
+    "train_config": _check("options by name", _are_options),
+    "iteration": _check("a number of steps", _is_count),
+    "best_val_loss": _check("a finite number or null", lambda value: value is None or _is_finite(value)),
+    "metrics": _check("the length and the SHA-256 of metrics.csv", _is_mark),
+    "rows": metrics.check_rows,
+    "random": mg.random.check_state,
+    "data_id": _check("text", lambda value: isinstance(value, str)),
+    "loss_scale": _check("the state of a GradScaler or null", _is_scale),
+}
+
+
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint file; raises `CheckpointError` if it is missing, damaged, or something else."""
+    """Read a checkpoint file; raises `CheckpointError` if it is missing, damaged, or something else.
+
+    All of it is checked before anything is made of it: the types and ranges in the metadata, the options, and the name,
+    shape and dtype of each tensor of the model. A run of adapters has no such tensors; `resume` compares its own.
+    """
     try:
         tensors, metadata = load_with_metadata(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
     try:
         about = json.loads(metadata["minigrad"])
+        run = _Run(Path(path), about["run"])
         if "characters" in about:  # from before there were other tokenizers
             tokenizer: Tokenizer = CharTokenizer(about["characters"])
         else:
             tokenizer = from_state(about["tokenizer"])
-        run = about["run"]
-        if not isinstance(run, dict) or not isinstance(run.get("train_config", {}), dict):
-            raise TypeError(f"run is {str(run):.100}; expected a dict whose train_config is a dict")
-        return Checkpoint(Path(path), GPTConfig(**about["config"]), tokenizer, run, tensors)
+        config = restore(GPTConfig, about["config"])
+        if not run.get("train_config", {}).get("lora_rank"):
+            check_tensors(config.parameter_shapes(), part(tensors, "model"))
+        return Checkpoint(Path(path), config, tokenizer, run, tensors)
     except GPTError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -5,11 +5,13 @@ Every field is an option of examples/train_shakespeare.py, except vocab_size, wh
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .options import check_choices, check_whole, number_or_nan, option
 
 
@@ -38,6 +40,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_whole(self, {"block_size": 1, "vocab_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1})
+        check_whole(self, {"block_size": 1}, bits=31)  # the cache of keys and values has this length; no tensor has it
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if not 0 <= number_or_nan(self.dropout) < 1:
@@ -47,6 +50,65 @@ class GPTConfig:
             raise ConfigError(f"position 'rotary' needs an even head size, got {self.n_embd // self.n_head}")
         if not 0 <= number_or_nan(self.logit_softcap) < math.inf:
             raise ConfigError(f"logit_softcap is {self.logit_softcap!r}; expected a number of at least 0, not infinity")
+
+    def parameter_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name and the shape of each parameter of a GPT, in order. Files are compared with them before one is made.
+
+        They come one by one, so a config with a billion layers costs nothing.
+        """
+        C = self.n_embd
+        block = {
+            **norm_shapes("ln_1", self),
+            **linear_shapes("attn.c_attn", C, 3 * C, self.bias),
+            **linear_shapes("attn.c_proj", C, C, self.bias),
+            **norm_shapes("ln_2", self),
+            **linear_shapes("mlp.c_fc", C, 4 * C, self.bias),
+            **linear_shapes("mlp.c_proj", 4 * C, C, self.bias),
+        }
+        yield "wte.weight", (self.vocab_size, C)
+        if self.position == "learned":
+            yield "wpe.weight", (self.block_size, C)
+        for i in range(self.n_layer):
+            yield from ((f"h.{i}.{name}", shape) for name, shape in block.items())
+        yield from norm_shapes("ln_f", self).items()
+        if not self.tie_weights:
+            yield "lm_head.weight", (self.vocab_size, C)
+
+
+def linear_shapes(name: str, inputs: int, outputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """The parameters of a linear layer."""
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def norm_shapes(name: str, config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of a norm of a GPT."""
+    biased = config.bias and config.norm == "layer"
+    return {f"{name}.{part}": (config.n_embd,) for part in ("weight", *(["bias"] if biased else []))}
+
+
+MOST_PROBLEMS = 5  # that an error lists
+
+
+def check_tensors(expected: Iterable[tuple[str, tuple[int, ...]]], tensors: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless the tensors have the expected names and shapes, and floating dtypes.
+
+    It lists the first few problems and then stops, so that a config with a billion layers costs nothing.
+    """
+    problems, known = [], set()
+    for name, shape in expected:
+        tensor = tensors.get(name)
+        if tensor is None:
+            problems.append(f"missing {name}")
+        elif tensor.shape != shape:
+            problems.append(f"{name} has shape {tensor.shape}, expected {shape}")
+        elif tensor.dtype.kind != "f":
+            problems.append(f"{name} is {tensor.dtype}, expected floating numbers")
+        known.add(name)
+        if len(problems) == MOST_PROBLEMS:
+            raise CheckpointError(f"{'; '.join(problems)}; …")
+    problems += [f"unexpected {name!r:.100}" for name in itertools.islice(tensors.keys() - known, MOST_PROBLEMS)]
+    if problems:
+        raise CheckpointError("; ".join(problems))
 
 
 DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16")

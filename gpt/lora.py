@@ -23,6 +23,7 @@ from minigrad import nn
 from minigrad.serialization import load_with_metadata
 
 from .checkpoint import exact_weights
+from .config import check_tensors
 from .errors import CheckpointError, ConfigError
 from .model import GPT
 from .options import number_or_nan
@@ -47,8 +48,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         outputs, inputs = linear.weight.shape
-        if type(rank) is not int or not 1 <= rank <= min(inputs, outputs):
-            raise ConfigError(f"the rank of the adapters is {rank!r}; expected 1 to {min(inputs, outputs)}")
+        _check_rank(rank, inputs, outputs)
         if not 0 < number_or_nan(alpha) < math.inf:
             raise ConfigError(f"the alpha of the adapters is {alpha!r}; expected a number above 0")
         self.linear, self.rank, self.alpha = linear, rank, alpha
@@ -84,12 +84,7 @@ def add_adapters(model: GPT, rank: int, alpha: float = 16.0, layers: Sequence[st
     """
     if any(_layers(model, LoRALinear)):
         raise ConfigError("this model has adapters already")
-    linears = list(_layers(model.h, nn.Linear, "h."))
-    chosen = [found for found in linears if any(_ends(found[0], layer) for layer in layers)]
-    for layer in layers or [""]:
-        if not any(_ends(name, layer) for name, *_ in chosen):
-            known = dict.fromkeys(name.split(".", 2)[2] for name, *_ in linears)
-            raise ConfigError(f"no linear layer of the blocks is called {layer!r}; they are {', '.join(known)}")
+    chosen = _chosen(model, layers)
     base = _fingerprint(model)
     adapted = [(parent, attribute, LoRALinear(linear, rank, alpha)) for _, parent, attribute, linear in chosen]
     _exchange(model, nn.Parameter, Frozen)
@@ -97,6 +92,31 @@ def add_adapters(model: GPT, rank: int, alpha: float = 16.0, layers: Sequence[st
         adapter.base = base
         setattr(parent, attribute, adapter)
     return model
+
+
+def _chosen(model: GPT, layers: Sequence[str]) -> list[tuple[str, nn.Module, str, Any]]:
+    """The linear layers of the blocks that have these names. Raises `ConfigError` if no layer has one of them."""
+    linears = list(_layers(model.h, nn.Linear, "h."))
+    chosen = [found for found in linears if any(_ends(found[0], layer) for layer in layers)]
+    for layer in layers or [""]:
+        if not any(_ends(name, layer) for name, *_ in chosen):
+            known = dict.fromkeys(name.split(".", 2)[2] for name, *_ in linears)
+            raise ConfigError(f"no linear layer of the blocks is called {layer!r}; they are {', '.join(known)}")
+    return chosen
+
+
+def _adapter_shapes(chosen: list[tuple[str, nn.Module, str, Any]], rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The names and shapes of the parameters of adapters on these layers. Raises `ConfigError` for a bad rank."""
+    for name, _, _, linear in chosen:
+        outputs, inputs = linear.weight.shape
+        _check_rank(rank, inputs, outputs)
+        yield f"{name}.lora_A", (rank, inputs)
+        yield f"{name}.lora_B", (outputs, rank)
+
+
+def _check_rank(rank: Any, inputs: int, outputs: int) -> None:
+    if type(rank) is not int or not 1 <= rank <= min(inputs, outputs):
+        raise ConfigError(f"the rank of the adapters is {rank!r:.100}; expected 1 to {min(inputs, outputs)}")
 
 
 def merge(model: GPT) -> GPT:
@@ -152,6 +172,7 @@ def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:
         )
     try:
         with _as_before_an_error(model):
+            check_tensors(_adapter_shapes(_chosen(model, layers), rank), tensors)
             add_adapters(model, rank, alpha, layers)
             if any(adapter.base != base for *_, adapter in _layers(model, LoRALinear)):
                 raise ValueError("these adapters were trained on other weights")

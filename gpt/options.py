@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import minigrad as mg
 
@@ -89,6 +89,23 @@ def describe(config: Any, fields: Iterable[dataclasses.Field]) -> str:
     return ", ".join(f"{field.name} {getattr(config, field.name)}" for field in fields)
 
 
+Config = TypeVar("Config")
+
+
+def restore(config: type[Config], saved: Any) -> Config:
+    """The options of this class that a file holds. Raises `ConfigError` for bad values and for unknown options."""
+    if not isinstance(saved, Mapping):
+        raise ConfigError(f"{config.__name__} is {saved!r:.100}; expected options by name")
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    unknown = [f"{name:.50}" for name in saved if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{config.__name__} has options that this version does not know: {', '.join(map(repr, unknown[:5]))}; it "
+            "was saved by a newer version, or is damaged"
+        )
+    return config(**saved)
+
+
 # Options shared by several programs
 
 
@@ -149,21 +166,25 @@ def add_graph_option(parser: argparse.ArgumentParser) -> None:
 
 
 def check_choices(options: Any) -> None:
-    """Raise `ConfigError` if a field is not one of its choices, or if a boolean field is not a boolean."""
+    """Raise `ConfigError` if a field is not one of its choices, or if a boolean or text is something else."""
     for field in dataclasses.fields(options):
         value, choices = getattr(options, field.name), field.metadata["choices"]
         if field.type == "bool" and type(value) is not bool:  # for example "no", which would count as true
             raise ConfigError(f"{field.name} is {value!r}; expected True or False")
         if choices and value not in choices:
             raise ConfigError(f"{field.name} is {value!r}; expected {' or '.join(map(repr, choices))}")
+        if field.type == "str" and not isinstance(value, str):
+            raise ConfigError(f"{field.name} is {value!r:.100}; expected text")
 
 
-def check_whole(options: Any, least: Mapping[str, int]) -> None:
-    """Raise `ConfigError` if a field is not a whole number of at least the given minimum."""
+def check_whole(options: Any, least: Mapping[str, int], bits: int = 63) -> None:
+    """Raise `ConfigError` if a field is not a whole number of at least the given minimum, and below 2^bits."""
     for name, minimum in least.items():
         value = getattr(options, name)
         if type(value) is not int or value < minimum:
-            raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
+            raise ConfigError(f"{name} is {value!r:.100}; expected a whole number of at least {minimum}")
+        if value >= 2**bits:
+            raise ConfigError(f"{name} is a number of {value.bit_length()} bits; expected less than 2^{bits}")
 
 
 def check_count(name: str, value: Any, least: int) -> None:
@@ -173,5 +194,10 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 
 def number_or_nan(value: Any) -> Any:
-    """Return a number unchanged and anything else as NaN, which every range check rejects."""
-    return value if isinstance(value, Real) else math.nan
+    """Return a number unchanged and anything else as NaN, which every range check rejects.
+
+    True and False are no numbers, and an integer beyond the range of floats is none either.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    return value if not isinstance(value, int) or abs(value) < 2**1023 else math.nan

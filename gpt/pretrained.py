@@ -12,7 +12,7 @@ Users call `GPT.from_pretrained` and `GPT.save_pretrained`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import hashlib
 import json
 import math
 import os
@@ -27,6 +27,7 @@ import numpy as np
 import safetensors
 
 import minigrad as mg
+from minigrad.serialization import check_digest, replace
 
 from .config import GPTConfig
 from .download import NotFoundError, cache_directory, download
@@ -54,7 +55,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 READ_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # safetensors' dtypes; NumPy has no bfloat16
-STORED_AS = {"float32": "F32", "float16": "F16", "float64": "F64"}
+STORED_AS = ("float32", "float16", "float64")
 PIECE = 2**20  # how many numbers are copied at a time
 
 
@@ -274,12 +275,25 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         raise PretrainedError(f"{path}: not a whole safetensors file ({error})") from error
     except OSError as error:
         raise PretrainedError(f"{path}: cannot be read ({reason(error)})") from error
-    header.pop("__metadata__", None)
+    try:
+        check_digest(path)
+    except ValueError as error:
+        raise PretrainedError(str(error)) from error
+    _check_settings(path.with_name(CONFIG), header.pop("__metadata__", {}).get(CONFIG))
     return {
         name: StoredTensor(path, name.removeprefix(PREFIX), about["dtype"], tuple(about["shape"]), start)
         for name, about in header.items()
         for start in [8 + length + about["data_offsets"][0]]
     }
+
+
+def _check_settings(path: Path, digest: str | None) -> None:
+    """Raise `PretrainedError` if the file of weights contains a digest of config.json and this one has another."""
+    if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise PretrainedError(
+            f"{path}: its SHA-256 is not the one in the weights: it is damaged, was changed, or belongs to other "
+            "weights; restore it, or save the model again"
+        )
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -387,11 +401,12 @@ def write(folder: str | os.PathLike[str], config: GPTConfig, parameters: Mapping
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
-            _write_tensors(Path(temporary, WEIGHTS), tensors)
-            settings = _settings_of(config, parameters["wte.weight"].dtype)
-            Path(temporary, CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            settings = json.dumps(_settings_of(config, parameters["wte.weight"].dtype), indent=2).encode() + b"\n"
+            metadata = {"format": "pt", CONFIG: hashlib.sha256(settings).hexdigest()}
+            mg.save(tensors, Path(temporary, WEIGHTS), metadata)
+            Path(temporary, CONFIG).write_bytes(settings)
             for name in (WEIGHTS, CONFIG):
-                os.replace(Path(temporary, name), folder / name)
+                replace(Path(temporary, name), folder / name)
     except OSError as error:
         raise PretrainedError(f"{folder}: cannot be written ({reason(error)})") from error
 
@@ -440,20 +455,3 @@ def _settings_of(config: GPTConfig, dtype: np.dtype) -> dict[str, Any]:
         "torch_dtype": dtype.name,
         **({} if config.bias else {"bias": False}),
     }
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write a safetensors file tensor by tensor, so that memory never holds a second copy of all tensors."""
-    ends = list(itertools.accumulate((array.nbytes for array in tensors.values()), initial=0))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for (name, array), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True):
-        header[name] = {"dtype": STORED_AS[array.dtype.name], "shape": array.shape, "data_offsets": offsets}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            values = mg.Tensor(array).numpy()
-            file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -6,9 +6,7 @@ A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and,
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import itertools
 import math
 import signal
@@ -22,18 +20,17 @@ from tqdm import tqdm
 import minigrad as mg
 from minigrad import optim
 from minigrad.distributed import DataParallel, WorkerError, can_share
-from minigrad.serialization import naming, write_atomically
 
 from . import checkpoint, precision
 from .config import TrainConfig
 from .errors import CheckpointError, ConfigError, memory_advice
 from .figures import new_figure, save_figure
+from .metrics import Metrics
 from .model import GPT
 from .run import BEST, LAST, LOSS_CURVE, METRICS, print_above, progress_bar, refuse_divergence
 from .text.data import Dataset
 from .text.tokenizer import Tokenizer
 
-COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
 MOST_PROCESSES = 8  # by default: each process has its own gradients, which take memory and have to be summed
 LARGE = 50_000_000  # parameters; from here on, operations use threads well and gradients are too large to copy
@@ -103,7 +100,7 @@ class Trainer:
         self.iteration = 0  # steps done
         self.random_state: dict[str, Any] | None = None  # before the step that is being computed, if one is
         self.best_val_loss = math.inf
-        self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.metrics = Metrics(out / METRICS)
         self.interrupted = False
 
     # The loop
@@ -111,7 +108,7 @@ class Trainer:
     def train(self) -> bool:
         """Train until `max_iters`. True if the end was reached, False after Ctrl-C; everything is saved either way."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.write_metrics()
+        self.metrics.start()
         self.model.train()
         bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
         tf32 = mg.cuda.allow_tf32(self.config.dtype == "tf32")
@@ -272,7 +269,7 @@ class Trainer:
             "train_config": self.saved_options(),
             "iteration": self.iteration,
             "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
-            "rows": self.rows,
+            "metrics": self.metrics.mark(),
             "random": mg.random.get_state(),
             "data_id": self.data_id,
             "loss_scale": self.scaler and self.scaler.state_dict(),
@@ -293,7 +290,11 @@ class Trainer:
         for captured in filter(None, (self.graph, self.loss_graph)):
             captured.restart()  # loading replaced the arrays
         mg.random.set_state(run["random"])
-        self.iteration, self.rows = run["iteration"], run["rows"]
+        self.iteration = run["iteration"]
+        try:
+            self.metrics = Metrics(self.out / METRICS, saved.rows())
+        except FileNotFoundError as error:
+            print(f"{error.filename} is missing: the metrics up to step {self.iteration} are lost", flush=True)
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
 
     @contextlib.contextmanager
@@ -332,20 +333,14 @@ class Trainer:
 
     # Metrics
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.csv."""
+        return self.metrics.rows
+
     def add_row(self, values: dict[str, Any]) -> None:
         """Add a row to the metrics, and append it to metrics.csv at once."""
-        self.rows.append({"iteration": self.iteration, **values})
-        path = self.out / METRICS
-        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
-
-    def write_metrics(self) -> None:
-        """Rewrite metrics.csv. After resuming, this removes rows later than the checkpoint."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.out / METRICS, text.getvalue().encode())
+        self.metrics.add({"iteration": self.iteration, **values})
 
     def plot_losses(self) -> Path | None:
         """Draw the loss curves to loss.png. Returns its path, or None without matplotlib."""

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import importlib
 import io
-import json
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from minigrad.backend import Array, as_array, get_array_module
+from minigrad.serialization import unsealed
 
 from ..download import cache_directory, download
 from ..errors import ConfigError, DataError, TokenError, reason
@@ -200,8 +199,8 @@ class Tokens(NamedTuple):
     """Token ids for training and validation, both (N,), and the tokenizer that made them."""
 
     about: str  # a description: the name and the size
-    train: np.ndarray
-    val: np.ndarray
+    train: np.ndarray | StoredIds
+    val: np.ndarray | StoredIds
     tokenizer: Tokenizer
     data_id: str  # identifies the data
 
@@ -238,10 +237,11 @@ def load_data(
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """Open the token files that examples/prepare_data.py wrote to a folder. The ids stay on disk (memory maps).
+    """Open the token files that examples/prepare_data.py wrote to a folder. The ids stay on disk, see `StoredIds`.
 
-    train.bin and val.bin contain only ids, as little-endian uint16 or uint32. meta.json has the dtype, the number of
-    ids and the tokenizer. If `path` is one .bin file of the folder, the last tenth of that file is for validation.
+    train.bin and val.bin contain only ids, as little-endian uint16 or uint32. meta.json has the dtype, the tokenizer,
+    and the number of ids and the SHA-256 of each file, which are checked. If `path` is one .bin file of the folder, the
+    last tenth of that file is for validation.
 
     Raises `DataError` if a file is missing, is damaged, or does not match meta.json.
     """
@@ -251,7 +251,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
     folder, names = (path, [TRAIN, VAL]) if path.is_dir() else (path.parent, [path.name])
     try:
         content = (folder / META).read_bytes()
-        match json.loads(content):
+        match unsealed(content):
             case {"tokenizer": state, "dtype": "uint16" | "uint32" as dtype, "files": dict(files)}:
                 tokenizer = from_state(state)
             case _:
@@ -260,31 +260,107 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
         raise DataError(
             f"{folder / META}: cannot be read ({reason(error)}); expected a folder made by examples/prepare_data.py"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{folder / META}: {error}") from error
-    parts = [_memory_map(folder / name, np.dtype(dtype).newbyteorder("<"), files.get(name)) for name in names]
+    parts = [_open_ids(folder / name, np.dtype(dtype).newbyteorder("<"), files.get(name)) for name in names]
     train, val = parts if len(parts) == 2 else _split(parts[0], 0.9)
     about = f"{path}: {len(train) + len(val):,} tokens, vocabulary of {tokenizer.vocab_size:,}"
     return Tokens(about, train, val, tokenizer, hashlib.sha256(content + " ".join(names).encode()).hexdigest())
 
 
-def _memory_map(path: Path, dtype: np.dtype, about: Any) -> np.ndarray:
-    """The ids in a file (N,), read from disk only when used. about: the file's entry in meta.json."""
+class _OpenFile:
+    """A file that is read at any position, and closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    def read(self, position: int, buffer: memoryview) -> int:
+        """Read from this position on until the buffer is full or the file ends. Returns the number of bytes read."""
+        done = 0
+        try:
+            while done < len(buffer) and (n := self._read_some(position + done, buffer[done:])):
+                done += n
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({reason(error)})") from error
+        return done
+
+    def _read_some(self, position: int, buffer: memoryview) -> int:
+        if hasattr(os, "preadv"):  # does not move the position, which forked processes share
+            return os.preadv(self.descriptor, [buffer], position)
+        os.lseek(self.descriptor, position, os.SEEK_SET)
+        content = os.read(self.descriptor, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def sha256(self) -> str:
+        digest, buffer, position = hashlib.sha256(), memoryview(bytearray(1 << 20)), 0
+        while n := self.read(position, buffer):
+            digest.update(buffer[:n])
+            position += n
+        return digest.hexdigest()
+
+
+class StoredIds:
+    """Ids in an open file, (N,), which are read when they are used: with `blocks`, or as an array with `numpy.asarray`.
+
+    Slices are `StoredIds` too. They are read with system calls, not through a memory map: if the file has become
+    shorter, `DataError` is raised, where a map would end the process.
+    """
+
+    def __init__(self, file: _OpenFile, dtype: np.dtype, start: int, length: int) -> None:
+        self.file, self.dtype, self.start, self.length = file, dtype, start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: Any) -> Any:
+        """A slice without a step as `StoredIds`; anything else as from an array of all ids."""
+        if isinstance(part, slice) and part.step is None:
+            start, stop, _ = part.indices(self.length)
+            return StoredIds(self.file, self.dtype, self.start + start, max(0, stop - start))
+        return np.asarray(self)[part]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        ids = np.empty(self.length, self.dtype)
+        self._read(0, ids)
+        return ids if dtype is None else ids.astype(dtype)
+
+    def blocks(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The ids from each start on: (B, length)."""
+        ids = np.empty((len(starts), length), self.dtype)
+        for start, row in zip(starts.tolist(), ids, strict=True):
+            self._read(start, row)
+        return ids
+
+    def _read(self, start: int, ids: np.ndarray) -> None:
+        position = (self.start + start) * self.dtype.itemsize
+        n = self.file.read(position, ids.view(np.uint8).data)
+        if n < ids.nbytes:
+            raise DataError(f"{self.file.path}: has become shorter while it was in use")
+
+
+def _open_ids(path: Path, dtype: np.dtype, about: Any) -> StoredIds:
+    """The ids in a file (N,), compared with its entry in meta.json."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            match about:
-                case {"tokens": int(length)} if size == length * dtype.itemsize > 0:
-                    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                case {"tokens": length}:
-                    raise DataError(f"{path}: {size} bytes; {META} says {length} tokens of {dtype.itemsize} bytes")
-                case _:
-                    raise DataError(f"{path}: {META} does not say how many tokens it has")
+        file = _OpenFile(path)
+        size = os.fstat(file.descriptor).st_size
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
-    if hasattr(content, "madvise"):
-        content.madvise(mmap.MADV_RANDOM)  # blocks start anywhere, so reading ahead is useless
-    return np.frombuffer(content, dtype)
+    match about:
+        case {"tokens": int(length)} if size == length * dtype.itemsize > 0:
+            pass
+        case {"tokens": length}:
+            raise DataError(f"{path}: {size} bytes; {META} says {length!s:.100} tokens of {dtype.itemsize} bytes")
+        case _:
+            raise DataError(f"{path}: {META} does not say how many tokens it has")
+    if "sha256" in about and about["sha256"] != (digest := file.sha256()):
+        raise DataError(f"{path}: damaged: its SHA-256 is {digest}; {META} says {about['sha256']!s:.100}")
+    return StoredIds(file, dtype, 0, length)
 
 
 # Batches
@@ -295,7 +371,7 @@ MOST_TOKENS_ON_GPU = 2**26  # in one split: 256 MiB
 class Dataset:
     """Token ids, the first part for training and the rest for validation, and random batches of blocks of them.
 
-    ids: integers (N,), an array or a memory map; not copied.
+    ids: integers (N,), an array, a memory map or `StoredIds`; not copied.
     block_size: T, the number of tokens in each block.
     train_fraction: the part of the ids that is for training.
 
@@ -315,7 +391,7 @@ class Dataset:
         dataset._set_up(_as_ids(train), _as_ids(val), block_size, vocab_size)
         return dataset
 
-    def _set_up(self, train: np.ndarray, val: np.ndarray, block_size: int, vocab_size: int | None) -> None:
+    def _set_up(self, train: Any, val: Any, block_size: int, vocab_size: int | None) -> None:
         if block_size < 1:
             raise ConfigError(f"block_size is {block_size}; expected at least 1")
         self.train, self.val, self.block_size, self.vocab_size = train, val, block_size, vocab_size
@@ -344,7 +420,11 @@ class Dataset:
             xp = get_array_module(tokens)
             places = as_array(starts, device=device)[:, None] + xp.arange(self.block_size)  # (B, T)
             return tokens[places], tokens[places + 1]
-        blocks = sliding_window_view(ids, self.block_size + 1)[starts].astype(np.int64)  # (B, T + 1)
+        if isinstance(ids, StoredIds):
+            blocks = ids.blocks(starts, self.block_size + 1)
+        else:
+            blocks = sliding_window_view(ids, self.block_size + 1)[starts]
+        blocks = blocks.astype(np.int64)  # (B, T + 1)
         if self.vocab_size is not None and blocks.max() >= self.vocab_size:
             b, t = np.argwhere(blocks >= self.vocab_size)[0]
             raise self._unknown(split, int(starts[b] + t))
@@ -353,9 +433,10 @@ class Dataset:
         ids, targets = (np.ascontiguousarray(part) for part in (blocks[:, :-1], blocks[:, 1:]))
         return as_array(ids, device=device), as_array(targets, device=device)
 
-    def _on_gpu(self, split: str, ids: np.ndarray, device: str) -> Array:
+    def _on_gpu(self, split: str, ids: Any, device: str) -> Array:
         """All tokens of a split, int32, on a GPU. All ids are checked first, as batches are not checked there."""
         if (split, device) not in self._copies:
+            ids = np.asarray(ids)
             if self.vocab_size is not None and ids.max() >= self.vocab_size:
                 raise self._unknown(split, int(np.argmax(ids >= self.vocab_size)))
             self._copies[split, device] = as_array(np.asarray(ids, np.int32), device=device)
@@ -364,18 +445,20 @@ class Dataset:
     def _unknown(self, split: str, place: int) -> DataError:
         ids = self.train if split == "train" else self.val
         return DataError(
-            f'the id {ids[place]} at position {place} of "{split}" is not in the vocabulary, '
+            f'the id {ids[place : place + 1][0]} at position {place} of "{split}" is not in the vocabulary, '
             f"which has {self.vocab_size} tokens"
         )
 
 
-def _as_ids(ids: Any) -> np.ndarray:
+def _as_ids(ids: Any) -> Any:
+    if isinstance(ids, StoredIds):
+        return ids
     ids = np.asarray(ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise DataError(f"expected token ids, integers (N,), got {ids.shape} {ids.dtype}")
     return ids
 
 
-def _split(ids: np.ndarray, train_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def _split(ids: Any, train_fraction: float) -> tuple[Any, Any]:
     cut = int(train_fraction * len(ids))
     return ids[:cut], ids[cut:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minigrad.serialization import naming, remove_unfinished, replace, write_atomically
+from minigrad.serialization import naming, remove_unfinished, replace, sealed, write_atomically
 
 from ..errors import ConfigError, DataError, TokenError, reason
 from .data import META, TRAIN, VAL, read_chunks
@@ -111,7 +110,7 @@ def prepare(
         (out / META).unlink(missing_ok=True)  # so that it never describes other files
         train.finish()
         val.finish()
-        write_atomically(out / META, json.dumps(meta).encode())
+        write_atomically(out / META, sealed(meta))
     return meta
 
 

@@ -6,7 +6,6 @@ import codecs
 import functools
 import hashlib
 import itertools
-import json
 import os
 import re
 import tempfile
@@ -21,7 +20,7 @@ import regex
 import tiktoken
 
 import minigrad as mg
-from minigrad.serialization import write_atomically
+from minigrad.serialization import sealed, unsealed, write_atomically
 
 from ..download import download
 from ..errors import ConfigError, DataError, TokenError, reason
@@ -70,8 +69,8 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tokenizer to a JSON file; `load` reads it."""
-        write_atomically(path, json.dumps(self.state()).encode())
+        """Write the tokenizer to a JSON file, which contains its SHA-256; `load` reads it."""
+        write_atomically(path, sealed(self.state()))
 
     def _checked(self, ids: Any) -> np.ndarray:
         """A row of ids as an integer array (T,), checked to be within the vocabulary."""
@@ -384,13 +383,11 @@ def from_state(state: Any) -> Tokenizer:
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Read what `Tokenizer.save` wrote. Raises `TokenError` if the file is missing, damaged, or something else."""
     try:
-        return from_state(json.loads(Path(path).read_bytes()))
+        return from_state(unsealed(Path(path).read_bytes()))
     except OSError as error:
         raise TokenError(f"{path}: cannot be read ({reason(error)})") from error
-    except TokenError as error:
+    except ValueError as error:
         raise TokenError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise TokenError(f"{path}: not JSON ({error})") from error
 
 
 def first_ids(tokenizer: Tokenizer) -> np.ndarray:

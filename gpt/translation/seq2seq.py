@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from minigrad import functional as F
 from minigrad import nn
 from minigrad.memory import keep_freed_memory
 
-from ..config import GPTConfig
+from ..config import GPTConfig, linear_shapes, norm_shapes
 from ..errors import ConfigError
 from ..model import MLP, CausalSelfAttention, KVCache, new_norm
 from ..options import check_choices, check_count, check_whole, option
@@ -84,6 +84,36 @@ class Seq2SeqConfig:
         """The shape of a GPT with the same blocks."""
         names = {"block_size", "n_layer", "n_head", "n_embd", "dropout", "bias"}
         return GPTConfig(vocab_size=self.target_vocab_size, **{name: getattr(self, name) for name in names})
+
+    def parameter_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name and the shape of each parameter of a `Seq2Seq`, in order; see `GPTConfig.parameter_shapes`."""
+        C, blocks, vocab_size = self.n_embd, self.blocks, self.target_vocab_size
+        attention = {
+            **linear_shapes("c_q", C, C, self.bias),
+            **linear_shapes("c_kv", C, 2 * C, self.bias),
+            **linear_shapes("c_proj", C, C, self.bias),
+        }
+        causal = {**linear_shapes("c_attn", C, 3 * C, self.bias), **linear_shapes("c_proj", C, C, self.bias)}
+        mlp = {**linear_shapes("c_fc", C, 4 * C, self.bias), **linear_shapes("c_proj", 4 * C, C, self.bias)}
+        parts: dict[str, list[tuple[str, dict[str, tuple[int, ...]]]]] = {
+            "encoder": [("attn", attention), ("mlp", mlp)],
+            "decoder": [("attn", causal), ("cross_attn", attention), ("mlp", mlp)],
+        }
+        yield "source_wte.weight", (self.source_vocab_size, C)
+        if self.tie_weights != "all":
+            yield "target_wte.weight", (vocab_size, C)
+        if self.position == "learned":
+            yield from ((f"{side}_wpe.weight", (self.block_size, C)) for side in ("source", "target"))
+        for side, its_parts in parts.items():
+            block: dict[str, tuple[int, ...]] = {}
+            for i, (part, shapes) in enumerate(its_parts, start=1):
+                block |= norm_shapes(f"ln_{i}", blocks) | {f"{part}.{name}": shape for name, shape in shapes.items()}
+            for layer in range(self.n_layer):
+                yield from ((f"{side}.{layer}.{name}", shape) for name, shape in block.items())
+        for side in parts if self.norm_first else ():
+            yield from norm_shapes(f"{side}_ln_f", blocks).items()
+        if self.tie_weights == "none":
+            yield "lm_head.weight", (vocab_size, C)
 
 
 class Attention(nn.Module):

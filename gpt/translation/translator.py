@@ -14,8 +14,9 @@ import numpy as np
 import minigrad as mg
 from minigrad.serialization import load_with_metadata
 
+from ..config import check_tensors
 from ..errors import CheckpointError, ConfigError, DataError
-from ..options import check_count
+from ..options import check_count, restore
 from ..run import TRANSLATOR
 from ..text.tokenizer import CharTokenizer
 from .pairs import Pair
@@ -188,11 +189,20 @@ class Translator:
                 raise ValueError(f"{path}: a safetensors file, but not a model of examples/translate.py")
             about = json.loads(metadata["minigrad.seq2seq"])
             source, target = map(Vocabulary, about["characters"])
-            model = Seq2Seq(Seq2SeqConfig(**about["config"]))
+            config, most, settings = restore(Seq2SeqConfig, about["config"]), about["max_new_tokens"], about["settings"]
+            check_count("max_new_tokens", most, 1)
+            if not isinstance(settings, dict):
+                raise TypeError(f"settings is {settings!r:.100}; expected a dict")
+            sizes = config.source_vocab_size, config.target_vocab_size
+            if (len(source), len(target)) != sizes:
+                raise ValueError(f"the vocabularies have {len(source)} and {len(target)} tokens; expected {sizes}")
+            check_tensors(config.parameter_shapes(), tensors)
+            with mg.random.blank():
+                model = Seq2Seq(config)
             model.load_state_dict(tensors)
-            translator = cls(model, source, target, about["max_new_tokens"], about["settings"])
+            translator = cls(model, source, target, most, settings)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            message = str(error)
+            message = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(message if str(path) in message else f"{path}: {message}") from error
         model.to(device)
         model.eval()

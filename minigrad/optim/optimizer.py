@@ -188,7 +188,7 @@ class Optimizer:
             dtype = "float32" if is_half else parameter.dtype
             loaded[int(number)][slot] = to_device(array.astype(dtype), parameter.device)
         steps = Tensor(state.get("steps", ())).numpy()
-        if steps.shape != (len(self.params),) or (steps < 0).any():
+        if steps.shape != (len(self.params),) or steps.dtype.kind not in "iu" or (steps < 0).any():
             raise ValueError(
                 f"{type(self).__name__}.load_state_dict: expected a number of steps for each of {len(self.params)} "
                 f"parameters, got {steps.tolist()}"

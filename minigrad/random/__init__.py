@@ -24,6 +24,7 @@ from .counter import Counter, current_seed, draws, next_draw, philox, skip_draws
 __all__ = [
     "Counter",
     "blank",
+    "check_state",
     "current_seed",
     "derived_seed",
     "draws",
@@ -63,11 +64,30 @@ def get_state() -> dict[str, Any]:
     return {"seed": current_seed(), "cpu": state, "gpu": draws()}
 
 
+def check_state(state: Any) -> None:
+    """Raise ValueError unless `state` has the form of what `get_state` returns."""
+    match state:
+        case {
+            "seed": int(seed),
+            "cpu": {
+                "bit_generator": "SFC64",
+                "state": {"state": [int(), int(), int(), int()] as words},
+                "has_uint32": 0 | 1,
+                "uinteger": int(half),
+            },
+        } if seed >= 0 and all(0 <= word < 1 << 64 for word in words) and 0 <= half < 1 << 32:
+            made = state.get("gpu", 0)  # the first versions saved no "gpu"
+            if type(made) is int and made >= 0:
+                return
+    raise ValueError(f"expected what get_state returns, got {state!r:.100}")
+
+
 def set_state(state: dict[str, Any]) -> None:
-    """Continue from what `get_state` returned."""
+    """Continue from what `get_state` returned. Raises ValueError for anything else."""
+    check_state(state)
     words = np.array(state["cpu"]["state"]["state"], np.uint64)
     _cpu.bit_generator.state = {**state["cpu"], "state": {"state": words}}
-    counter.start(state["seed"], state.get("gpu", 0))  # the first versions saved no "gpu"
+    counter.start(state["seed"], state.get("gpu", 0))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,16 @@
 """Tensors go to a file and come back, whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 import stat
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 import minigrad as mg
 from minigrad import serialization
@@ -162,6 +166,15 @@ def test_numbers_that_tensors_do_not_hold_are_refused_by_the_name_of_their_dtype
         mg.load(file)
 
 
+def test_a_shape_that_numpy_does_not_hold_is_refused_by_name(file):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(
+        ValueError, match=r"state.safetensors: x has shape \[0, 9223372036854775808\], which cannot be read"
+    ):
+        mg.load(file)
+
+
 def test_the_name_under_which_the_format_keeps_its_text_is_no_tensors(file):
     mg.save({"x": np.zeros(1)}, file)
     with pytest.raises(ValueError, match='save: no tensor can be named "__metadata__"'):
@@ -190,3 +203,83 @@ def test_a_folder_is_flushed_after_a_rename(file, monkeypatch):
     assert [stat.S_ISDIR(about.st_mode) for about in flushed] == [False, True]
     assert os.path.samestat(flushed[0], file.stat())
     assert os.path.samestat(flushed[1], file.parent.stat())
+
+
+# Checksums
+
+
+def save_without_a_digest(path, arrays, metadata=None):
+    """What other programs write."""
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+
+
+def test_files_of_other_programs_have_no_checksum_and_are_read(file):
+    save_without_a_digest(file, {"x": np.arange(3.0)}, {"format": "pt"})
+    tensors, metadata = serialization.load_with_metadata(file)
+    np.testing.assert_array_equal(tensors["x"].data, [0, 1, 2])
+    assert metadata == {"format": "pt"}
+
+
+def test_other_programs_read_what_is_saved(file):
+    state = {"b": np.array([True, False, True]), "x": np.arange(6.0).reshape(2, 3).T, "n": np.int16([7])}
+    mg.save(state, file, {"format": "pt"})
+    found = safetensors.numpy.load_file(file)
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value)
+    with safetensors.safe_open(file, "numpy") as opened:
+        assert opened.metadata()["format"] == "pt"
+
+
+def test_every_flipped_bit_is_noticed(file):
+    """In the length of the header, the header, the digest itself, its name, the padding and the numbers."""
+    mg.save({"x": np.arange(2, dtype=np.float16)}, file, {"a": "b"})
+    content = file.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        with pytest.raises(
+            ValueError, match=r"state\.safetensors: (not a whole safetensors file|damaged: its SHA-256)"
+        ):
+            mg.load(file)
+
+
+def test_zeroed_pages_are_noticed(file):
+    mg.save({"x": np.random.default_rng(0).random(10_000)}, file)
+    content = file.read_bytes()
+    for start in range(0, len(content), 4096):
+        file.write_bytes(content[:start] + bytes(4096) + content[start + 4096 :])
+        with pytest.raises(
+            ValueError, match=r"state\.safetensors: (not a whole|damaged: its SHA-256 is \w{64}, expected \w{64}$)"
+        ):
+            mg.load(file)
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(file):
+    mg.save({"x": np.zeros(3)}, file)
+    content = file.read_bytes()
+    (digest,) = re.findall(rb'"minigrad:([0-9a-f]{64})"', content)
+    assert hashlib.sha256(content.replace(digest, b"0" * 64)).hexdigest() == digest.decode()
+
+
+def test_an_object_in_json_is_sealed_in_the_same_way():
+    content = {"a": [1, 2.5, None], "b": "0" * 64, "caf\u00e9": {}}
+    text = serialization.sealed(content)
+    assert serialization.unsealed(text) == content
+    assert json.loads(text)["a"] == content["a"]
+    assert serialization.unsealed(json.dumps(content).encode()) == content
+    for bit in range(8 * len(text)):
+        changed = bytearray(text)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r"damaged: its SHA-256"):
+            serialization.unsealed(bytes(changed))
+
+
+def test_what_the_format_does_not_hold_is_not_written(file, monkeypatch):
+    monkeypatch.setattr(serialization, "MOST_HEADER", 200)
+    with pytest.raises(ValueError, match=r"save: the names and the metadata take 2\d\d bytes; expected at most 200"):
+        mg.save({"x": np.zeros(3)}, file, {"about": "a" * 20})
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        mg.save({"\ud800": np.zeros(3)}, file)
+    assert not file.exists()

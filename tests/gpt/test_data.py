@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import http.server
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -442,9 +443,34 @@ def test_token_files_are_read_as_they_were_written(tmp_path, dtype):
     np.testing.assert_array_equal(tokens.train, np.arange(90))
     np.testing.assert_array_equal(tokens.val, np.arange(90, 100))
     assert tokens.train.dtype == dtype
-    assert not tokens.train.flags.writeable
     assert tokens.tokenizer.vocab_size == 100
     assert tokens.about == f"{tmp_path}/tokens: 100 tokens, vocabulary of 100"
+
+
+def test_stored_ids_are_used_like_an_array(tokens):
+    ids = data.load_data(tokens).train
+    assert len(ids[10:]) == 80
+    np.testing.assert_array_equal(ids[10:][-3:], [87, 88, 89])
+    np.testing.assert_array_equal(ids[None, :4], [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(ids[5:2], np.empty(0))
+    np.testing.assert_array_equal(ids[20:].blocks(np.array([3, 0]), 2), [[23, 24], [20, 21]])
+    of_array, of_file = (
+        data.Dataset.of_parts(np.asarray(ids), ids, 8).batch(s, 5, np.random.default_rng(0)) for s in ("train", "val")
+    )
+    np.testing.assert_array_equal(of_array, of_file)
+
+
+def test_a_token_file_that_becomes_shorter_is_an_error(tokens):
+    """With a memory map the process would die by SIGBUS."""
+    ids = data.load_data(tokens)
+    dataset = data.Dataset.of_parts(ids.train, ids.val, 8)
+    os.truncate(tokens / "train.bin", 10)
+    with pytest.raises(DataError, match=r"train\.bin: has become shorter while it was in use$"):
+        dataset.batch("train", 100, np.random.default_rng(0))
+    os.truncate(tokens / "train.bin", 180)
+    dataset.batch("train", 100, np.random.default_rng(0))
+    (tokens / "train.bin").unlink()  # an open file stays
+    dataset.batch("train", 100, np.random.default_rng(0))
 
 
 def test_one_token_file_may_stand_alone(tokens):

@@ -83,7 +83,7 @@ def test_it_learns_shows_samples_and_keeps_the_best(finetune, base, tmp_path, ca
 
 def test_the_schedule_is_a_warm_up_and_a_cosine(finetune, tmp_path):
     finetune("run", "--max-iters", 20, "--learning-rate", 1e-2, "--warmup-iters", 5, "--sample-tokens", 0)
-    rows = checkpoint.load(tmp_path / "run" / checkpoint.LAST).run["rows"]
+    rows = checkpoint.load(tmp_path / "run" / checkpoint.LAST).rows()
     rates = {row["iteration"]: row["learning_rate"] for row in rows if "learning_rate" in row}
     assert rates[1] == pytest.approx(1e-2 / 6)
     assert rates[20] == pytest.approx(mg.optim.warmup_cosine(19, 1e-2, 1e-3, 5, 20))

@@ -169,6 +169,26 @@ def test_the_same_texts_give_the_same_files_and_others_give_another_id(texts, tm
     assert one.data_id == two.data_id != three.data_id
 
 
+def test_damaged_token_files_are_named(texts, tmp_path):
+    """A zeroed page and a flipped bit, in the ids and in meta.json."""
+    prepare.prepare(prepare.text_files([texts]), LEARNED, tmp_path / "out")
+    rng = np.random.default_rng(0)
+    for name in ("train.bin", "val.bin", "meta.json"):
+        path = tmp_path / "out" / name
+        content = path.read_bytes()
+        changes = [content[:8] + bytes(64) + content[72:]] if name == "train.bin" else []
+        for bit in rng.integers(8 * len(content), size=100):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            changes.append(bytes(changed))
+        for changed in changes:
+            path.write_bytes(changed)
+            with pytest.raises(DataError, match=rf"{name}: damaged: its SHA-256"):
+                load_data(tmp_path / "out")
+        path.write_bytes(content)
+    load_data(tmp_path / "out")
+
+
 def test_what_goes_wrong_leaves_the_files_of_before(texts, tmp_path):
     out, good = tmp_path / "out", prepare.text_files([texts])
     prepare.prepare(good, LEARNED, out)

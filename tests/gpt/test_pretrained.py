@@ -4,6 +4,7 @@ The files are written here by hand, byte by byte, so that reading and writing ar
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -612,7 +614,10 @@ def test_the_files_that_are_written(tmp_path):
     model.save_pretrained(tmp_path / "new" / "model")
     assert {path.name for path in (tmp_path / "new" / "model").iterdir()} == {"config.json", "model.safetensors"}
     header, data = read_by_hand(tmp_path / "new" / "model" / "model.safetensors")
-    assert header.pop("__metadata__") == {"format": "pt"}
+    config = tmp_path / "new" / "model" / "config.json"
+    metadata = header.pop("__metadata__")
+    assert metadata.pop("minigrad.sha256").startswith("minigrad:")
+    assert metadata == {"format": "pt", "config.json": hashlib.sha256(config.read_bytes()).hexdigest()}
     assert set(header) == {f"transformer.{name}" for name in random_weights()}
     read = {}
     for name, about in header.items():
@@ -620,7 +625,7 @@ def test_the_files_that_are_written(tmp_path):
         start, stop = about["data_offsets"]
         read[name.removeprefix("transformer.")] = np.frombuffer(data[start:stop], "<f4").reshape(about["shape"])
     assert_holds(model, read)
-    config = json.loads((tmp_path / "new" / "model" / "config.json").read_text())
+    config = json.loads(config.read_text())
     expected = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 13, "n_positions": 6, "n_ctx": 6, "n_head": 2}
     expected |= {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
     expected |= {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2, "eos_token_id": None}
@@ -646,6 +651,8 @@ def test_a_model_without_biases_is_written_with_zeros(tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings.pop("bias") is False
     (tmp_path / "config.json").write_text(json.dumps(settings))  # as a reader sees it that does not know the key
+    weights = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(weights), weights)  # without the digest of config.json
     loaded = GPT.from_pretrained(tmp_path)
     assert loaded.config == dataclasses.replace(model.config, bias=True)
     assert not any(parameter.data.any() for name, parameter in loaded.named_parameters() if name.endswith("bias"))
@@ -660,6 +667,29 @@ def test_biases_that_are_said_not_to_be_there(tmp_path, weights):
     said = 'config.json says "bias": false, but these biases are not zero: h.1.ln_2.bias'
     assert message.endswith(f'{said}; set "bias": true to use them')
     assert_holds(GPT.from_pretrained(write_folder(tmp_path / "model", weights, bias=True)), weights)
+
+
+def test_a_flipped_bit_of_a_saved_model_is_noticed(tmp_path):
+    """Also those that only a digest can tell: n_head, dropout, a weight."""
+    folder = tmp_path / "model"
+    random_model(dropout=0.2).save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    for name in ("config.json", "model.safetensors"):
+        content = (folder / name).read_bytes()
+        for bit in rng.integers(8 * len(content), size=300):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(changed)
+            assert refusal(folder).startswith(str(folder))
+        (folder / name).write_bytes(content)
+    GPT.from_pretrained(folder)
+
+
+def test_settings_changed_after_the_weights_were_written_are_named(tmp_path):
+    random_model().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"n_head": 2', '"n_head": 4'))
+    assert refusal(tmp_path).startswith(f"{config}: its SHA-256 is not the one in the weights")
 
 
 def test_saving_what_was_loaded_gives_the_same_tensors(folder, tmp_path, weights):

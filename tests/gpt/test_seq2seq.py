@@ -404,3 +404,11 @@ def test_translating_leaves_the_mode_and_the_tape_alone():
     model.translate(random_ids(1, 4), 2, 3)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("tie_weights", ["none", "output", "all"])
+@pytest.mark.parametrize("change", [{}, {"bias": False}, {"position": "learned"}, {"norm_first": False}], ids=str)
+def test_the_shapes_that_a_config_implies(tie_weights, change):
+    config = Seq2SeqConfig(11, 11, n_layer=2, n_head=2, n_embd=4, tie_weights=tie_weights, **change)
+    expected = {name: parameter.shape for name, parameter in Seq2Seq(config).named_parameters()}
+    assert list(config.parameter_shapes()) == list(expected.items())

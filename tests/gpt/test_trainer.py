@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import importlib.util
 import json
 import math
@@ -15,13 +16,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import minigrad as mg
-from gpt import CheckpointError, ConfigError, checkpoint
+from gpt import GPT, CheckpointError, ConfigError, GPTConfig, checkpoint
 from gpt import trainer as trainer_module
 from gpt.config import TrainConfig
 from gpt.run import RUN_FILES, DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
 from gpt.trainer import choose_processes
+from minigrad import serialization
 from minigrad.distributed import DataParallel, WorkerError, workers
 from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
 from tests.needs import needs_fork
@@ -239,6 +242,58 @@ def test_a_run_killed_after_its_last_checkpoint_goes_on_from_there(tmp_path):
     second = new_trainer(tmp_path / "parts")
     second.resume(checkpoint.load(tmp_path / "parts" / checkpoint.LAST))
     assert second.iteration == 10
+    assert second.train()
+    assert_same_run(whole, second)
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_the_rows_of_metrics_are_in_metrics_csv_alone(tmp_path):
+    trainer = trained(tmp_path)
+    saved = checkpoint.load(tmp_path / checkpoint.LAST)
+    content = (tmp_path / "metrics.csv").read_bytes()
+    assert "rows" not in saved.run
+    assert saved.run["metrics"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert saved.rows() == trainer.rows
+    assert (
+        checkpoint.load(tmp_path / checkpoint.BEST).rows()
+        == trainer.rows[: len(checkpoint.load(tmp_path / checkpoint.BEST).rows())]
+    )
+
+
+def test_a_resumed_run_wants_the_metrics_of_its_checkpoint(tmp_path, capsys):
+    """If they were changed it says so, and if they are gone it goes on without them."""
+    trained(tmp_path)
+    file = tmp_path / "metrics.csv"
+    content = file.read_bytes()
+    for changed in (content[:-1], content.replace(b"1", b"2")):
+        file.write_bytes(changed)
+        with pytest.raises(
+            CheckpointError, match=r"metrics\.csv: its first \d+ bytes are not those that the checkpoint was"
+        ):
+            new_trainer(tmp_path).resume(checkpoint.load(tmp_path / checkpoint.LAST))
+    file.unlink()
+    capsys.readouterr()
+    again = new_trainer(tmp_path, max_iters=30)
+    again.resume(checkpoint.load(tmp_path / checkpoint.LAST))
+    assert capsys.readouterr().out == f"{file} is missing: the metrics up to step 20 are lost\n"
+    again.train()
+    assert read_metrics(tmp_path)[0]["iteration"] == "20"
+
+
+def test_a_checkpoint_with_the_rows_in_it_is_resumed(tmp_path):
+    """As they were saved before metrics.csv was the record."""
+    whole = trained(tmp_path / "whole")
+    trained(tmp_path / "parts", max_iters=10)
+    path = tmp_path / "parts" / checkpoint.LAST
+    rows = checkpoint.load(path).rows()
+    tensors, metadata = serialization.load_with_metadata(path)
+    about = json.loads(metadata["minigrad"])
+    del about["run"]["metrics"]
+    about["run"]["rows"] = rows
+    path.write_bytes(safetensors.numpy.save({n: x.data for n, x in tensors.items()}, {"minigrad": json.dumps(about)}))
+    (tmp_path / "parts" / "metrics.csv").unlink()
+    second = new_trainer(tmp_path / "parts")
+    second.resume(checkpoint.load(path))
     assert second.train()
     assert_same_run(whole, second)
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
@@ -521,10 +576,41 @@ class TestCheckpointFiles:
             ({"run": [1]}, r"run is \[1\]; expected a dict"),
             (
                 {"run": {"train_config": 3}},
-                "run is {'train_config': 3}; expected a dict whose train_config is a dict",
+                "its run's train_config: expected options by name, got 3",
             ),
             ({"config": {"n_layer": True}}, "n_layer is True; expected a whole number"),
-            ({"config": {"heads": 3}}, "not a checkpoint of this project .*heads"),
+            (
+                {"config": {"heads": 3, "n_head": 4}},
+                "GPTConfig has options that this version does not know: 'heads'; it was saved by a newer version",
+            ),
+            ({"config": [3]}, r"GPTConfig is \[3\]; expected options by name"),
+            ({"config": {"n_layer": 10**9}}, "missing wte.weight; missing wpe.weight; missing h.0.ln_1.weight.*; …$"),
+            ({"config": {"vocab_size": 2**64 - 1}}, "vocab_size is a number of 64 bits; expected less than 2\\^63"),
+            ({"config": {"dropout": False}}, "dropout is False; expected a probability"),
+            ({"config": {"norm": ["rms"]}}, r"norm is \['rms'\]; expected 'layer' or 'rms'"),
+            (
+                {"run": {"skipped": 3}},
+                "its run has parts that this version does not know: 'skipped'; it was saved by a",
+            ),
+            ({"run": {"iteration": -5}}, "its run's iteration: expected a number of steps, got -5"),
+            ({"run": {"iteration": math.inf}}, "its run's iteration: expected a number of steps, got inf"),
+            ({"run": {"iteration": True}}, "its run's iteration: expected a number of steps, got True"),
+            (
+                {"run": {"best_val_loss": math.nan}},
+                "its run's best_val_loss: expected a finite number or null, got nan",
+            ),
+            ({"run": {"random": {"seed": 3}}}, "its run's random: expected what get_state returns, got {'seed': 3}"),
+            ({"run": {"data_id": 3}}, "its run's data_id: expected text, got 3"),
+            (
+                {"run": {"loss_scale": {"scale": -1.0, "good_steps": 0}}},
+                "loss_scale: expected the state of a GradScaler",
+            ),
+            ({"run": {"rows": [{"iteration": 1, "step": 2}]}}, "its run's rows: expected an iteration, and values of"),
+            ({"run": {"rows": [{"iteration": 1, "loss": "2"}]}}, "its run's rows: expected numbers, got"),
+            (
+                {"run": {"metrics": {"bytes": -1, "sha256": ""}}},
+                "metrics: expected the length and the SHA-256 of metrics",
+            ),
         ],
     )
     def test_text_that_describes_something_else(self, tmp_path, change, message):
@@ -532,6 +618,36 @@ class TestCheckpointFiles:
         mg.save({}, tmp_path / "x.safetensors", metadata={"minigrad": json.dumps(about)})
         with pytest.raises(CheckpointError, match=f"x.safetensors: .*{message}"):
             checkpoint.load(tmp_path / "x.safetensors")
+
+    def test_a_run_that_lacks_a_part_is_not_resumed(self, tmp_path):
+        trainer = new_trainer(tmp_path)
+        checkpoint.save(tmp_path / "x", trainer.model, trainer.optimizer, trainer.tokenizer, {"data_id": TEXT[:10]})
+        with pytest.raises(CheckpointError, match=r"x: its run has no random; expected a checkpoint of a training run"):
+            trainer.resume(checkpoint.load(tmp_path / "x"))
+
+    @pytest.mark.parametrize(
+        "change", [("bias", [True, False]), ("position", ["learned", "rotary"]), ("norm", ["layer", "rms"])]
+    )
+    @pytest.mark.parametrize("tie_weights", [True, False])
+    def test_the_shapes_that_a_config_implies(self, change, tie_weights):
+        for value in change[1]:
+            config = GPTConfig(8, 11, 2, 2, 4, tie_weights=tie_weights, **{change[0]: value})
+            expected = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
+            assert list(config.parameter_shapes()) == list(expected.items())
+
+    def test_a_model_is_not_built_before_its_tensors_are_checked(self, tmp_path, monkeypatch):
+        trainer = new_trainer(tmp_path)
+        trainer.train()
+        tensors, metadata = serialization.load_with_metadata(tmp_path / checkpoint.LAST)
+        about = json.loads(metadata["minigrad"])
+        about["config"]["n_layer"] = 10**9
+        mg.save(tensors, tmp_path / "x", {"minigrad": json.dumps(about)})
+        with pytest.raises(CheckpointError, match=r"x: .*missing h\.2\.ln_1\.weight"):
+            checkpoint.load(tmp_path / "x")
+        tensors["model.ln_f.weight"] = np.ones(16, np.int64)
+        mg.save(tensors, tmp_path / "x", {"minigrad": metadata["minigrad"]})
+        with pytest.raises(CheckpointError, match=r"x: .*ln_f\.weight is int64, expected floating numbers"):
+            checkpoint.load(tmp_path / "x")
 
     def test_weights_that_contradict_the_config(self, tmp_path):
         trainer = new_trainer(tmp_path)
@@ -543,7 +659,7 @@ class TestCheckpointFiles:
         tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
         mg.save(tensors, tmp_path / "x.safetensors", metadata={"minigrad": json.dumps(about)})
         with pytest.raises(CheckpointError, match=r"missing h\.2\.ln_1\.weight"):
-            checkpoint.load(tmp_path / "x.safetensors").model()
+            checkpoint.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
