@@ -28,9 +28,9 @@ def main() -> None:
     add_device_option(parser)
     args = parser.parse_args()
 
-    text = load_text(args.data).text
+    text = load_text(args.data)
     model, tokenizer = load_model(args.checkpoint, args.adapters, args.device, dropout=0.0)  # dropout is for training
-    ids, n_bytes = tokenizer.encode(text), len(text.encode())
+    ids, n_bytes = text.encode(tokenizer), len(text.content)
     stride = max(1, model.config.block_size // 2) if args.stride is None else args.stride
     print(f"text           {args.data}: {n_bytes:,} bytes, {len(ids):,} tokens")
     print(f"windows        {model.config.block_size} tokens, stride {stride}", flush=True)

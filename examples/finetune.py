@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import shlex
 import textwrap
 from pathlib import Path
@@ -37,6 +36,7 @@ from gpt.options import (
     check_whole,
     describe,
     fields_of,
+    folder,
     option,
     pick,
     restore,
@@ -121,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     add_run_options(parser, out="out-finetune")
     parser.add_argument("--dropout", type=float, help="probability of dropout (default: the model's)")
     add_graph_option(parser)
-    parser.add_argument("--save-pretrained", metavar="DIR", type=Path, help="write the best model to DIR at the end")
+    parser.add_argument("--save-pretrained", metavar="DIR", type=folder, help="write the best model to DIR at the end")
     add_options(parser, OPTIONS, {"default": {**DEFAULTS, **FOLLOWING}, "with adapters": LORA_DEFAULTS})
     return parser.parse_args()
 
@@ -160,19 +160,19 @@ def main() -> None:
     block_size = config.block_size or model.config.block_size
     if block_size > model.config.block_size:
         raise ConfigError(f"block_size is {block_size}; expected at most the model's {model.config.block_size}")
-    data_id = hashlib.sha256(text.text.encode()).hexdigest()
     if saved is not None:
-        saved.check_same_text(data_id)
-    data = Dataset(tokenizer.encode(text.text), block_size)
+        saved.check_same_text(text.data_id)
+    data = Dataset(text.encode(tokenizer), block_size)
     with run_folder(args.out):
-        trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
+        trainer = Finetuner(model, data, tokenizer, config, args.out, text.data_id, args.graph)
         if saved is not None:
             trainer.resume(saved)
         else:
             keep_previous_run(args.out)
 
         print(f"device      {args.device}")
-        print(f"data        {text.name}: {len(text.text):,} characters, {len(data.train) + len(data.val):,} tokens")
+        characters, tokens = sum(map(len, text.chunks())), len(data.train) + len(data.val)
+        print(f"data        {text.name}: {characters:,} characters, {tokens:,} tokens")
         print(f"model       {config.model}: {n_weights:,} parameters; trained: {model.num_parameters():,}")
         print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)

@@ -25,10 +25,10 @@ import minigrad as mg
 from gpt import ConfigError, DataError, GPTConfig, checkpoint
 from gpt.config import PRESETS
 from gpt.course.ladder import RUNGS, SMALL
-from gpt.errors import run_program
+from gpt.errors import printable, run_program
 from gpt.evaluate import evaluate
 from gpt.figures import NO_FIGURE, new_figure, save_figure
-from gpt.options import Parser, check_count, check_device
+from gpt.options import Parser, check_count, check_device, folder
 from gpt.run import BEST, LAST, progress_bar, run_folder
 from gpt.text.data import TINY_SHAKESPEARE_SHA256, Dataset, Tokens, load_data
 from minigrad import optim
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1337, help="random seed (default: 1337)")
     parser.add_argument("--data", metavar="FILE", help="a text file (default: Tiny Shakespeare, downloaded once)")
     parser.add_argument(
-        "--out", metavar="DIR", default="out-ladder", type=Path, help="folder for the curves (default: out-ladder)"
+        "--out", metavar="DIR", default="out-ladder", type=folder, help="folder for the curves (default: out-ladder)"
     )
     parser.add_argument(
         "--device", help='"cpu", "cuda" or "cuda:N" (default: cpu; for the rung gpt, cuda if there is a GPU)'
@@ -104,7 +104,8 @@ def train_small(args: argparse.Namespace, tokens: Tokens, climbs: dict[str, Clim
         write_climbs(args.out / "ladder.csv", climbs, tokens.data_id)
         row = model.generate(tokens.val[None, : config.block_size], 200, seed=args.seed)[0]
         print(f"validation loss {climbs[name].curve[-1][1]:.4f}; a sample that continues the first validation tokens:")
-        print(textwrap.indent(tokens.tokenizer.decode(row), "    | ", lambda line: True), flush=True)
+        sample = printable(tokens.tokenizer.decode(row))
+        print(textwrap.indent(sample, "    | ", lambda line: True), flush=True)
     print(f"\n{time.perf_counter() - start:.0f} seconds in total")
 
 

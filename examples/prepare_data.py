@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from gpt import CharTokenizer, ConfigError
 from gpt.errors import run_program
-from gpt.options import Parser
-from gpt.text.data import META, TRAIN, VAL
-from gpt.text.prepare import check_options, prepare, read_chunks, text_files
+from gpt.options import Parser, folder
+from gpt.text.data import META, TRAIN, VAL, read_chunks
+from gpt.text.prepare import check_options, prepare, text_files
 from gpt.text.tokenizer import BPETokenizer, GPT2Tokenizer, Tokenizer, load
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="first learn the JSON file from the texts, with N tokens in total"
     )
-    parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder for the token files")
+    parser.add_argument("--out", metavar="DIR", required=True, type=folder, help="folder for the token files")
     parser.add_argument(
         "--val-fraction", type=float, default=0.1, help="fraction of the tokens for validation (default: 0.1)"
     )

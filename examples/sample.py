@@ -7,7 +7,7 @@ python examples/sample.py --model gpt2 --prompt "The meaning of life is" --max-n
 from __future__ import annotations
 
 from gpt import GPTError
-from gpt.errors import run_program
+from gpt.errors import printable, run_program
 from gpt.loading import load_model
 from gpt.options import Parser, add_device_option, add_model_options, add_options, check_count, fields_of, given, pick
 from gpt.sample import Sampling, stream
@@ -42,11 +42,11 @@ def main() -> None:
     ids = first_ids(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
     stop = stop_tokens(tokenizer, args.stop)
     tokens = stream(model, ids[None], args.max_new_tokens, **options, stop_tokens=stop, vocab_size=tokenizer.vocab_size)
-    print(tokenizer.decode(ids), end="", flush=True)
+    print(printable(tokenizer.decode(ids)), end="", flush=True)
     decoder = StreamDecoder(tokenizer)
     for token in tokens:
         if token[0] not in stop:
-            print(decoder.feed(token), end="", flush=True)
+            print(printable(decoder.feed(token)), end="", flush=True)
     print(decoder.flush())
 
 

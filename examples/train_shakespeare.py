@@ -21,7 +21,7 @@ import minigrad as mg
 from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.course.own_training import OwnOperations, train_engine
-from gpt.errors import DataError, run_program
+from gpt.errors import DataError, printable, run_program
 from gpt.figures import NO_FIGURE
 from gpt.options import (
     Parser,
@@ -32,6 +32,7 @@ from gpt.options import (
     check_device,
     describe,
     fields_of,
+    folder,
     given,
     pick,
     restore,
@@ -60,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ops",
         metavar="FOLDER",
-        type=Path,
+        type=folder,
         help="train with the operations in the Python files in FOLDER in place of the engine's, then with the "
         "engine's, and compare the two loss curves (see examples/exercises)",
     )
@@ -176,7 +177,7 @@ def show_sample(best: checkpoint.Checkpoint, device: str, length: int = 500) -> 
     decoder = StreamDecoder(best.tokenizer)
     options = {"temperature": 0.8, "seed": 1337, "vocab_size": best.tokenizer.vocab_size}
     for token in stream(best.model(device), [ids], length, **options):
-        print(decoder.feed(token), end="", flush=True)
+        print(printable(decoder.feed(token)), end="", flush=True)
     print(decoder.flush())
 
 

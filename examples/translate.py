@@ -35,7 +35,7 @@ from tqdm import tqdm
 import minigrad as mg
 from gpt.checkpoint import part
 from gpt.config import check_tensors
-from gpt.errors import CheckpointError, ConfigError, run_program
+from gpt.errors import CheckpointError, ConfigError, printable, run_program
 from gpt.figures import NO_FIGURE, new_figure, save_figure
 from gpt.options import (
     Parser,
@@ -48,6 +48,7 @@ from gpt.options import (
     check_whole,
     describe,
     fields_of,
+    folder,
     given,
     option,
     pick,
@@ -124,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", metavar="FILE", help="pairs: a source, a tab and a target on each line, in UTF-8")
     add_run_options(parser, out="out-translate")
     parser.add_argument("--translate", metavar="TEXT", nargs="+", help="translate these texts with a trained model")
-    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="folder of the trained model (default: --out)")
+    parser.add_argument("--checkpoint", metavar="DIR", type=folder, help="folder of the trained model (default: --out)")
     add_options(parser.add_argument_group("model"), MODEL_OPTIONS, {"default": MODEL_DEFAULTS})
     add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, aliases=ALIASES)
     return parser.parse_args()
@@ -144,7 +145,8 @@ def main() -> None:
     config = TrainingConfig(**pick(options, TRAIN_OPTIONS))
     if args.translate:
         translator = Translator.load(args.checkpoint or args.out, args.device)
-        print(*translator.translate(args.translate, config.beam_size, config.length_penalty), sep="\n")
+        found = translator.translate(args.translate, config.beam_size, config.length_penalty)
+        print(*map(printable, found), sep="\n")
         return
     if args.checkpoint:
         raise ConfigError("--checkpoint: expected --translate too; training writes to --out")

@@ -7,6 +7,7 @@ import http.client
 import os
 import re
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from minigrad.cache import cache_folder
+from minigrad.serialization import replace
 
 from .errors import DataError, reason
+
+TIME_LIMIT = 6 * 3600.0  # seconds; gpt2-xl, the largest model, then takes 300 kB a second
 
 
 class NotFoundError(DataError):
@@ -34,18 +38,26 @@ def cache_directory() -> Path:
 
 
 def download(
-    url: str, sha256: str | None, path: str | os.PathLike[str], timeout: float = 30.0, progress: bool = False
+    url: str,
+    sha256: str | None,
+    path: str | os.PathLike[str],
+    timeout: float = 30.0,
+    progress: bool = False,
+    size: int | None = None,
+    time_limit: float = TIME_LIMIT,
 ) -> None:
     """Download a file to `path` and check its checksum.
 
     sha256: the checksum; None takes the one that the server states, as Hugging Face's server does.
-    timeout: the longest silence of the server, in seconds.
+    timeout: the longest silence of the server, in seconds. time_limit: the longest time in total.
     progress: show a bar.
+    size: the number of bytes; None takes the one that the server states first. A server that sends more is cut off.
 
     A transfer that is cut off continues where it stopped, as long as each attempt brings more of the file. Raises
-    `DataError` that says what went wrong; `path` is then unchanged, since it is only ever replaced whole.
+    `DataError` that says what went wrong, also for a redirect from https to anything else; `path` is then unchanged,
+    since it is only ever replaced whole.
     """
-    path, transfer = Path(path), _Transfer(url, timeout)
+    path, transfer = Path(path), _Transfer(url, timeout, size, time.monotonic() + time_limit)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -59,7 +71,7 @@ def download(
                 file.flush()
                 os.fsync(file.fileno())
             _check(url, temporary, sha256 or transfer.checksum)
-            os.replace(temporary, path)
+            replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({reason(error)})") from error
 
@@ -67,9 +79,8 @@ def download(
 class _Transfer:
     """The content of a URL, in chunks; `size` and `checksum` are what the server states, or None."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url, self.timeout = url, timeout
-        self.size: int | None = None
+    def __init__(self, url: str, timeout: float, size: int | None, deadline: float) -> None:
+        self.url, self.timeout, self.size, self.deadline = url, timeout, size, deadline
         self.checksum: str | None = None
         self.opener = urllib.request.build_opener(_Redirects(self))
 
@@ -80,15 +91,22 @@ class _Transfer:
             try:
                 with self.open_at(received) as response:
                     position = received if response.status == 206 else 0  # 200: the server starts again at byte 0
-                    self.size = None if response.length is None else position + response.length
-                    while chunk := response.read(1 << 20):
+                    if self.size is None and response.length is not None:
+                        self.size = position + response.length
+                    while chunk := response.read1(1 << 20):  # what has arrived
                         position += len(chunk)
+                        if self.size is not None and position > self.size:
+                            raise DataError(f"{self.url}: the server sends more than the expected {self.size} bytes")
+                        if time.monotonic() > self.deadline:
+                            raise DataError(f"{self.url}: took too long; {position} bytes arrived")
                         if position > received:
                             yield chunk[received - position :]
                             received = position
                 if self.size is None or position == self.size:
                     return
                 failure = f"the connection was cut after {received} bytes, {self.size - received} short"
+            except DataError:
+                raise
             except http.client.IncompleteRead:
                 failure = f"the connection was cut after {received} bytes"
             except urllib.error.HTTPError as error:
@@ -107,8 +125,10 @@ class _Transfer:
         return response
 
     def note(self, url: str, headers: Any, *also: str) -> None:
-        """Keep the checksum in the headers, unless they come from another server, reached by a redirect."""
+        """Keep size and checksum in the headers, unless they come from another server, reached by a redirect."""
         if urlsplit(url).netloc == urlsplit(self.url).netloc:
+            if self.size is None and headers.get("X-Linked-Size", "").isdecimal():
+                self.size = int(headers["X-Linked-Size"])
             for name in ("X-Linked-ETag", *also):
                 digits = re.fullmatch(r'(?:W/)?"?([0-9a-f]{40}|[0-9a-f]{64})"?', headers.get(name, ""))
                 if digits and self.checksum is None:
@@ -123,6 +143,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         self.transfer.note(req.full_url, headers)
+        if urlsplit(req.full_url).scheme == "https" != urlsplit(newurl).scheme:
+            raise DataError(f"{req.full_url}: redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

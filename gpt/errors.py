@@ -2,13 +2,17 @@
 
 import contextlib
 import io
+import re
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
 
-from minigrad import DeviceError
+from minigrad import DeviceError, get_num_threads
 from minigrad.distributed import WorkerError
 from minigrad.memory import describe_out_of_memory
+
+CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+LONGEST_LINE, LONGEST_MESSAGE = 1000, 10_000  # characters of an error
 
 
 class GPTError(ValueError):
@@ -56,6 +60,24 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise OutOfMemoryError(f"{describe_out_of_memory(error)}; {advice}") from error
 
 
+def printable(text: str) -> str:
+    """The text with control characters as escapes, except for tabs and line breaks: "\\x1b" for the one that begins a
+    terminal's commands. So are the characters that reverse the direction of the text."""
+    return re.sub(CONTROL, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _shortened(text: str, length: int) -> str:
+    """A text of at most about `length` characters, with a note in place of its middle."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} … {len(text) - 2 * half:,} more … {text[-half:]}"
+
+
+def message_of(error: BaseException) -> str:
+    """What a program prints about an error. It may contain names from files, which are escaped and cut."""
+    lines = [_shortened(line, LONGEST_LINE) for line in printable(str(error)).split("\n")]
+    return "error: " + _shortened("\n".join(lines), LONGEST_MESSAGE)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's `main`. An error that a user can fix prints one line, without a traceback, with exit status 1.
 
@@ -64,9 +86,13 @@ def run_program(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
+        get_num_threads()
+    except ValueError as error:  # about MINIGRAD_NUM_THREADS
+        sys.exit(message_of(error))
+    try:
         main()
     except (GPTError, DeviceError, WorkerError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(message_of(error))
     except MemoryError as error:
         sys.exit(f"error: {describe_out_of_memory(error)}")
     except KeyboardInterrupt:

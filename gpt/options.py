@@ -132,13 +132,20 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = "ou
     parser.add_argument("--adapters", metavar="FILE", help="LoRA adapters to put on the model")
 
 
+def folder(name: str) -> Path:
+    """The type of an option that names a folder. An empty name, as of an unset variable, is not this folder."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected the name of a folder, got an empty one")
+    return Path(name)
+
+
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Add --out and --resume."""
     parser.add_argument(
         "--out",
         metavar="DIR",
         default=out,
-        type=Path,
+        type=folder,
         help=f"the run's folder (default: {out}); the files of an earlier run in it are moved to previous-1/ …",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")

@@ -27,7 +27,7 @@ import numpy as np
 import safetensors
 
 import minigrad as mg
-from minigrad.serialization import check_digest
+from minigrad.serialization import check_digest, replace
 
 from .config import GPTConfig
 from .download import NotFoundError, cache_directory, download
@@ -268,7 +268,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     positions are read here.
     """
     try:
-        with safetensors.safe_open(path, framework="np"), open(path, "rb") as file:
+        with open(path, "rb") as file, safetensors.safe_open(path, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
     except (safetensors.SafetensorError, ValueError) as error:
@@ -406,7 +406,7 @@ def write(folder: str | os.PathLike[str], config: GPTConfig, parameters: Mapping
             mg.save(tensors, Path(temporary, WEIGHTS), metadata)
             Path(temporary, CONFIG).write_bytes(settings)
             for name in (WEIGHTS, CONFIG):
-                os.replace(Path(temporary, name), folder / name)
+                replace(Path(temporary, name), folder / name)
     except OSError as error:
         raise PretrainedError(f"{folder}: cannot be written ({reason(error)})") from error
 

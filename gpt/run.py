@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minigrad.serialization import remove_unfinished
+from minigrad.serialization import remove_unfinished, replace
 
 from . import pretrained
 from .errors import ConfigError, GPTError, reason
@@ -24,6 +24,7 @@ METRICS, LOSS_CURVE = "metrics.csv", "loss.png"
 ADAPTERS = "adapters.safetensors"  # of examples/finetune.py with --lora-rank
 TRANSLATOR, CROSS_ATTENTION = "model.safetensors", "cross_attention.png"  # of examples/translate.py
 OPS_TABLE, OPS_CURVE, ENGINE = "ops.csv", "ops.png", "engine"  # of --ops; ENGINE is the folder of the engine's run
+MOVING = ".previous"  # the folder of an earlier run's files while they are moved; then it gets its number
 RUN_FILES = (LAST, BEST, METRICS, LOSS_CURVE, OPS_TABLE, OPS_CURVE, ADAPTERS, TRANSLATOR, CROSS_ATTENTION)
 
 
@@ -41,9 +42,9 @@ def refuse_divergence(loss: float, step: int, advice: str) -> None:
 def run_folder(out: Path) -> Iterator[None]:
     """Make a run's folder and lock it until the end of this context, so that no other run uses it.
 
-    Unfinished files of a killed run are removed. Raises `ConfigError` if the folder cannot be made, if another run is
-    using it, or if it holds a model in Hugging Face's layout, because `gpt.loading.load_model` would load that model
-    instead of the run's.
+    Unfinished files of a killed run are removed, and files that it was moving are put back. Raises `ConfigError` if the
+    folder cannot be made, if another run is using it, or if it holds a model in Hugging Face's layout, because
+    `gpt.loading.load_model` would load that model instead of the run's.
     """
     if (out / pretrained.CONFIG).is_file():
         raise ConfigError(
@@ -56,6 +57,7 @@ def run_folder(out: Path) -> Iterator[None]:
         raise ConfigError(f"{out}: cannot be made ({reason(error)})") from error
     with open(out / ".lock", "a") as file:
         if _lock(file, out):
+            put_back(out)
             for folder, name in itertools.product((out, out / ENGINE), RUN_FILES):
                 remove_unfinished(folder / name)
         yield
@@ -82,18 +84,34 @@ def _lock(file: Any, out: Path) -> bool:
 def keep_previous_run(out: Path) -> Path | None:
     """Move the files of an earlier run in `out`, if there is one, to the subfolder previous-N, and say so.
 
-    An earlier run is a folder with any of `RUN_FILES`. Returns the subfolder, or None if there was no earlier run.
+    An earlier run is a folder with any of `RUN_FILES`. Returns the subfolder, or None if there was no earlier run. All
+    files are moved or none: if one cannot be moved, the others are put back, and `ConfigError` says why.
     """
     found = [name for name in RUN_FILES if (out / name).exists()]
     if not found:
         return None
     number = next(n for n in itertools.count(1) if not (out / f"previous-{n}").exists())
-    aside = out / f"previous-{number}"
-    aside.mkdir()
-    for name in [*found, *([ENGINE] if (out / ENGINE).is_dir() else [])]:
-        (out / name).rename(aside / name)
+    aside, moving = out / f"previous-{number}", out / MOVING
+    try:
+        moving.mkdir()
+        for name in [*([ENGINE] if (out / ENGINE).is_dir() else []), *reversed(found)]:  # the last checkpoint last
+            (out / name).rename(moving / name)
+        replace(moving, aside)
+    except OSError as error:
+        put_back(out)
+        raise ConfigError(
+            f"{out}: the files of the earlier run cannot be moved to {aside} ({reason(error)})"
+        ) from error
     print(f"moved       the files of an earlier run in {out} to {aside}")
     return aside
+
+
+def put_back(out: Path) -> None:
+    """Undo what `keep_previous_run` did before it failed or was killed."""
+    if (out / MOVING).is_dir():
+        for path in (out / MOVING).iterdir():
+            path.rename(out / path.name)
+        (out / MOVING).rmdir()
 
 
 def check_unchanged(run: Mapping[str, Any], given: Mapping[str, Any], names: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import optim
-from minigrad.distributed import DataParallel, can_share
+from minigrad.distributed import DataParallel, WorkerError, can_share
 
 from . import checkpoint, precision
 from .config import TrainConfig
@@ -98,6 +98,7 @@ class Trainer:
             if self.scaler is None:
                 self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         self.iteration = 0  # steps done
+        self.random_state: dict[str, Any] | None = None  # before the step that is being computed, if one is
         self.best_val_loss = math.inf
         self.metrics = Metrics(out / METRICS)
         self.interrupted = False
@@ -115,7 +116,7 @@ class Trainer:
             "to use less memory: a smaller --batch-size (a larger --grad-accum keeps the steps the same), "
             + self.less_memory
         )
-        with bar, self.catch_interrupts(), advice, tf32, self.parallel:
+        with bar, self.catch_interrupts(), advice, tf32, self.saved_if_a_worker_fails(), self.parallel:
             self.restart_clock()
             loss = None
             while True:
@@ -126,7 +127,9 @@ class Trainer:
                 if at_end or self.interrupted:
                     break
                 learning_rate = self.learning_rate()
+                self.random_state = mg.random.get_state()
                 loss, norm = self.step(learning_rate)
+                self.random_state = None
                 bar.update()
                 if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
                     self.log(bar, loss.item(), learning_rate, float(norm))
@@ -311,6 +314,22 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def saved_if_a_worker_fails(self) -> Iterator[None]:
+        """If a process that shares the batches fails, save the state after the last whole step, from which to resume.
+
+        A step that failed has changed nothing but the random numbers: the optimizer comes after all processes.
+        """
+        try:
+            yield
+        except WorkerError as error:
+            if self.random_state is not None:
+                mg.random.set_state(self.random_state)
+            if not all(math.isfinite(p.detach().sum().item()) for p in self.model.parameters()):
+                raise  # weights with NaN replace no good file
+            self.save(LAST)
+            raise WorkerError(f"{error}; step {self.iteration} is saved, resume with --resume") from error
 
     # Metrics
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .backend import cupy_for
 
@@ -20,11 +21,17 @@ def keep_freed_memory() -> None:
     """
     if os.environ.get("MINIGRAD_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _mallopt()
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, (1 << 31) - 1)
+
+
+@functools.cache
+def _mallopt() -> Any:
+    """The C library's function of this name, or None. Loaded once: every `CDLL` is a cycle of objects."""
+    return getattr(ctypes.CDLL(None), "mallopt", None)
 
 
 class MemoryUse(NamedTuple):
@@ -53,7 +60,17 @@ def _kilobytes(file: str, name: str) -> int | None:
 
 
 def describe_out_of_memory(error: MemoryError) -> str:
-    """One line: on which device memory ran out, and how much was requested, is held and is free."""
+    """One line: on which device memory ran out, and how much was requested, is held and is free.
+
+    Without the figures if there is not enough memory for them either.
+    """
+    try:
+        return _describe(error)
+    except MemoryError:
+        return "out of memory"
+
+
+def _describe(error: MemoryError) -> str:
     requested = getattr(error, "_size", None)  # a number in CuPy's error; NumPy's message has it in words
     device = "cpu" if requested is None else "cuda"
     words = str(error) if requested is None else f"{_bytes(requested)} more were requested"

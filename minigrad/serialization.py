@@ -50,7 +50,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Any]:
             os.fsync(file.fileno())
         if path.exists():
             os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -60,6 +60,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all; see `writing`."""
     with writing(path) as file:
         file.write(content)
+
+
+def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename a file in its folder, and flush the folder, so that the new name is there after a power failure."""
+    os.replace(source, target)
+    with contextlib.suppress(OSError):  # Windows cannot open a folder, and some file systems cannot flush one
+        folder = os.open(Path(target).parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:
@@ -184,8 +195,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def load_with_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path}: is not a file")
+    try:
+        open(path, "rb").close()  # safetensors says "No such file" of every file that it cannot open
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             check_digest(path)

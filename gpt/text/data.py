@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import hashlib
 import importlib
+import io
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -16,21 +20,56 @@ from minigrad.backend import Array, as_array, get_array_module
 from minigrad.serialization import unsealed
 
 from ..download import cache_directory, download
-from ..errors import ConfigError, DataError, reason
+from ..errors import ConfigError, DataError, TokenError, reason
 from .tokenizer import CharTokenizer, Tokenizer, from_state
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_SIZE = 1_115_394  # bytes
 
 
-class Text(NamedTuple):
-    """A text and its name."""
-
-    name: str
-    text: str
+CHUNK = 1 << 20  # bytes read at a time
+LIMIT = 1 << 24  # characters without a safe place to cut; beyond it they are cut anywhere
 
 
 # Texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text and its name.
+
+    content: UTF-8. It is decoded in chunks: one emoji makes a string of four bytes per character.
+    """
+
+    name: str
+    content: bytes
+
+    def chunks(self) -> Iterator[str]:
+        """The text in the chunks of `read_chunks`. Raises `DataError` if it is not UTF-8."""
+        return _chunks(io.BytesIO(self.content), self.name, lambda count: None)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.chunks())
+
+    @property
+    def data_id(self) -> str:
+        """The SHA-256, which identifies the text."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def encode(self, tokenizer: Tokenizer) -> np.ndarray:
+        """The ids of the text (T,). Raises `TokenError` as the tokenizer does."""
+        ids, dtype, start = bytearray(), np.dtype(np.uint8), 0
+        for chunk in self.chunks():
+            try:
+                more = tokenizer.encode(chunk)
+            except TokenError as error:
+                raise TokenError(f"{self.name}: from character {start} on: {error}" if start else str(error)) from error
+            ids += more.tobytes()
+            dtype = more.dtype
+            start += len(chunk)
+        return np.frombuffer(ids, dtype)
 
 
 def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], object] = print) -> Text:
@@ -41,38 +80,94 @@ def load_text(path: str | os.PathLike[str] | None = None, say: Callable[[str], o
     text is `language_reference()`.
     """
     if path is not None:
-        return Text(str(path), read_text(path))
+        return Text(str(path), _read(path))
     cached = cache_directory() / "tinyshakespeare.txt"
     try:
         if not _is_intact(cached, TINY_SHAKESPEARE_SHA256):
             say(f"Downloading Tiny Shakespeare to {cached}")
-            download(TINY_SHAKESPEARE, TINY_SHAKESPEARE_SHA256, cached)
-        return Text("Tiny Shakespeare", read_text(cached))
+            download(TINY_SHAKESPEARE, TINY_SHAKESPEARE_SHA256, cached, size=TINY_SHAKESPEARE_SIZE)
+        return Text("Tiny Shakespeare", _read(cached))
     except DataError as error:
         say(
             f"Tiny Shakespeare could not be downloaded: {error}\n"
             f"Using Python's language reference instead. To use Tiny Shakespeare, save {TINY_SHAKESPEARE}\n"
             f"as {cached}, or name a text file of your own."
         )
-        return Text("Python's language reference", language_reference())
+        return Text("Python's language reference", language_reference().encode())
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file, with line endings unchanged. Raises `DataError` if it cannot be read or is empty."""
+    """The text of a UTF-8 file, with line endings unchanged and without a byte order mark.
+
+    Raises `DataError` if it cannot be read or is empty.
+    """
+    return Text(str(path), _read(path)).text
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a text file, without a byte order mark."""
     if not os.fspath(path):
         raise DataError("the file name is empty; expected the name of a text file")
     try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
+        content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
-        what = "is a folder; expected a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
-        raise DataError(f"{path}: {what}") from error
-    if not text:
+        raise _unreadable(path, error) from error
+    if not content:
         raise DataError(f"{path}: the file is empty")
-    return text
+    return content
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: there is no such file")
+    what = "is a folder; expected a text file" if os.path.isdir(path) else f"cannot be read ({reason(error)})"
+    return DataError(f"{path}: {what}")
+
+
+def read_chunks(path: str | os.PathLike[str], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in chunks. Encoding the chunks one by one gives the ids of the whole text.
+
+    A chunk ends before a space or line break that follows another character: GPT-2's tokenizer always begins a new
+    piece there. If there is no such place within LIMIT characters, the chunk ends anywhere, and the ids around the cut
+    may differ; they still decode to the same text. A byte order mark at the start of the file is left out.
+
+    progress: called with the number of bytes after each read.
+
+    Raises `DataError` if the file cannot be read or is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from _chunks(file, str(path), progress)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _chunks(file: BinaryIO, name: str, progress: Callable[[int], object]) -> Iterator[str]:
+    text, rest, position = "", b"", 0  # text not yet yielded; bytes of an incomplete character; their place in the file
+    try:
+        while True:
+            content = file.read(CHUNK)
+            progress(len(content))
+            more, used = codecs.utf_8_decode(rest + content, "strict", not content)
+            more = more if position else more.removeprefix("\ufeff")
+            text, rest, position = text + more, (rest + content)[used:], position + used
+            if not content:
+                break
+            cut = _last_cut(text) or (len(text) if len(text) >= LIMIT else 0)
+            if cut:
+                yield text[:cut]
+                text = text[cut:]
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], position + error.start
+        raise DataError(f"{name}: not UTF-8 text (byte {byte:#04x} at {place})") from error
+    if text:
+        yield text
+
+
+def _last_cut(text: str) -> int:
+    """The index of the last space or line break that follows another character; 0 if there is none."""
+    found = re.search(r"[ \n](?=\S)", text[::-1])
+    return len(text) - found.end() if found else 0
 
 
 def language_reference() -> str:
@@ -89,7 +184,8 @@ def language_reference() -> str:
 
 def _is_intact(path: Path, sha256: str) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
     except OSError:
         return False
 
@@ -128,12 +224,16 @@ def load_data(
         if tokenizer is not None and tokenizer.state() != tokens.tokenizer.state():
             raise DataError(f"{path}: these tokens were made with another tokenizer than the model's")
         return tokens
-    name, text = load_text(path, say)
-    data_id = hashlib.sha256(text.encode()).hexdigest()
-    check(data_id)
-    tokenizer = tokenizer or CharTokenizer.from_text(text)
-    about = f"{name}: {len(text):,} characters, {len(set(text))} distinct"
-    return Tokens(about, *_split(tokenizer.encode(text), 0.9), tokenizer, data_id)
+    text = load_text(path, say)
+    check(text.data_id)
+    size = 0
+    characters: set[str] = set()
+    for chunk in text.chunks():
+        size += len(chunk)
+        characters.update(chunk)
+    tokenizer = tokenizer or CharTokenizer("".join(sorted(characters)))
+    about = f"{text.name}: {size:,} characters, {len(characters)} distinct"
+    return Tokens(about, *_split(text.encode(tokenizer), 0.9), tokenizer, text.data_id)
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import hashlib
 import os
-import re
+import secrets
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minigrad.serialization import naming, sealed, write_atomically
+from minigrad.serialization import naming, remove_unfinished, replace, sealed, write_atomically
 
 from ..errors import ConfigError, DataError, TokenError, reason
-from .data import META, TRAIN, VAL
+from .data import META, TRAIN, VAL, read_chunks
 from .tokenizer import END_OF_TEXT, Tokenizer
-
-CHUNK = 1 << 20  # bytes read at a time
-LIMIT = 1 << 24  # characters without a safe place to cut; beyond it they are cut anywhere
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,51 +45,17 @@ def text_files(paths: Iterable[str | os.PathLike[str]], leave_out: Iterable[str 
                 raise DataError(f"{path}: there are no files in this folder")
         files += found
     for file in files:
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError as error:
+            raise DataError(f"{file}: there is no such file") from error
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({reason(error)})") from error
         if not file.is_file():
-            raise DataError(f"{file}: there is no such file")
-        if not file.stat().st_size:
+            raise DataError(f"{file}: is not a file")
+        if not size:
             raise DataError(f"{file}: the file is empty")
     return files
-
-
-def read_chunks(path: str | os.PathLike[str], progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in chunks. Encoding the chunks one by one gives the ids of the whole text.
-
-    A chunk ends before a space or line break that follows another character: GPT-2's tokenizer always begins a new
-    piece there. If there is no such place within LIMIT characters, the chunk ends anywhere, and the ids around the cut
-    may differ; they still decode to the same text.
-
-    progress: called with the number of bytes after each read.
-
-    Raises `DataError` if the file cannot be read or is not UTF-8.
-    """
-    text, rest, position = "", b"", 0  # text not yet yielded; bytes of an incomplete character; their place in the file
-    try:
-        with open(path, "rb") as file:
-            while True:
-                content = file.read(CHUNK)
-                progress(len(content))
-                more, used = codecs.utf_8_decode(rest + content, "strict", not content)
-                text, rest, position = text + more, (rest + content)[used:], position + used
-                if not content:
-                    break
-                cut = _last_cut(text) or (len(text) if len(text) >= LIMIT else 0)
-                if cut:
-                    yield text[:cut]
-                    text = text[cut:]
-    except UnicodeDecodeError as error:
-        byte, place = error.object[error.start], position + error.start
-        raise DataError(f"{path}: not UTF-8 text (byte {byte:#04x} at {place})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
-    if text:
-        yield text
-
-
-def _last_cut(text: str) -> int:
-    """The index of the last space or line break that follows another character; 0 if there is none."""
-    found = re.search(r"[ \n](?=\S)", text[::-1])
-    return len(text) - found.end() if found else 0
 
 
 def check_options(val_fraction: float, workers: int) -> None:
@@ -122,35 +84,76 @@ def prepare(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    with tempfile.TemporaryDirectory(dir=out, prefix=".prepare.") as folder:
-        train, val = Path(folder, TRAIN), Path(folder, VAL)
-        with naming(out / TRAIN), open(train, "wb+") as file:
+    for name in (TRAIN, VAL, META):
+        remove_unfinished(out / name)  # of a killed process
+    with _unfinished(out / TRAIN) as train, _unfinished(out / VAL) as val:
+        with naming(out / TRAIN):
             for ids in in_order(_encoder(tokenizer), _documents(files, progress), workers):
-                file.write(ids.astype(dtype).tobytes())
-            total = file.tell() // dtype.itemsize
+                train.file.write(ids.astype(dtype).tobytes())
+            total = train.file.tell() // dtype.itemsize
             cut = int((1 - val_fraction) * total)
             if not 0 < cut < total:
                 raise DataError(f"{total} tokens are too few to keep a fraction of {val_fraction} for validation")
-            file.seek(cut * dtype.itemsize)
-            with naming(out / VAL), open(val, "wb") as rest:
-                shutil.copyfileobj(file, rest)
-                rest.flush()
-                os.fsync(rest.fileno())
-            file.truncate(cut * dtype.itemsize)
-            os.fsync(file.fileno())
+            train.file.seek(cut * dtype.itemsize)
+        with naming(out / VAL):
+            shutil.copyfileobj(train.file, val.file)
+        train.file.truncate(cut * dtype.itemsize)
+        val_sha256, train_sha256 = val.flush(), train.flush()
         meta = {
             "tokenizer": tokenizer.state(),
             "dtype": dtype.name,
             "files": {
-                path.name: {"tokens": path.stat().st_size // dtype.itemsize, "sha256": _sha256(path)}
-                for path in (train, val)
+                TRAIN: {"tokens": cut, "sha256": train_sha256},
+                VAL: {"tokens": total - cut, "sha256": val_sha256},
             },
         }
         (out / META).unlink(missing_ok=True)  # so that it never describes other files
-        os.replace(train, out / TRAIN)
-        os.replace(val, out / VAL)
+        train.finish()
+        val.finish()
         write_atomically(out / META, sealed(meta))
     return meta
+
+
+class _Unfinished:
+    """A file that gets its name when it is finished.
+
+    On Linux it has no name until then, so that nothing is left of it if the process is killed. Where that is impossible
+    it has a temporary name, which `remove_unfinished` knows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            number, self.named = os.open(path.parent, os.O_RDWR | os.O_TMPFILE, 0o666), False
+        except (AttributeError, OSError):
+            number, self.named = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        self.file = os.fdopen(number, "wb+")
+
+    def flush(self) -> str:
+        """Write everything to the disk. Returns the SHA-256."""
+        with naming(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.seek(0)
+            return hashlib.file_digest(self.file, "sha256").hexdigest()
+
+    def finish(self) -> None:
+        if not self.named:
+            with open(os.devnull) as anything:  # os.link follows the link to the file only if a descriptor is given
+                link = f"/proc/self/fd/{self.file.fileno()}"
+                os.link(link, self.temporary, src_dir_fd=anything.fileno(), follow_symlinks=True)
+        replace(self.temporary, self.path)
+
+
+@contextlib.contextmanager
+def _unfinished(path: Path) -> Iterator[_Unfinished]:
+    """A new file, which is closed at the end of this context, and removed if it is not finished by then."""
+    new = _Unfinished(path)
+    try:
+        with new.file:
+            yield new
+    finally:
+        new.temporary.unlink(missing_ok=True)
 
 
 def _documents(files: Sequence[Path], progress: Callable[[int], object]) -> Iterator[tuple[Path, int, str, bool]]:
@@ -190,8 +193,3 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -334,7 +334,7 @@ class BPETokenizer(_BytePairTokenizer):
     ) -> BPETokenizer:
         """Learn merges from a text, or from its parts, until there are `vocab_size` tokens, special ones included.
 
-        `prepare.read_chunks` gives the parts of a file. The same text gives the same tokenizer. It has fewer tokens if
+        `data.read_chunks` gives the parts of a file. The same text gives the same tokenizer. It has fewer tokens if
         no remaining pair of tokens occurs twice.
         """
         least = 256 + len(special_tokens)

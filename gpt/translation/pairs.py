@@ -23,7 +23,7 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     Raises `DataError` with the line number for a line that is not a pair, and for a file without pairs.
     """
     pairs = []
-    for number, line in enumerate(read_text(Path(path)).removeprefix("\ufeff").split("\n"), start=1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line.strip():
             continue

@@ -55,8 +55,9 @@ class DataParallel:
     The other processes are copies of this one from when the first loss was computed. Of later changes to the module
     they see only the values of the parameters and `training`. They end with the `with` block, or with `close`.
 
-    Raises MemoryError if one of the processes runs out of memory, `WorkerError` if one fails in another way, and
-    ValueError for arrays with different numbers of rows or none, and for tensors that require gradients.
+    Raises MemoryError if one of the processes runs out of memory, `WorkerError` if one fails in another way, is killed,
+    or is stopped for 30 seconds, and ValueError for arrays with different numbers of rows or none, and for tensors that
+    require gradients.
     """
 
     def __init__(self, module: Module, loss: Callable[..., Tensor], processes: int) -> None:

@@ -6,10 +6,14 @@ import contextlib
 import mmap
 import multiprocessing
 import operator
+import os
 import signal
+import socket
+import struct
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from .data_parallel import DataParallel
 
 ALIGNMENT = 64  # bytes of a cache line, which no two parameters share
+PATIENCE = 30  # seconds after which a stopped process counts as failed; Ctrl-Z stops and continues all of them
+# Sent to all processes of a run, by a terminal or a scheduler. The first process handles them and ends the others.
+FOR_THE_FIRST = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
 
 
 class WorkerError(RuntimeError):
@@ -41,7 +48,7 @@ class Worker:
         ours = [*(worker.connection for worker in parallel.workers), self.connection]
         server = Server(parallel, self.gradients)
         self.process = fork.Process(target=server.serve, args=(theirs, ours), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the fork until it ignores Ctrl-C
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_FIRST)  # in the fork until it ignores them
         try:
             with warnings.catch_warnings():  # about locks of other threads; the pool starts new ones
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -49,6 +56,10 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
+        self.pid: Any = self.process.pid
+        self.at_exit = Finalize(self, self.process.kill, exitpriority=0)  # if it was not closed by then
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:  # a stopped process reads nothing
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", PATIENCE, 0))
 
     def ask(self, what: str, *arguments: Any) -> None:
         self.asked = what
@@ -58,6 +69,11 @@ class Worker:
             raise self.gone() from error
 
     def answer(self) -> Any:
+        stopped = 0  # seconds; they are counted, so that those in which this process was stopped, too, are left out
+        while not self.connection.poll(1):
+            stopped = stopped + 1 if self.is_stopped() else 0
+            if stopped >= PATIENCE:
+                raise self.gone()
         try:
             failure, value = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -68,12 +84,25 @@ class Worker:
             raise WorkerError(f"DataParallel: a process failed in {self.asked}:\n{failure}")
         return value
 
+    def is_stopped(self) -> bool:
+        """Is the process stopped by a signal, such as SIGSTOP, and not yet continued?"""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except OSError:  # it has ended, and its end of the pipe is closed
+            return False
+
     def gone(self) -> WorkerError:
+        """The error for a process that has ended, or that has been stopped for too long."""
         self.process.join(1)
-        return WorkerError(
-            f"DataParallel: a process ended during {self.asked}, with status {self.process.exitcode} "
-            f"(-9: the system killed it, often because memory ran out)"
-        )
+        status = self.process.exitcode
+        if status is None:
+            how = f"was stopped for {PATIENCE} s" if self.is_stopped() else "does not read what it is asked"
+        elif status < 0:
+            how = f"was killed by {_signal_name(-status)}"
+            how += ", which the system sends when memory runs out" if -status == signal.SIGKILL else ""
+        else:
+            how = f"ended with status {status}"
+        return WorkerError(f"DataParallel: a process {how} (in {self.asked})")
 
     def add_gradients(self, present: list[int]) -> None:
         """Add this worker's gradients to the parameters' `grad`. It has those of the parameters numbered `present`."""
@@ -88,6 +117,7 @@ class Worker:
         in_pieces(jobs)
 
     def close(self) -> None:
+        self.at_exit.cancel()
         self.connection.close()  # upon which the process ends
         self.process.join(1)
         if self.process.is_alive():
@@ -105,8 +135,9 @@ class Server:
 
     def serve(self, connection: Any, others: list[Any]) -> None:
         """Answer requests until the pipe is closed."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C and ends the others
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for number in FOR_THE_FIRST:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_FIRST)
         for other in others:  # inherited from the first process; open, they would hide that it closed its own
             other.close()
         set_num_threads(self.parallel.pool.size)
@@ -148,6 +179,13 @@ class Server:
                 shared[...], p.grad = p.grad, None
                 present.append(i)
         return present
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
 
 
 def shared_arrays(params: list[Parameter]) -> list[Any]:

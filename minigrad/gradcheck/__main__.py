@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..autograd import AutogradError
+from ..kernels.cpu import get_num_threads
 from . import GradcheckError, largest_error
 from .cases import cases, operations
 
@@ -24,6 +25,11 @@ def main(arguments: Sequence[str] = ()) -> int:
         parser.error(
             f"expected operations of the engine, got {', '.join(sorted(unknown))}; the engine has {', '.join(names)}"
         )
+
+    try:
+        get_num_threads()
+    except ValueError as error:  # about MINIGRAD_NUM_THREADS
+        parser.error(str(error))
 
     failures, missing = [], set(chosen or names)
     print(f"{'operation':<14} {'case':<22} largest error (float64, against derivatives of the forward)")

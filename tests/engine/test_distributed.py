@@ -1,8 +1,14 @@
 """Data parallelism: several processes give the loss and the gradients that one gives, and nothing is left of them."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +18,11 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
-from minigrad.distributed import DataParallel, WorkerError, can_share
+from minigrad.distributed import DataParallel, WorkerError, can_share, workers
 from tests.needs import needs_fork
 
 pytestmark = needs_fork
+ROOT = Path(__file__).parents[2]
 
 
 class Net(nn.Module):
@@ -253,14 +260,63 @@ def test_an_error_here_ends_the_others_and_the_next_batch_starts_them_again():
         assert len(parallel.workers) == 1
 
 
-def test_a_process_that_is_killed_is_noticed():
+@pytest.mark.parametrize(
+    ("number", "named"),
+    [
+        (signal.SIGKILL, r"killed by SIGKILL, which the system sends when memory runs out \(in backward\)"),
+        (signal.SIGXCPU, r"killed by SIGXCPU \(in backward\)"),
+        (40, r"killed by signal 40 \(in backward\)"),  # a real-time signal
+    ],
+)
+def test_a_process_that_is_killed_is_noticed_and_the_signal_is_named(number, named):
     model = net()
     with DataParallel(model, model.loss, 2) as parallel:
         loss = parallel(*batch(4))
-        os.kill(parallel.workers[0].process.pid, signal.SIGKILL)
-        with pytest.raises(WorkerError, match="status -9"):
+        os.kill(parallel.workers[0].process.pid, number)
+        with pytest.raises(WorkerError, match=named):
             loss.backward()
         assert parallel(*batch(4)).item() == pytest.approx(loss.item(), rel=1e-12)  # with a new one
+
+
+def test_a_process_that_exits_is_noticed():
+    model = net()
+    here = os.getpid()
+
+    def loss(x, targets):
+        if os.getpid() != here:
+            os._exit(3)
+        return model.loss(x, targets)
+
+    with DataParallel(model, loss, 2) as parallel, pytest.raises(WorkerError, match=r"ended with status 3 \(in forw"):
+        parallel(*batch(4))
+
+
+@pytest.mark.parametrize("rows", [4, 200_000])  # the second batch is larger than what a pipe holds
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_process_that_is_stopped_is_waited_for_but_not_forever(monkeypatch, rows, continued):
+    model = net()
+    monkeypatch.setattr(workers, "PATIENCE", 2)
+    with DataParallel(model, model.loss, 2) as parallel:
+        expected = parallel(*batch(rows)).item()
+        pid = parallel.workers[0].process.pid
+        os.kill(pid, signal.SIGSTOP)
+        if continued:
+            with later(1.0, lambda: os.kill(pid, signal.SIGCONT)):
+                assert parallel(*batch(rows)).item() == expected
+        else:
+            started = time.monotonic()
+            with pytest.raises(WorkerError, match=r"stopped for 2 s \(in forward\)"):
+                parallel(*batch(rows))
+            assert time.monotonic() - started < 10
+            assert not is_running(pid)
+
+
+@contextlib.contextmanager
+def later(seconds, call):
+    timer = threading.Timer(seconds, call)
+    timer.start()
+    yield
+    timer.join()
 
 
 def is_running(pid):
@@ -271,15 +327,29 @@ def is_running(pid):
     return True
 
 
-def test_no_process_is_left_and_ctrl_c_is_not_theirs():
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_no_process_is_left_and_signals_to_stop_are_not_theirs(name):
     model = net()
     with DataParallel(model, model.loss, 3) as parallel:
         pids = [worker.process.pid for worker in parallel.workers]
         assert len(pids) == 2
         for pid in pids:
-            os.kill(pid, signal.SIGINT)
+            os.kill(pid, getattr(signal, name))
         parallel(*batch(6)).backward()
     assert not any(map(is_running, pids))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_program_that_does_not_close_them_still_ends(stopped):
+    program = (
+        "import os, signal\nfrom tests.engine.test_distributed import *\nmodel = net()\n"
+        "parallel = DataParallel(model, model.loss, 2)\nparallel(*batch(4))\n"
+        "pid = parallel.workers[0].process.pid\nprint(pid)\n"
+    ) + "os.kill(pid, signal.SIGSTOP)\n" * stopped
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert not is_running(int(done.stdout))
 
 
 def test_threads_are_shared_out():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 
 import numpy as np
 import pytest
@@ -184,6 +185,24 @@ def test_the_name_under_which_the_format_keeps_its_text_is_no_tensors(file):
 def test_a_file_that_is_not_there(file):
     with pytest.raises(FileNotFoundError, match="state.safetensors: there is no such file"):
         mg.load(file)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_missing(file, tmp_path):
+    file.symlink_to(file.name)
+    with pytest.raises(OSError, match=r"state.safetensors: cannot be read \(Too many levels of symbolic links\)"):
+        mg.load(file)
+    with pytest.raises(OSError, match="is not a file"):
+        mg.load(tmp_path)
+
+
+def test_a_folder_is_flushed_after_a_rename(file, monkeypatch):
+    """As a power failure may else bring the old name back. What is flushed: the new file, then its folder."""
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (flushed.append(os.fstat(number)), fsync(number)))
+    mg.save({"a": np.ones(2)}, file)
+    assert [stat.S_ISDIR(about.st_mode) for about in flushed] == [False, True]
+    assert os.path.samestat(flushed[0], file.stat())
+    assert os.path.samestat(flushed[1], file.parent.stat())
 
 
 # Checksums

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import http.server
 import threading
+import time
 
 
 class Hub(http.server.HTTPServer):
@@ -15,12 +16,15 @@ class Hub(http.server.HTTPServer):
 
     `large` files are elsewhere, under another name of this machine: the hub states their SHA-256 and redirects.
     `etags` replaces what is stated for a path; None states nothing. `cuts` are the bytes after which the next answers
-    break off. With `resumes` False, a request for the rest of a file is answered with all of it.
+    break off. With `resumes` False, a request for the rest of a file is answered with all of it. With `states_sizes`
+    False, nothing says how long an answer is. `linked_size` replaces the
+    size that is stated of a large file. `pause` is how long the server waits after each byte.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.large, self.etags, self.cuts, self.resumes = {}, set(), {}, [], True
+        self.states_sizes, self.linked_size, self.pause = True, None, 0
         self.asked = []  # the path of every request, and the range that it asked for
         self.address = f"http://127.0.0.1:{self.server_port}"
 
@@ -45,6 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
         elif path in self.server.large and path == self.path:
             stated = {"X-Linked-ETag": self.server.etags.get(path, f'"{hashlib.sha256(content).hexdigest()}"')}
+            stated["X-Linked-Size"] = str(self.server.linked_size or len(content))
             self.answer(302, stated | {"Location": f"http://localhost:{self.server.server_port}/elsewhere{path}"})
         elif path == self.path:
             digest = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -58,11 +63,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             status, content = 206, content[start:]
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+        length = str(len(content)) if self.server.states_sizes else None
+        for name, value in ({"Content-Length": length} | headers).items():
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content[: self.server.cuts.pop(0)] if self.server.cuts and content else content)
+        content = content[: self.server.cuts.pop(0)] if self.server.cuts and content else content
+        with contextlib.suppress(ConnectionError):  # the client may have had enough
+            if not self.server.pause:
+                self.wfile.write(content)
+            for i in range(len(content) if self.server.pause else 0):
+                self.wfile.write(content[i : i + 1])
+                time.sleep(self.server.pause)
 
     def log_message(self, *args):
         pass

@@ -1,5 +1,6 @@
 """Where texts come from, and every way in which a file or a download can fail; batches. No real network is used."""
 
+import codecs
 import hashlib
 import http.server
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt import CharTokenizer, ConfigError, DataError
+from gpt import CharTokenizer, ConfigError, DataError, TokenError
 from gpt.text import data
 from tests.needs import data_file
 
@@ -78,6 +79,7 @@ def cached(tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(data, "TINY_SHAKESPEARE", no_network)
     monkeypatch.setattr(data, "TINY_SHAKESPEARE_SHA256", SHA256)
+    monkeypatch.setattr(data, "TINY_SHAKESPEARE_SIZE", len(CONTENT))
     return tmp_path / "cache" / "tinyshakespeare.txt"
 
 
@@ -140,7 +142,7 @@ def test_tiny_shakespeare_is_downloaded_once(server, cached, no_network, monkeyp
     said = []
     monkeypatch.setattr(data, "TINY_SHAKESPEARE", server.url("/ok"))
     first = data.load_text(None, said.append)
-    assert first == data.Text("Tiny Shakespeare", PLAY)
+    assert first == data.Text("Tiny Shakespeare", CONTENT)
     assert said == [f"Downloading Tiny Shakespeare to {cached}"]
     monkeypatch.setattr(data, "TINY_SHAKESPEARE", no_network)
     assert data.load_text(None, said.append) == first
@@ -162,9 +164,9 @@ def test_without_a_network_it_is_the_language_reference_and_that_is_said(cached,
         cached.parent.mkdir()
         cached.write_bytes(CONTENT[:-1])
     said = []
-    name, text = data.load_text(None, said.append)
-    assert name == "Python's language reference"
-    assert text == data.language_reference()
+    text = data.load_text(None, said.append)
+    assert text.name == "Python's language reference"
+    assert text.text == data.language_reference()
     assert "could not be downloaded" in said[-1]
     assert "Connection refused" in said[-1]
     assert f"save {no_network}\nas {cached}" in said[-1]
@@ -179,7 +181,7 @@ def test_it_is_printed_unless_told_otherwise(capsys):
 def test_a_named_file_is_taken_as_it_is(tmp_path):
     (tmp_path / "mine.txt").write_bytes(CONTENT)
     said = []
-    assert data.load_text(str(tmp_path / "mine.txt"), said.append) == (str(tmp_path / "mine.txt"), PLAY)
+    assert data.load_text(str(tmp_path / "mine.txt"), said.append) == data.Text(str(tmp_path / "mine.txt"), CONTENT)
     assert said == []
 
 
@@ -235,6 +237,64 @@ def test_a_file_that_is_no_text_is_named(tmp_path, content, message):
     (tmp_path / "odd.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"^{tmp_path}/odd\.txt: {message}$"):
         data.read_text(tmp_path / "odd.txt")
+
+
+def test_a_byte_order_mark_is_no_token(tmp_path):
+    """Windows' editors write one. Only the first is a mark; a later one is a character."""
+    (tmp_path / "marked.txt").write_bytes(codecs.BOM_UTF8 + CONTENT + codecs.BOM_UTF8)
+    (tmp_path / "plain.txt").write_bytes(CONTENT + codecs.BOM_UTF8)
+    (tmp_path / "mark.txt").write_bytes(codecs.BOM_UTF8)
+    marked, plain = data.load_data(tmp_path / "marked.txt"), data.load_data(tmp_path / "plain.txt")
+    np.testing.assert_array_equal(marked.train, plain.train)
+    assert marked.tokenizer.state() == plain.tokenizer.state()
+    assert marked.data_id == plain.data_id
+    assert data.read_text(tmp_path / "marked.txt") == PLAY + "\ufeff"
+    assert "".join(data.read_chunks(tmp_path / "marked.txt")) == PLAY + "\ufeff"
+    with pytest.raises(DataError, match=r"mark\.txt: the file is empty"):
+        data.read_text(tmp_path / "mark.txt")
+    (tmp_path / "odd.txt").write_bytes(codecs.BOM_UTF8 + b"caf\xe9 noir")
+    with pytest.raises(DataError, match=r"byte 0xe9 at 6\)"):
+        list(data.read_chunks(tmp_path / "odd.txt"))
+
+
+def test_a_character_outside_the_vocabulary_is_found_in_a_later_chunk(monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 4)
+    with pytest.raises(TokenError, match=r"^play: from character 7 on: the character 'z' at position 3 is not in"):
+        data.Text("play", b"abc abc abz").encode(CharTokenizer("abc "))
+
+
+MEMORY = """
+import sys
+from gpt.text.data import load_data
+
+def most():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+load_data(sys.argv[1])
+before = most()
+tokens = load_data(sys.argv[2])
+print(most() - before, len(tokens.train) + len(tokens.val))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak memory as Linux reports it")
+@pytest.mark.parametrize("kind", ["letters", "one emoji", "many characters"])
+def test_a_text_takes_at_most_four_times_its_size_in_memory(tmp_path, kind):
+    """As one string, the second text alone takes four times its size; the ids of the third take two bytes each."""
+    line = "the cat sat on the mat, and the dog lay by the door\n"
+    many = "".join(map(chr, range(256, 1000))) if kind == "many characters" else ""
+    text = line * 10 + many + ("\N{RED APPLE}" if kind == "one emoji" else "")
+    (tmp_path / "small.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "large.txt").write_text(text + line * 1_000_000, encoding="utf-8")
+    command = [sys.executable, "-c", MEMORY, tmp_path / "small.txt", tmp_path / "large.txt"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    more, tokens = map(int, done.stdout.split())
+    size = (tmp_path / "large.txt").stat().st_size
+    assert tokens == len(text) + len(line) * 1_000_000
+    print(f"{kind}: {more / size:.2f} times its size of {size:,} bytes")
+    assert size < more < 4 * size
 
 
 def test_a_folder_is_no_text(tmp_path):

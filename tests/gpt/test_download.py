@@ -2,11 +2,16 @@
 
 import hashlib
 import itertools
+import math
+import time
+import urllib.request
 
 import pytest
 
 from gpt import DataError
 from gpt.download import NotFoundError, download
+from gpt.download import _Redirects as Redirects
+from gpt.download import _Transfer as Transfer
 from tests.fakes.hub import Hub
 
 CONTENT = bytes(range(256)) * 20_000  # several reads
@@ -99,3 +104,37 @@ def test_a_bar_if_wanted(hub, kept, capfd, progress):
     shown = capfd.readouterr().err
     assert ("file: 100%" in shown and "5.12M/5.12M" in shown) == progress
     assert progress or not shown
+
+
+@pytest.mark.parametrize("states_sizes", [True, False])
+def test_a_server_that_sends_more_than_the_known_size_is_cut_off(hub, kept, states_sizes):
+    hub.states_sizes = states_sizes
+    with pytest.raises(DataError, match="small: the server sends more than the expected 5 bytes"):
+        download(f"{hub.address}/small", None, kept, size=5)
+    hub.linked_size = 1000  # as the hub says, before the other server is asked
+    with pytest.raises(DataError, match="large: the server sends more than the expected 1000 bytes"):
+        download(f"{hub.address}/large", None, kept)
+    hub.linked_size = None
+    download(f"{hub.address}/large", None, kept)
+    assert kept.read_bytes() == CONTENT
+
+
+def test_a_download_has_a_time_limit_however_much_it_says(hub, kept):
+    """Each byte comes in time, all of them would take half a minute."""
+    hub.files["/slow"], hub.pause = b"x" * 3000, 0.01
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"slow: took too long; \d+ bytes arrived"):
+        download(f"{hub.address}/slow", None, kept, time_limit=0.3)
+    assert time.monotonic() - started < 10
+    hub.pause = 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_redirect_from_https_to_anything_else_is_refused(scheme):
+    """Whoever listens on the way could otherwise answer in the server's place."""
+    transfer = Transfer("https://server.example/file", 30.0, None, math.inf)
+    redirects = Redirects(transfer)
+    request = urllib.request.Request("https://server.example/file")
+    assert redirects.redirect_request(request, None, 302, "Found", {}, "https://other.example/file") is not None
+    with pytest.raises(DataError, match=f"redirects to {scheme}://other.example/file, which is not https"):
+        redirects.redirect_request(request, None, 302, "Found", {}, f"{scheme}://other.example/file")

@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minigrad as mg
+from gpt.errors import GPTError, OutOfMemoryError, memory_advice, run_program
 from minigrad import functional as F
-from minigrad import nn
+from minigrad import memory, nn
 from minigrad.backend import check_device
+
+ROOT = Path(__file__).parents[2]
 
 
 def f32(*shape):
@@ -249,6 +253,53 @@ def test_an_unknown_device_is_refused_with_the_known_ones(device):
     ],
 )
 def test_environment_variables_without_meaning_are_not_ignored(name, value, expected):
-    environment = {**os.environ, name: value}
-    done = subprocess.run([sys.executable, "-c", "import minigrad"], env=environment, capture_output=True, text=True)
+    environment, program = {**os.environ, name: value}, "import minigrad; minigrad.get_num_threads()"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stderr.rstrip().endswith(f"ValueError: {name} is {value!r}; expected {expected}")
+
+
+# What reaches a terminal
+
+
+def message(error):
+    """What a program prints when its `main` raises this error."""
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_program(main)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("program", ["examples/sample.py --checkpoint nowhere", "-m minigrad.gradcheck Softplus"])
+def test_zero_threads_are_one_line_in_a_program(program):
+    environment = {**os.environ, "MINIGRAD_NUM_THREADS": "0", "PYTHONPATH": "."}
+    command = [sys.executable, *program.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.endswith("error: MINIGRAD_NUM_THREADS is '0'; expected a whole number of at least 1\n")
+    assert "Traceback" not in done.stderr
+    assert done.returncode != 0
+
+
+def test_names_from_files_are_escaped_and_cut(tmp_path):
+    name = "\x1b]0;owned\x07\r\x9b31m\u202e" + "x" * 100_000
+    mg.save({name: np.ones(2)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match="unexpected") as raised:
+        nn.Linear(2, 2).load_state_dict(mg.load(tmp_path / "odd.safetensors"))
+    said = message(GPTError(str(raised.value)))
+    assert r"unexpected \x1b]0;owned\x07\r\x9b31m\u202exxx" in said
+    assert said.isprintable()
+    assert len(said) < 1100
+    assert len(message(GPTError("\n".join(["x" * 2000] * 500)))) < 11_000
+    assert message(GPTError("two\n\tlines")) == "error: two\n\tlines"
+
+
+def test_a_report_of_memory_that_runs_out_of_memory_is_still_one_line(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "memory_use", full)
+    assert message(MemoryError("Unable to allocate")) == "error: out of memory"
+    with pytest.raises(OutOfMemoryError, match="^out of memory; buy more$"), memory_advice("buy more"):
+        raise MemoryError

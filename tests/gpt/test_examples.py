@@ -225,3 +225,18 @@ def test_a_run_does_not_go_where_a_model_for_other_tools_is(text, tmp_path):
     message = run_program("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path)
     assert message.startswith(f"error: {tmp_path} holds a model in Hugging Face's layout (config.json)")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "program", ["train_shakespeare", "finetune --data text.txt", "translate", "ladder", "prepare_data text.txt"]
+)
+def test_an_empty_name_is_not_the_folder_of_the_program(program, capsys, tmp_path, monkeypatch):
+    """`--out "$OUT"` with a variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    assert run_program(*program.split(), "--out", "") == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("error: argument --out: expected the name of a folder, got an empty one")
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,9 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt import CharTokenizer, ConfigError, DataError, checkpoint
-from gpt.text import prepare
+from gpt.text import data, prepare
 from gpt.text import tokenizer as tokenizers
 from gpt.text.data import load_data
 from gpt.text.tokenizer import END_OF_TEXT, GPT2_PIECES, BPETokenizer
@@ -26,10 +29,10 @@ LEARNED, CHARACTERS = BPETokenizer.train(RHYME, 300), CharTokenizer.from_text(RH
 
 def chunks_of(monkeypatch, path, content, size, limit=1 << 24):
     """The chunks of a file of these bytes, read so many bytes at a time."""
-    monkeypatch.setattr(prepare, "CHUNK", size)
-    monkeypatch.setattr(prepare, "LIMIT", limit)
+    monkeypatch.setattr(data, "CHUNK", size)
+    monkeypatch.setattr(data, "LIMIT", limit)
     path.write_bytes(content)
-    return list(prepare.read_chunks(path))
+    return list(data.read_chunks(path))
 
 
 @pytest.fixture
@@ -43,6 +46,12 @@ def texts(tmp_path):
     (folder / "below" / ".git").mkdir()
     (folder / "below" / ".git" / "config").write_text("nor this", encoding="utf-8")
     return folder
+
+
+def test_a_file_that_cannot_be_read_is_not_called_missing(tmp_path):
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    with pytest.raises(DataError, match=r"loop\.txt: cannot be read \(Too many levels of symbolic links\)"):
+        prepare.text_files([tmp_path / "loop.txt"])
 
 
 # Chunks
@@ -117,7 +126,7 @@ def test_files_that_are_missing_or_empty_are_named(texts):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "char"])
 def test_token_files_hold_the_texts_with_a_mark_between_two(monkeypatch, texts, tmp_path, kind, workers):
-    monkeypatch.setattr(prepare, "CHUNK", 64)
+    monkeypatch.setattr(data, "CHUNK", 64)
     tokenizer = gpt2_tokenizer() if kind == "gpt2" else LEARNED if kind == "bpe" else CHARACTERS
     files, read = prepare.text_files([texts]), []
     meta = prepare.prepare(files, tokenizer, tmp_path / "out", 0.25, workers, read.append)
@@ -194,7 +203,7 @@ def test_what_goes_wrong_leaves_the_files_of_before(texts, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize(("good_writes", "name"), [(0, "val.bin"), (1, "train.bin"), (2, "meta.json")])
+@pytest.mark.parametrize(("good_writes", "name"), [(0, "val.bin"), (1, "train.bin"), (4, "meta.json")])
 def test_a_full_disk_is_an_error_that_names_the_file(texts, tmp_path, monkeypatch, good_writes, name):
     writes = itertools.count()
 
@@ -205,6 +214,42 @@ def test_a_full_disk_is_an_error_that_names_the_file(texts, tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'out' / name}'$"):
         prepare.prepare(prepare.text_files([texts]), LEARNED, tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no files without a name")
+@pytest.mark.parametrize("after", [0, 3, "flush"])
+def test_nothing_is_left_of_a_killed_program(texts, tmp_path, after):
+    """SIGKILL, at the first file, at a later chunk, and when the first file is written and not yet named."""
+    program = (
+        "import os, pathlib, sys\nfrom gpt.text import data, prepare\nfrom gpt.text.tokenizer import BPETokenizer\n"
+        "data.CHUNK, reads = 64, []\n"
+        "def count(size):\n    reads.append(size)\n    kill(len(reads) > %r)\n"
+        "def kill(now):\n    if now: os.kill(os.getpid(), 9)\n"
+    ) % (after if after != "flush" else 10**9)
+    if after == "flush":
+        program += (
+            "flush = prepare._Unfinished.flush\nprepare._Unfinished.flush = lambda new: (flush(new), kill(True))\n"
+        )
+    program += "prepare.prepare([pathlib.Path(sys.argv[1])], BPETokenizer([]), sys.argv[2], progress=count)\n"
+    root, out = Path(__file__).parents[2], tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", program, texts / "b.txt", out], cwd=root)
+    assert done.returncode == -9
+    assert list(out.iterdir()) == []
+
+
+def test_where_files_have_names_from_the_start_the_next_run_removes_them(texts, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    out, files = tmp_path / "out", prepare.text_files([texts])
+    out.mkdir()
+    (out / ".train.bin.0123abcd").touch()
+    (out / ".mine.bin.0123abcd").touch()
+    prepare.prepare(files, LEARNED, out)
+    assert {path.name for path in out.iterdir()} == {"train.bin", "val.bin", "meta.json", ".mine.bin.0123abcd"}
+    monkeypatch.undo()
+    prepare.prepare(files, LEARNED, tmp_path / "without")
+    for name in ("train.bin", "val.bin", "meta.json"):
+        assert (out / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+        assert (out / name).stat().st_mode == (tmp_path / "without" / name).stat().st_mode
 
 
 def test_options_without_meaning_are_refused(texts, tmp_path):

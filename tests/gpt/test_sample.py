@@ -1,6 +1,7 @@
 """Sampling: the cache changes nothing but the speed, rows go their own ways, and the options do what they say."""
 
 import io
+import unicodedata
 
 import numpy as np
 import pytest
@@ -440,3 +441,15 @@ def test_what_the_terminal_cannot_show_becomes_a_question_mark(folder, monkeypat
     assert run_program("sample", *greedily(folder, "五", 9, "--stop", "!")) == 0
     terminal.seek(0)
     assert terminal.read() == "??\n"
+
+
+def test_a_sample_does_not_control_the_terminal(tmp_path, capsys):
+    """Of the 256 bytes that this model chooses from, 31 would move the cursor, ring, or begin a command."""
+    mg.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=256, n_layer=1, n_head=1, n_embd=8))
+    save_pretrained(model, BPETokenizer([], ()), tmp_path)
+    assert run_program("sample", "--model", tmp_path, "--prompt", "\x1b[2J\tgo\r\n", "--max-new-tokens", 500) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("\\x1b[2J\tgo\\r\n")
+    assert not [c for c in printed if unicodedata.category(c) == "Cc" and c not in "\t\n"]
+    assert "\\x1d" in printed

@@ -1,5 +1,6 @@
 """Training runs: they learn, keep the best, stop at any time, and go on exactly."""
 
+import contextlib
 import csv
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from gpt.config import TrainConfig
 from gpt.run import RUN_FILES, DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
 from gpt.trainer import choose_processes
 from minigrad import serialization
+from minigrad.distributed import DataParallel, WorkerError, workers
 from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
 from tests.needs import needs_fork
 
@@ -91,6 +94,88 @@ def test_a_resumed_run_continues_exactly(tmp_path, stop, processes):
     assert second.train()
     assert_same_run(whole, second)
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+@needs_fork
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("when", ["step", "estimate"])
+def test_a_run_whose_process_fails_saves_the_last_whole_step_and_goes_on_from_there(
+    tmp_path, monkeypatch, number, when
+):
+    """With dropout, and with two batches a step, so that random numbers have been drawn when the step fails."""
+    monkeypatch.setattr(workers, "PATIENCE", 2)
+    whole = new_trainer(tmp_path / "whole", processes=2, grad_accum=2)
+    whole.train()
+
+    first = new_trainer(tmp_path / "parts", processes=2, grad_accum=2)
+    step, training = (13, True) if when == "step" else (10, False)
+    compute = DataParallel.__call__
+
+    def fail_later(parallel, *batch):
+        if (first.iteration, first.model.training) == (step, training):
+            os.kill(parallel.workers[0].process.pid, number)
+        return compute(parallel, *batch)
+
+    monkeypatch.setattr(DataParallel, "__call__", fail_later)
+    with pytest.raises(WorkerError, match=rf"a process was .*; step {step} is saved, resume with --resume$"):
+        first.train()
+    monkeypatch.undo()
+
+    mg.manual_seed(999)  # whatever happened in between
+    second = new_trainer(tmp_path / "parts", processes=2, grad_accum=2)
+    second.resume(checkpoint.load(tmp_path / "parts" / checkpoint.LAST))
+    assert second.iteration == step
+    assert second.train()
+    assert_same_run(whole, second)
+
+
+@needs_fork
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_runs_whose_processes_are_killed_at_random_moments_end_as_one_that_was_left_alone(tmp_path, kills):
+    whole = new_trainer(tmp_path / "whole", processes=2, grad_accum=2)
+    whole.train()
+    rng, killed, runs, done = np.random.default_rng(0), 0, 0, True
+    while not done or killed < kills:
+        runs += done
+        out = tmp_path / f"run-{runs}"
+        trainer = new_trainer(out, processes=2, grad_accum=2)
+        if (out / checkpoint.LAST).exists():
+            trainer.resume(checkpoint.load(out / checkpoint.LAST))
+        killer = threading.Timer(rng.uniform(0, 0.5) if killed < kills else 1000, kill_a_process_of, [trainer])
+        killer.start()
+        try:
+            done = trainer.train()
+        except WorkerError:
+            done, killed = False, killed + 1
+        finally:
+            killer.cancel()
+            killer.join()
+        if done:
+            assert_same_run(whole, trainer)
+    print(f"{killed} kills in {runs} runs")
+
+
+def kill_a_process_of(trainer):
+    for worker in trainer.parallel.workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+@needs_fork
+def test_weights_that_are_no_numbers_are_not_saved_when_a_process_fails(tmp_path):
+    trainer = new_trainer(tmp_path, processes=2)
+    step = trainer.step
+
+    def spoil_then_kill(learning_rate):
+        if trainer.iteration == 13:
+            trainer.model.wte.weight.data[...] = np.nan
+            os.kill(trainer.parallel.workers[0].process.pid, signal.SIGKILL)
+        return step(learning_rate)
+
+    trainer.step = spoil_then_kill
+    with pytest.raises(WorkerError, match="killed by SIGKILL.*forward\\)$"):
+        trainer.train()
+    assert checkpoint.load(tmp_path / checkpoint.LAST).run["iteration"] == 10
 
 
 @needs_fork
@@ -321,6 +406,39 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         assert keep_previous_run(tmp_path) == tmp_path / f"previous-{number}"
         kept = {path.name for path in (tmp_path / f"previous-{number}").iterdir()}
         assert kept == {"last.safetensors", "best.safetensors", "metrics.csv", "ops.csv", "ops.png"}
+
+
+@pytest.mark.parametrize("failing", range(4))
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()], ids=["error", "kill"]
+)
+def test_an_earlier_run_is_moved_whole_or_not_at_all(tmp_path, monkeypatch, failing, error):
+    """Whichever move fails, also the last one, of the whole folder. A killed move is undone by the next run."""
+    names = {"last.safetensors", "best.safetensors", "metrics.csv"}
+    for name in names:
+        (tmp_path / name).write_text(name)
+    moves = []
+
+    def refuse(move):
+        def refusing(source, target):
+            moves.append(source)
+            if len(moves) == failing + 1:
+                raise error
+            return move(source, target)
+
+        return refusing
+
+    monkeypatch.setattr(Path, "rename", refuse(Path.rename))
+    monkeypatch.setattr(os, "replace", refuse(os.replace))
+    message = r"the files of the earlier run cannot be moved to .*previous-1 \(Permission denied\)"
+    expected = ConfigError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match=message if expected is ConfigError else None):
+        keep_previous_run(tmp_path)
+    monkeypatch.undo()
+    with run_folder(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {*names, ".lock"}
+        assert all((tmp_path / name).read_text() == name for name in names)
+        assert {path.name for path in keep_previous_run(tmp_path).iterdir()} == names
 
 
 @pytest.mark.parametrize("name", RUN_FILES)

@@ -78,8 +78,11 @@ class Pool:
             failure = error
         for _ in tasks[1:]:
             failure = finished.get() or failure
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # its traceback refers to this frame, which must not refer to it: that would be a cycle
 
     def __del__(self) -> None:
         for inbox in self.inboxes:
@@ -95,8 +98,8 @@ def serve(inbox: queue.SimpleQueue[Any]) -> None:
             task()
         except BaseException as error:
             failure = error
-        del order, task  # else this thread would keep the arrays of its last task alive
         finished.put(failure)
+        del order, task, finished, failure  # else this thread would keep the arrays of its last task alive
 
 
 def _default_threads() -> int:
@@ -109,7 +112,15 @@ def _default_threads() -> int:
     return _cores()
 
 
-_pool = Pool(_default_threads())
+_pool: Pool | None = None  # made when it is first used, so that a wrong setting is no error of an import
+
+
+def current_pool() -> Pool:
+    """The pool in use. Raises ValueError if MINIGRAD_NUM_THREADS is not a number of threads."""
+    global _pool
+    if _pool is None:
+        _pool = Pool(_default_threads())
+    return _pool
 
 
 _has_library_threads = True
@@ -118,7 +129,7 @@ _has_library_threads = True
 def _start_afresh() -> None:
     """After a fork the child has none of the pool's threads. A library's threads are used if they can start again."""
     global _pool, _has_library_threads
-    _pool, _has_library_threads = Pool(_pool.size), survives_fork()
+    _pool, _has_library_threads = _pool and Pool(_pool.size), survives_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -151,12 +162,12 @@ def using(pool: Pool) -> Iterator[None]:
 
 def get_num_threads() -> int:
     """The number of threads that the engine uses on the CPU."""
-    return _pool.size
+    return current_pool().size
 
 
 def parts_for(work: float, least: float) -> int:
     """The number of parts to cut `work` into, if a part smaller than `least` does not justify another thread."""
-    return max(1, min(_pool.size, int(work / least)))
+    return max(1, min(current_pool().size, int(work / least)))
 
 
 def in_parallel(work: Callable[[int, int], None], parts: int) -> None:
@@ -171,7 +182,7 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> None:
     that handed it out leaves the interpreter. If the pool is busy with other work, or if a task itself calls this
     function, the tasks run one after the other.
     """
-    pool = _pool
+    pool = current_pool()
     if len(tasks) == 1 and pool.started:
         tasks[0]()
     elif pool.busy.acquire(blocking=False):
@@ -189,7 +200,7 @@ def with_library_threads(product: Callable[[], Any]) -> None:
     They start a task within a microsecond. A thread of the pool takes a tenth of a millisecond to wake up, wait for the
     interpreter and report back, as long as the product of one row with a whole weight matrix takes.
     """
-    pool = _pool
+    pool = current_pool()
     if pool.size > 1 and _has_library_threads and pool.busy.acquire(blocking=False):
         try:
             if not pool.started:
