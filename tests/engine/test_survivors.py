@@ -83,6 +83,17 @@ def test_an_ignored_row_of_minus_infinity_costs_nothing(kinds):
 
 
 @pytest.mark.parametrize("kinds", [["cpu"], []])
+def test_label_smoothing_by_its_formula(kinds):
+    x = normal((3, 4))
+    log_p = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    targets, e = np.array([0, 2, 3]), 0.3
+    expected = -((1 - e) * log_p[np.arange(3), targets] + e * log_p.mean(axis=-1))
+    with using(*kinds):
+        losses = F.cross_entropy(x, targets, reduction="none", label_smoothing=e)
+    np.testing.assert_allclose(losses.data, expected)
+
+
+@pytest.mark.parametrize("kinds", [["cpu"], []])
 def test_four_axes_of_attention_without_keys(kinds):
     q, k, v = leaf(normal((1, 2, 3, 4))), leaf(np.ones((1, 2, 0, 4))), leaf(np.ones((1, 2, 0, 4)))
     with using(*kinds):
