@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file with the model, the optimizer and all else that an exact resume needs.
 
 A run keeps two in its folder: `last.safetensors`, to resume from, and `best.safetensors`, with the lowest validation
-loss, to sample from. Each is written under a temporary name and then renamed, so a file is never half written.
+loss, to sample from. Each is written under a temporary name and then renamed, so a file is never half written. It
+contains its SHA-256, and `load` believes nothing that it says without a check.
 """
 
 from __future__ import annotations
