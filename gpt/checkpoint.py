@@ -80,9 +80,10 @@ class Checkpoint:
 
     def model(self, device: str = "cpu") -> GPT:
         """The model, with its weights, in evaluation mode."""
-        with mg.random.blank():
-            model = GPT(self.config)
         try:
+            check_tensors(self.config.parameter_shapes(), self.part("model"))  # `load` does not for a run of adapters
+            with mg.random.blank():
+                model = GPT(self.config)
             model.load_state_dict(self.part("model"))
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
