@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file with the model, the optimizer and all else that an exact resume needs.
 
 A run keeps two in its folder: `last.safetensors`, to resume from, and `best.safetensors`, with the lowest validation
-loss, to sample from. Each is written under a temporary name and then renamed, so a file is never half written.
+loss, to sample from. Each is written under a temporary name and then renamed, so a file is never half written. It
+contains its SHA-256, and `load` believes nothing that it says without a check.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ class Checkpoint:
 
     def model(self, device: str = "cpu") -> GPT:
         """The model, with its weights, in evaluation mode."""
-        with mg.random.blank():
-            model = GPT(self.config)
         try:
+            check_tensors(self.config.parameter_shapes(), self.part("model"))  # `load` does not for a run of adapters
+            with mg.random.blank():
+                model = GPT(self.config)
             model.load_state_dict(self.part("model"))
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error

@@ -1,4 +1,7 @@
-"""Saving and loading tensors by name in the safetensors format, which holds plain numbers and no code."""
+"""Saving and loading tensors by name in the safetensors format, which holds plain numbers and no code.
+
+A file contains its SHA-256, which is checked when it is read.
+"""
 
 from __future__ import annotations
 

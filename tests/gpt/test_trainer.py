@@ -650,6 +650,10 @@ class TestCheckpointFiles:
         mg.save(tensors, tmp_path / "x", {"minigrad": json.dumps(about)})
         with pytest.raises(CheckpointError, match=r"x: .*missing h\.2\.ln_1\.weight"):
             checkpoint.load(tmp_path / "x")
+        about["run"]["train_config"]["lora_rank"] = 1  # whose tensors are only known when the adapters are made
+        mg.save(tensors, tmp_path / "x", {"minigrad": json.dumps(about)})
+        with pytest.raises(CheckpointError, match=r"x: missing h\.2\.ln_1\.weight"):
+            checkpoint.load(tmp_path / "x").model()
         tensors["model.ln_f.weight"] = np.ones(16, np.int64)
         mg.save(tensors, tmp_path / "x", {"minigrad": metadata["minigrad"]})
         with pytest.raises(CheckpointError, match=r"x: .*ln_f\.weight is int64, expected floating numbers"):

@@ -267,6 +267,7 @@ def _model_readers(folder: Path) -> Iterator[Reader]:
 
 # Mutations
 
+NUMBERS = [-5, 0, 3, 768, 10**6, 10**9, 2**31 - 1, 2**40, 2**62, 2**64 - 1, math.inf, math.nan]
 VALUES: list[Any] = [
     *(
         None,
@@ -387,6 +388,13 @@ def mutated_tree(rng: random.Random, tree: Any) -> Any:
             return tree
     visit(tree)
     node, key = rng.choice(places)
+    if rng.random() < 0.5:  # level by level, so that a long list does not draw all mutations
+        node = tree
+        while True:
+            key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.1:
+                break
+            node = node[key]
     value = node[key]
     match rng.randrange(8):
         case 0:
@@ -397,8 +405,9 @@ def mutated_tree(rng: random.Random, tree: Any) -> Any:
             node.insert(rng.randrange(len(node) + 1), copy.deepcopy(value))
         case 2:
             node[rng.choice(["", "a", "newer_option", "bias", "dtype"])] = rng.choice(VALUES)
-        case 3 if isinstance(value, int | float):
-            node[key] = rng.choice([value + 1, value - 1, -value, value * 2, value * 2**40, float(value), str(value)])
+        case 3 | 6 | 7 if isinstance(value, int | float):
+            near = [value + 1, value - 1, -value, value * 2, value * 2**40, float(value), str(value), not value]
+            node[key] = rng.choice([*near, *NUMBERS])
         case 4 if isinstance(value, str):
             node[key] = rng.choice([value[:-1], value * 2, value + "\ud83d", value.upper(), [value], value[::-1]])
         case 5:

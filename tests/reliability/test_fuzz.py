@@ -1,6 +1,7 @@
 """Mutated files: no reader fails, hangs or allocates without bounds; and the fuzzer notices those that do."""
 
 import json
+import signal
 import time
 
 import numpy as np
@@ -8,6 +9,10 @@ import pytest
 
 from gpt.errors import DataError
 from tests.reliability.fuzz import Reader, check, readers
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGALRM"), reason="Windows has no alarm to end a reader that waits"
+)
 
 
 @pytest.mark.parametrize("inputs", [15, pytest.param(2000, marks=pytest.mark.slow)])
