@@ -43,11 +43,10 @@ from gpt.options import given as given_options
 from gpt.run import (
     ADAPTERS,
     BEST,
-    LAST,
     check_unchanged,
+    exit_interrupted,
     keep_previous_run,
     print_above,
-    print_interrupted,
     run_folder,
 )
 from gpt.text.data import Dataset, load_text
@@ -95,7 +94,7 @@ class Finetuner(Trainer):
 
     def evaluate(self, bar: tqdm) -> None:
         super().evaluate(bar)
-        if self.config.sample_tokens:
+        if self.config.sample_tokens and not self.interrupted:
             print_above(bar, textwrap.indent(self.sample(), "    | ", lambda line: True))
 
     def sample(self) -> str:
@@ -128,7 +127,7 @@ def main() -> None:
     args = parse_arguments()
     check_device(args.device)
     given = pick(given_options(args), OPTIONS)
-    saved = checkpoint.load(args.out / LAST) if args.resume else None
+    saved = checkpoint.load_last(args.out) if args.resume else None
     config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
     if config.lora_rank and saved is None:
         keep_the_model(Path(config.model), "--out", args.out)
@@ -179,7 +178,7 @@ def main() -> None:
         if finished:
             finish(trainer, args.save_pretrained)
         else:
-            print_interrupted(trainer.iteration)
+            exit_interrupted(trainer.iteration, trainer.interrupted)
 
 
 def new_config(given: dict[str, Any]) -> FinetuneConfig:

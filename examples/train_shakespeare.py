@@ -34,7 +34,7 @@ from gpt.options import (
     given,
     pick,
 )
-from gpt.run import BEST, LAST, METRICS, check_unchanged, keep_previous_run, print_interrupted, run_folder
+from gpt.run import BEST, METRICS, check_unchanged, exit_interrupted, keep_previous_run, run_folder
 from gpt.sample import stream
 from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
@@ -109,7 +109,7 @@ def set_up(args: argparse.Namespace) -> Run:
     """Read the options, the data, and with --resume the checkpoint."""
     check_device(args.device)
     options = given(args)
-    saved = checkpoint.load(args.out / LAST) if args.resume else None
+    saved = checkpoint.load_last(args.out) if args.resume else None
     if saved is None:
         tokens = load_data(args.data)
         preset = args.preset or ("baby" if args.device.startswith("cuda") else "cpu")
@@ -157,7 +157,7 @@ def report(run: Run, trainer: Trainer, finished: bool) -> None:
     print(f"loss curve  {picture or NO_FIGURE}")
     print(f"metrics     {trainer.out / METRICS}")
     if not finished:
-        print_interrupted(trainer.iteration)
+        exit_interrupted(trainer.iteration, trainer.interrupted)
     elif best.exists():  # with the user's operations, the loss may be NaN from the first step on
         print(f"best        validation loss {trainer.best_val_loss:.4f}, saved in {best}")
         show_sample(checkpoint.load(best), run.device)
@@ -194,8 +194,7 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
         if finished:
             engine, finished = train_engine(trainer, run.new_trainer, args.resume)
             if not finished:
-                print_interrupted(engine.iteration)
-                return
+                exit_interrupted(engine.iteration, engine.interrupted)
             own.compare(trainer, engine)
 
 

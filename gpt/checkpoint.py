@@ -19,7 +19,7 @@ from minigrad.serialization import load_with_metadata
 from .config import GPTConfig
 from .errors import CheckpointError, ConfigError, GPTError
 from .model import GPT
-from .run import BEST, LAST
+from .run import BEST, LAST, older_checkpoints
 from .text.tokenizer import CharTokenizer, Tokenizer, from_state
 
 
@@ -105,6 +105,26 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project ({why})") from error
+
+
+def load_last(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Read the checkpoint to resume a run from. If the last cannot be read, print a warning and read the one before.
+
+    That is the newest that --keep has left, or else the best. Raises `CheckpointError` if there is none.
+    """
+    folder = Path(folder)
+    paths = [folder / LAST, *older_checkpoints(folder).values(), folder / BEST]
+    unreadable: list[CheckpointError] = []
+    for path in paths:
+        try:
+            saved = load(path)
+        except CheckpointError as error:
+            unreadable.append(error)
+            continue
+        if unreadable:
+            print(f"warning     {unreadable[0]}; resuming from {path}, step {saved.run.get('iteration')}")
+        return saved
+    raise unreadable[0]
 
 
 def find(folder: str | os.PathLike[str]) -> Path:

@@ -5,15 +5,13 @@ A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and,
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
 import itertools
 import math
-import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,18 @@ from .config import TrainConfig
 from .errors import CheckpointError, ConfigError, memory_advice
 from .figures import new_figure, save_figure
 from .model import GPT
-from .run import BEST, LAST, LOSS_CURVE, METRICS, print_above, progress_bar, refuse_divergence
+from .run import (
+    BEST,
+    LAST,
+    LOSS_CURVE,
+    METRICS,
+    catch_signals,
+    delete_older,
+    keep_last,
+    print_above,
+    progress_bar,
+    refuse_divergence,
+)
 from .text.data import Dataset
 from .text.tokenizer import Tokenizer
 
@@ -103,12 +112,14 @@ class Trainer:
         self.iteration = 0  # steps done
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
-        self.interrupted = False
+        self.interrupted = 0  # the number of the signal that asked the run to stop
+        self.saved: int | None = None  # the step of the last checkpoint, if there is one that can be read
+        self.saved_time = time.monotonic()
 
     # The loop
 
     def train(self) -> bool:
-        """Train until `max_iters`. True if the end was reached, False after Ctrl-C; everything is saved either way."""
+        """Train until `max_iters`. True at the end, False if a signal stopped the run; either way all is saved."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.write_metrics()
         self.model.train()
@@ -118,26 +129,34 @@ class Trainer:
             "to use less memory: a smaller --batch-size (a larger --grad-accum keeps the steps the same), "
             + self.less_memory
         )
-        with bar, self.catch_interrupts(), advice, tf32, self.parallel:
+        self.saved_time = time.monotonic()
+        with bar, catch_signals(self.interrupt), advice, tf32, self.parallel:
             self.restart_clock()
             loss = None
             while True:
-                at_end = self.iteration >= self.config.max_iters
-                if (at_end or self.iteration % self.config.eval_interval == 0) and not self.is_evaluated():
+                if self.estimate_is_due():
                     self.evaluate(bar)
                     self.restart_clock()
-                if at_end or self.interrupted:
+                if self.interrupted or self.iteration >= self.config.max_iters:
                     break
                 learning_rate = self.learning_rate()
                 loss, norm = self.step(learning_rate)
                 bar.update()
                 if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
                     self.log(bar, loss.item(), learning_rate, float(norm))
+                if self.save_is_due():
+                    self.refuse_divergence(loss.item())
+                    self.save_last()
+                    self.restart_clock()
             if self.interrupted:
                 if loss is not None:
                     self.refuse_divergence(loss.item())
-                self.save(LAST)
+                self.save_last()
         return not self.interrupted
+
+    def interrupt(self, number: int) -> None:
+        """Ask the run to stop after its step, because of the signal with this number."""
+        self.interrupted = number
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
         """One step of the optimizer. Returns the mean loss of its batches, and the gradient's norm before clipping.
@@ -222,8 +241,13 @@ class Trainer:
     # Estimates of the losses
 
     def evaluate(self, bar: tqdm) -> None:
-        """Estimate both losses, write them to the metrics, and save the checkpoint, also as the best if it is."""
+        """Estimate both losses, write them to the metrics, and save the checkpoint, also as the best if it is.
+
+        Nothing of this is done if the run is asked to stop meanwhile: the resumed run makes the estimate.
+        """
         losses = self.estimate_losses()
+        if losses is None:
+            return
         for loss in losses.values():
             self.refuse_divergence(loss)
         self.add_row({"train_loss": losses["train"], "val_loss": losses["val"]})
@@ -231,38 +255,61 @@ class Trainer:
         if best:
             self.best_val_loss = losses["val"]
             self.save(BEST)
-        self.save(LAST)
+        self.save_last()
         print_above(
             bar,
             f"step {self.iteration:>5}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}"
             f"{' (best so far, saved)' if best else ''}",
         )
 
-    def estimate_losses(self) -> dict[str, float]:
+    def estimate_losses(self) -> dict[str, float] | None:
         """The mean loss over `eval_iters` batches of each split, without dropout.
 
         The batches are the same for every estimate, so that estimates can be compared. They are drawn from a separate
-        generator, so evaluations do not change the training's random numbers.
+        generator, so evaluations do not change the training's random numbers. None if the run is asked to stop.
         """
         rng, means = mg.random.new_generator(self.config.seed), {}
         self.model.eval()
         with mg.no_grad():
             for split in ("train", "val"):
-                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters)]
-                means[split] = sum(loss.item() for loss in losses) / len(
-                    losses
-                )  # read only after all are queued on a GPU
+                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters) if not self.interrupted]
+                if self.interrupted:
+                    break
+                means[split] = sum(loss.item() for loss in losses) / len(losses)  # after all are queued on a GPU
         self.model.train()
-        return means
+        return None if self.interrupted else means
 
-    def is_evaluated(self) -> bool:
-        return any(row["iteration"] == self.iteration and "val_loss" in row for row in self.rows[-2:])
+    def estimate_is_due(self) -> bool:
+        """Whether the losses are to be estimated now: every `eval_interval` steps and at the end, once."""
+        if self.iteration % self.config.eval_interval and self.iteration < self.config.max_iters:
+            return False
+        return not any(row["iteration"] == self.iteration and "val_loss" in row for row in self.rows[-2:])
 
     # Saving and resuming
 
     def saved_options(self) -> dict[str, Any]:
         """The options of the training as they are saved in a checkpoint."""
         return {**dataclasses.asdict(self.config), "processes": self.given_processes}
+
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint is to be saved now because of `save_interval` or `save_minutes`.
+
+        Not if an estimate is due, which saves one too.
+        """
+        steps, seconds = self.config.save_interval, 60 * self.config.save_minutes
+        by_steps = steps > 0 and self.iteration % steps == 0
+        by_time = seconds > 0 and time.monotonic() - self.saved_time >= seconds
+        return (by_steps or by_time) and not self.estimate_is_due()
+
+    def save_last(self) -> None:
+        """Write the checkpoint to resume from. With `keep`, the ones before stay beside it."""
+        keep = self.config.keep
+        if keep > 1 and self.saved is not None and self.saved != self.iteration:
+            keep_last(self.out, self.saved)
+        self.save(LAST)
+        if keep > 1:
+            delete_older(self.out, self.iteration, keep - 1)
+        self.saved, self.saved_time = self.iteration, time.monotonic()
 
     def save(self, name: str) -> None:
         run = {
@@ -292,24 +339,7 @@ class Trainer:
         mg.random.set_state(run["random"])
         self.iteration, self.rows = run["iteration"], run["rows"]
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
-
-    @contextlib.contextmanager
-    def catch_interrupts(self) -> Iterator[None]:
-        """Make Ctrl-C stop after the current step, so that a consistent state is saved. A second one stops at once."""
-
-        def note(*_: Any) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, before)
-
-        try:
-            before = signal.signal(signal.SIGINT, note)
-        except ValueError:  # not the main thread, which alone receives signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        self.saved = self.iteration if saved.path.name == LAST else None
 
     # Metrics
 

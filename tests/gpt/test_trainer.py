@@ -239,7 +239,8 @@ def test_weights_that_are_no_numbers_do_not_replace_the_last_checkpoint(tmp_path
         result = step(learning_rate)
         if trainer.iteration == 11:
             trainer.model.wte.weight.data[...] = np.nan
-        trainer.interrupted = trainer.iteration == interrupt_at
+        if trainer.iteration == interrupt_at:
+            trainer.interrupt(signal.SIGINT)
         return result
 
     trainer.step = step_and_spoil
