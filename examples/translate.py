@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import minigrad as mg
 from gpt.checkpoint import part
+from gpt.divergence import DivergedError, describe_divergence, nonfinite_weight
 from gpt.errors import CheckpointError, ConfigError, run_program
 from gpt.figures import NO_FIGURE, new_figure, save_figure
 from gpt.options import (
@@ -60,7 +61,6 @@ from gpt.run import (
     keep_previous_run,
     print_above,
     progress_bar,
-    refuse_divergence,
     run_folder,
 )
 from gpt.translation.beam import check_length_penalty
@@ -211,18 +211,20 @@ class Training:
         started = time.perf_counter()
         batches = itertools.islice(self.batches(), self.done, self.config.steps)
         bar = progress_bar(total=self.config.steps, initial=self.done)
+        checks_steps = self.model.lm_head.weight.device == "cpu"  # on a GPU, the host would wait for each step
         with bar, catch_signals(self.interrupt):
             for step, batch in enumerate(batches, self.done):
-                loss = self.step(step, batch)
+                loss, norm = self.step(step, batch)
                 self.average(rate=1 / min(step + 1, self.config.average))
                 self.done = step + 1
                 bar.update()
+                if checks_steps or step % LOG_INTERVAL == 0:
+                    self.refuse(describe_divergence(loss.item(), float(norm)))
                 if step % LOG_INTERVAL == 0:
                     self.log(bar, step, loss.item())
                 if self.done % self.config.eval_interval == 0 or self.done == self.config.steps:
                     self.evaluate(bar)
                 if self.interrupted:
-                    refuse_divergence(loss.item(), self.done, ADVICE)
                     self.save()
                     return False
         print(f"trained     in {time.perf_counter() - started:.0f} s, including the estimates")
@@ -238,31 +240,37 @@ class Training:
         while True:
             yield from batches(self.pairs, self.config.batch_size, rng)
 
-    def step(self, step: int, batch: Batch) -> mg.Tensor:
+    def step(self, step: int, batch: Batch) -> tuple[mg.Tensor, Any]:
+        """One step of the optimizer. Returns the loss, and the norm of the gradients before clipping."""
         _, loss = self.model(*batch, label_smoothing=self.config.label_smoothing)
         assert loss is not None
         loss.backward()
-        optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
+        norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.warmup_inverse_square_root(step, self.model.config.n_embd, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss
+        return loss, norm
 
     def average(self, rate: float) -> None:
         """Update the running mean: mean += (weight - mean) * rate."""
         for mean, parameter in zip(self.averaged.model.parameters(), self.model.parameters(), strict=True):
             mean.data += (parameter.data - mean.data) * rate
 
+    def refuse(self, problem: str) -> None:
+        """Raise `DivergedError` if there is a problem."""
+        if problem:
+            raise DivergedError(f"{problem} after step {self.done}; {ADVICE}")
+
     def log(self, bar: tqdm, step: int, loss: float) -> None:
-        refuse_divergence(loss, step, ADVICE)
         self.losses.append((step, loss))
         bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.param_groups[0]['lr']:.2e}", refresh=False)
 
     def evaluate(self, bar: tqdm) -> None:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if it is the best so far."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
-        refuse_divergence(loss, self.done, ADVICE)
+        self.refuse(describe_divergence(loss))
+        self.refuse_weights()
         best = (matched, -loss) > self.best
         if best:
             self.best = (matched, -loss)
@@ -275,12 +283,18 @@ class Training:
             f"{' (best so far, saved)' if best else ''}",
         )
 
+    def refuse_weights(self) -> None:
+        """Raise `DivergedError` if a weight is not finite, before a good file is replaced."""
+        name = nonfinite_weight(self.model) or nonfinite_weight(self.averaged.model)
+        self.refuse(name and f"the weights {name} have a NaN or an infinity")
+
     def parts(self) -> dict[str, Any]:
         """The objects whose arrays are saved, by name."""
         return {"model": self.model, "averaged": self.averaged.model, "optimizer": self.optimizer}
 
     def save(self) -> None:
         """Write everything that --resume needs to one file. The batches follow from the seed."""
+        self.refuse_weights()
         run = {"done": self.done, "losses": self.losses, "estimates": self.estimates, "best": self.best}
         run["data_id"] = self.data_id
         options = pick(dataclasses.asdict(self.model.config), MODEL_OPTIONS)

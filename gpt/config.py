@@ -76,6 +76,12 @@ class TrainConfig:
     save_interval: int = option(0, "steps between further checkpoints, besides those after estimates; 0 for none")
     save_minutes: float = option(0.0, "save at least this often, in minutes; 0 for no such limit")
     keep: int = option(1, "checkpoints to resume from: the last, and the ones before it as last-STEP.safetensors")
+    on_divergence: str = option(
+        "stop",
+        "if the loss or the gradient is not finite: stop; skip the step; or roll back to the last checkpoint and halve "
+        "the learning rate",
+        ("stop", "skip", "rollback"),
+    )
     seed: int = option(3, "random seed")
     processes: int = option(
         0, "processes that share each batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import math
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from minigrad.serialization import remove_unfinished
 
 from . import pretrained
-from .errors import ConfigError, GPTError, reason
+from .errors import ConfigError, reason
 
 LAST, BEST = "last.safetensors", "best.safetensors"  # checkpoints: to resume from; with the lowest validation loss
 METRICS, LOSS_CURVE = "metrics.csv", "loss.png"
@@ -29,16 +28,6 @@ TRANSLATOR, CROSS_ATTENTION = "model.safetensors", "cross_attention.png"  # of e
 OPS_TABLE, OPS_CURVE, ENGINE = "ops.csv", "ops.png", "engine"  # of --ops; ENGINE is the folder of the engine's run
 RUN_FILES = (LAST, BEST, METRICS, LOSS_CURVE, OPS_TABLE, OPS_CURVE, ADAPTERS, TRANSLATOR, CROSS_ATTENTION)
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Ctrl-C, and what a scheduler sends before it kills
-
-
-class DivergedError(GPTError):
-    """The loss is no longer a finite number."""
-
-
-def refuse_divergence(loss: float, step: int, advice: str) -> None:
-    """Raise `DivergedError` if the loss is not finite, before useless weights are saved."""
-    if not math.isfinite(loss):
-        raise DivergedError(f"the loss is {loss} after step {step}; {advice}")
 
 
 @contextlib.contextmanager

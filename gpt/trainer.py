@@ -5,13 +5,14 @@ A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and,
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from minigrad.serialization import naming, write_atomically
 
 from . import checkpoint, precision
 from .config import TrainConfig
+from .divergence import DivergedError, describe_divergence, first_nonfinite, nonfinite_weight
 from .errors import CheckpointError, ConfigError, memory_advice
-from .figures import new_figure, save_figure
+from .figures import plot_losses
 from .model import GPT
 from .run import (
     BEST,
@@ -37,7 +39,6 @@ from .run import (
     keep_last,
     print_above,
     progress_bar,
-    refuse_divergence,
 )
 from .text.data import Dataset
 from .text.tokenizer import Tokenizer
@@ -45,6 +46,8 @@ from .text.tokenizer import Tokenizer
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
 MOST_PROCESSES = 8  # by default: each process has its own gradients, which take memory and have to be summed
+MOST_SKIPPED = 10  # steps in a row, with --on-divergence skip
+MOST_ROLLBACKS = 5  # to the same checkpoint, with --on-divergence rollback
 LARGE = 50_000_000  # parameters; from here on, operations use threads well and gradients are too large to copy
 
 
@@ -107,9 +110,14 @@ class Trainer:
         self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates
         if graph and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
             self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
-            if self.scaler is None:
+            if self.scaler is None and config.on_divergence != "skip":
                 self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
+        # Is each step looked at before its update? On a GPU the host would wait for it, so only to skip steps
+        self.checks_steps = config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
         self.iteration = 0  # steps done
+        self.skipped = 0  # of them, because of --on-divergence skip
+        self.rollbacks = 0  # each has halved the learning rate
+        self.last_finite = 0  # the last step whose loss and gradient were seen to be finite
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.interrupted = 0  # the number of the signal that asked the run to stop
@@ -132,27 +140,38 @@ class Trainer:
         self.saved_time = time.monotonic()
         with bar, catch_signals(self.interrupt), advice, tf32, self.parallel:
             self.restart_clock()
-            loss = None
-            while True:
-                if self.estimate_is_due():
-                    self.evaluate(bar)
-                    self.restart_clock()
-                if self.interrupted or self.iteration >= self.config.max_iters:
-                    break
-                learning_rate = self.learning_rate()
-                loss, norm = self.step(learning_rate)
-                bar.update()
-                if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
-                    self.log(bar, loss.item(), learning_rate, float(norm))
-                if self.save_is_due():
-                    self.refuse_divergence(loss.item())
-                    self.save_last()
-                    self.restart_clock()
-            if self.interrupted:
-                if loss is not None:
-                    self.refuse_divergence(loss.item())
-                self.save_last()
+            going_on = True
+            while going_on:
+                try:
+                    going_on = self.advance(bar)
+                except DivergedError as error:
+                    self.roll_back(bar, error)
         return not self.interrupted
+
+    def advance(self, bar: tqdm) -> bool:
+        """Make an estimate if one is due, and one step. False if the run is at its end, or was asked to stop and saved.
+
+        Raises `DivergedError`.
+        """
+        if self.estimate_is_due():
+            self.evaluate(bar)
+            self.restart_clock()
+        if self.interrupted:
+            self.save_last()
+        if self.interrupted or self.iteration >= self.config.max_iters:
+            return False
+        learning_rate = self.learning_rate()
+        loss, norm = self.step(learning_rate)
+        bar.update()
+        log_is_due, save_is_due = self.iteration % LOG_INTERVAL == 0 or self.iteration == 1, self.save_is_due()
+        if log_is_due or save_is_due or self.checks_steps:
+            if log_is_due and math.isfinite(loss.item()):
+                self.log(bar, loss.item(), learning_rate, float(norm))
+            self.check_step(bar, loss.item(), float(norm))
+        if save_is_due:
+            self.save_last()
+            self.restart_clock()
+        return True
 
     def interrupt(self, number: int) -> None:
         """Ask the run to stop after its step, because of the signal with this number."""
@@ -165,7 +184,8 @@ class Trainer:
         """
         for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = learning_rate * factor
-        batches = (self.batch("train", mg.random.generator()) for _ in range(self.config.grad_accum))
+        self.drawn: list[tuple[Any, Any]] = []
+        batches = self.draw_batches()
         if self.graph is None:
             loss, norm = self.compute_step(batches)
         else:
@@ -182,20 +202,31 @@ class Trainer:
             loss = self.parallel(ids, targets) / self.config.grad_accum
             (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
         norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf, scale)
-        if self.scaler is None or self.scaler.update(float(norm)):  # float16 only: waits for the norm
+        if self.scaler is not None:  # float16 only: waits for the norm
+            usable = self.scaler.update(float(norm))
+        else:
+            usable = not self.checks_steps or not describe_divergence(total.item(), float(norm))
+        if usable:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        assert total is not None
         return total, norm
 
     def compute_flat(self, *arrays: Any) -> tuple[mg.Tensor, Any]:
         """`compute_step` with the arguments ids, targets, ids, targets, …"""
         return self.compute_step(zip(arrays[::2], arrays[1::2], strict=True))
 
+    def draw_batches(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of a step, each drawn when it is needed. They are kept in `drawn` until the next step."""
+        for _ in range(self.config.grad_accum):
+            self.drawn.append(self.batch("train", mg.random.generator()))
+            yield self.drawn[-1]
+
     def learning_rate(self) -> float:
-        c = self.config
-        rates = c.learning_rate, c.min_lr
+        """The learning rate of the next step: the schedule's, halved by each rollback."""
+        c, share = self.config, 0.5**self.rollbacks
+        rates = c.learning_rate * share, c.min_lr * share
         if c.schedule == "linear":
             return optim.warmup_linear(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters, c.lr_hold_iters)
         return optim.warmup_cosine(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters)
@@ -223,20 +254,58 @@ class Trainer:
         return steps * tokens / (time.perf_counter() - since)
 
     def log(self, bar: tqdm, loss: float, learning_rate: float, norm: float) -> None:
-        """Show and record the state of the training. Raises `DivergedError` if the loss is not finite."""
-        self.refuse_divergence(loss)
+        """Show and record the state of the training."""
         speed = self.tokens_per_second()
         self.restart_clock()
         self.add_row({"loss": loss, "learning_rate": learning_rate, "grad_norm": norm, "tokens_per_second": speed})
         bar.set_postfix_str(
-            f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s", refresh=False
+            f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s"
+            f"{f', {self.skipped} skipped' if self.skipped else ''}",
+            refresh=False,
         )
 
-    def refuse_divergence(self, loss: float) -> None:
-        """Raise `DivergedError` if the loss is not finite."""
-        last = self.out / LAST
-        saved = f" ({last} is from before)" if last.exists() else ""
-        refuse_divergence(loss, self.iteration, f"try a lower --learning-rate{saved}")
+    # Divergence
+
+    def check_step(self, bar: tqdm, loss: float, norm: float) -> None:
+        """Raise `DivergedError` if the loss or the norm of the gradients is not finite.
+
+        With --on-divergence skip, only count the step, whose update has been left out. In float16, `GradScaler` looks
+        after the norm.
+        """
+        problem = describe_divergence(loss, 0.0 if self.scaler else norm)
+        if not problem:
+            self.last_finite = self.iteration
+            return
+        if self.config.on_divergence != "skip" or self.iteration - self.last_finite > MOST_SKIPPED:
+            raise self.diverged(f"{problem} in step {self.iteration}", self.drawn)
+        self.skipped += 1
+        print_above(bar, f"step {self.iteration:>5}: {problem}; skipped ({self.skipped} so far)")
+
+    def diverged(self, problem: str, batches: list[tuple[Any, Any]]) -> DivergedError:
+        """The error that says what happened, with which learning rate, and in which layer and operation."""
+        rate = self.optimizer.param_groups[0]["lr"] / (self.lr_factors[0] or 1.0)
+        where = first_nonfinite(self.model, self.parallel.loss, batches)
+        return DivergedError(f"{problem}, with learning rate {rate:.3g}; {where}")
+
+    def roll_back(self, bar: tqdm, error: DivergedError) -> None:
+        """With --on-divergence rollback, go back to the last checkpoint and halve the learning rate.
+
+        Otherwise, and after `MOST_ROLLBACKS` to the same checkpoint, raise the error again, with advice.
+        """
+        last, saved = self.out / LAST, None
+        if self.config.on_divergence == "rollback":
+            with contextlib.suppress(CheckpointError):
+                saved = checkpoint.load_last(self.out)
+        rollbacks = self.rollbacks + 1
+        if saved is None or rollbacks - saved.run.get("rollbacks", 0) > MOST_ROLLBACKS:
+            before = f" ({last} is from before)" if last.exists() else ""
+            raise DivergedError(f"{error}; try a lower --learning-rate{before}") from error
+        self.resume(saved)
+        self.rollbacks = rollbacks
+        self.write_metrics()
+        self.restart_clock()
+        bar.n = bar.last_print_n = self.iteration
+        print_above(bar, f"{error}; back to step {self.iteration}, from here with {0.5**rollbacks:.3g} of the schedule")
 
     # Estimates of the losses
 
@@ -248,8 +317,11 @@ class Trainer:
         losses = self.estimate_losses()
         if losses is None:
             return
-        for loss in losses.values():
-            self.refuse_divergence(loss)
+        for split, loss in losses.items():
+            problem = describe_divergence(loss)
+            if problem:
+                batch = self.batch(split, mg.random.new_generator(self.config.seed))
+                raise self.diverged(f"{problem} after step {self.iteration}", [batch])
         self.add_row({"train_loss": losses["train"], "val_loss": losses["val"]})
         best = losses["val"] < self.best_val_loss
         if best:
@@ -312,6 +384,9 @@ class Trainer:
         self.saved, self.saved_time = self.iteration, time.monotonic()
 
     def save(self, name: str) -> None:
+        """Write a checkpoint. Raises `DivergedError` for weights that are not finite, and leaves the file as it was."""
+        if nonfinite_weight(self.model):
+            raise self.diverged(f"the weights are not finite after step {self.iteration}", [])
         run = {
             "train_config": self.saved_options(),
             "iteration": self.iteration,
@@ -320,6 +395,8 @@ class Trainer:
             "random": mg.random.get_state(),
             "data_id": self.data_id,
             "loss_scale": self.scaler and self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "rollbacks": self.rollbacks,
         }
         checkpoint.save(self.out / name, self.model, self.optimizer, self.tokenizer, run)
 
@@ -339,6 +416,8 @@ class Trainer:
         mg.random.set_state(run["random"])
         self.iteration, self.rows = run["iteration"], run["rows"]
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
+        self.skipped, self.rollbacks = run.get("skipped", 0), run.get("rollbacks", 0)
+        self.last_finite = self.iteration
         self.saved = self.iteration if saved.path.name == LAST else None
 
     # Metrics
@@ -360,17 +439,4 @@ class Trainer:
 
     def plot_losses(self) -> Path | None:
         """Draw the loss curves to loss.png. Returns its path, or None without matplotlib."""
-        figure = new_figure()
-        if figure is None:
-            return None
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-        for column, label, style in (
-            ("loss", "training batch", {"alpha": 0.35, "linewidth": 1}),
-            ("train_loss", "training (estimate)", {"marker": "o", "markersize": 3}),
-            ("val_loss", "validation (estimate)", {"marker": "o", "markersize": 3}),
-        ):
-            rows = [row for row in self.rows if column in row]
-            axes.plot([row["iteration"] for row in rows], [row[column] for row in rows], label=label, **style)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        return save_figure(figure, self.out / LOSS_CURVE)
+        return plot_losses(self.rows, self.out / LOSS_CURVE)

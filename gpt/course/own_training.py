@@ -14,13 +14,14 @@ from minigrad import kernels
 
 from .. import checkpoint
 from ..config import GPTConfig
+from ..divergence import DivergedError
 from ..errors import ConfigError
-from ..run import ENGINE, LAST, DivergedError
+from ..run import ENGINE, LAST
 from ..trainer import Trainer
 from .own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 
 # Options that may change when a run is resumed
-MAY_DIFFER = {"max_iters", "processes", "checkpoint", "save_interval", "save_minutes", "keep"}
+MAY_DIFFER = {"max_iters", "processes", "checkpoint", "save_interval", "save_minutes", "keep", "on_divergence"}
 
 
 class OwnOperations:

@@ -245,7 +245,7 @@ class TestFallback:
         assert saved_steps(tmp_path) == {"last.safetensors": 8}
 
 
-NEW_OPTIONS = ("save_interval", "save_minutes", "keep")
+NEW_OPTIONS = ("save_interval", "save_minutes", "keep", "on_divergence")
 
 
 @pytest.mark.usefixtures("blank_pictures")
@@ -258,12 +258,14 @@ def test_a_checkpoint_from_before_these_options_is_resumed_with_their_defaults(t
     about = json.loads(metadata["minigrad"])
     for name in NEW_OPTIONS:
         del about["run"]["train_config"][name]
+    for name in ("skipped", "rollbacks"):
+        del about["run"][name]
     mg.save(tensors, tmp_path / "run" / checkpoint.LAST, {"minigrad": json.dumps(about)})
     capsys.readouterr()
     assert run_program("train_shakespeare", *options, "--resume", "--max-iters", 4) == 0
     printed = capsys.readouterr().out
     assert "from step 2\n" in printed
-    assert "save_interval 0, save_minutes 0.0, keep 1" in printed
+    assert "save_interval 0, save_minutes 0.0, keep 1, on_divergence stop" in printed
 
 
 @pytest.mark.parametrize(
@@ -272,6 +274,7 @@ def test_a_checkpoint_from_before_these_options_is_resumed_with_their_defaults(t
         ({"save_interval": -1}, "save_interval is -1; expected a whole number of at least 0"),
         ({"save_minutes": math.inf}, "save_minutes is inf; expected a number of at least 0, not infinity"),
         ({"keep": 0}, "keep is 0; expected a whole number of at least 1"),
+        ({"on_divergence": "go"}, "on_divergence is 'go'; expected 'stop' or 'skip' or 'rollback'"),
     ],
 )
 def test_options_without_meaning(options, message):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import minigrad as mg
 from gpt import CheckpointError, ConfigError, DataError, TokenError
 from gpt.checkpoint import LAST
-from gpt.run import TRANSLATOR, DivergedError
+from gpt.divergence import DivergedError
+from gpt.run import TRANSLATOR
 from gpt.translation.pairs import (
     FIRST_DAY,
     LAST_DAY,
@@ -459,9 +460,12 @@ def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
         assert tensors_of(tmp_path / "parts" / name) == tensors_of(tmp_path / "whole" / name)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, interrupted):
     """They are spoilt between two readings of the loss; the last file of the run is from the estimate before."""
     program = load_program("translate")
+    if interrupted:
+        interrupt_in_step(monkeypatch, program, 2)
     average = program.Training.average
 
     def spoil(training, rate):
@@ -472,7 +476,8 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(program.Training, "average", spoil)
     options = [*RUN, "--steps", 6, "--eval-interval", 2, "--out", tmp_path]
     monkeypatch.setattr("sys.argv", list(map(str, ["translate.py", *options])))
-    with pytest.raises(DivergedError, match="the loss is nan after step 4; try a longer --warmup"):
+    problem = r"the weights \S+ have a NaN or an infinity after step 3" if interrupted else "the loss is nan"
+    with pytest.raises(DivergedError, match=f"^{problem}.*; try a longer --warmup"):
         program.main()
     assert program.read_run(tmp_path)[0]["run"]["done"] == 2
 
