@@ -25,6 +25,7 @@ import minigrad as mg
 from gpt import ConfigError, checkpoint, lora, precision
 from gpt.config import TrainConfig
 from gpt.errors import run_program
+from gpt.figures import attempt
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
 from gpt.options import (
     MODEL_SOURCES,
@@ -46,6 +47,7 @@ from gpt.run import (
     check_unchanged,
     exit_interrupted,
     keep_previous_run,
+    lasting_screen,
     print_above,
     run_folder,
 )
@@ -161,7 +163,7 @@ def main() -> None:
     if saved is not None:
         saved.check_same_text(data_id)
     data = Dataset(tokenizer.encode(text.text), block_size)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         trainer = Finetuner(model, data, tokenizer, config, args.out, data_id, args.graph)
         if saved is not None:
             trainer.resume(saved)
@@ -174,7 +176,7 @@ def main() -> None:
         print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
         finished = trainer.train()
-        trainer.plot_losses()
+        print(f"loss curve  {attempt(trainer.plot_losses)}")
         if finished:
             finish(trainer, args.save_pretrained)
         else:

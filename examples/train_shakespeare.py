@@ -22,7 +22,7 @@ from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.course.own_training import OwnOperations, train_engine
 from gpt.errors import DataError, run_program
-from gpt.figures import NO_FIGURE
+from gpt.figures import attempt
 from gpt.options import (
     add_device_option,
     add_graph_option,
@@ -34,7 +34,15 @@ from gpt.options import (
     given,
     pick,
 )
-from gpt.run import BEST, METRICS, check_unchanged, exit_interrupted, keep_previous_run, run_folder
+from gpt.run import (
+    BEST,
+    METRICS,
+    check_unchanged,
+    exit_interrupted,
+    keep_previous_run,
+    lasting_screen,
+    run_folder,
+)
 from gpt.sample import stream
 from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
@@ -75,7 +83,7 @@ def main() -> None:
         train_with_own_operations(args)
         return
     run = set_up(args)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)
         report(run, trainer, finished=trainer.train())
@@ -153,8 +161,8 @@ def announce(run: Run, trainer: Trainer) -> None:
 
 def report(run: Run, trainer: Trainer, finished: bool) -> None:
     """Plot the losses, and print the results and a sample of the best model."""
-    picture, best = trainer.plot_losses(), trainer.out / BEST
-    print(f"loss curve  {picture or NO_FIGURE}")
+    best = trainer.out / BEST
+    print(f"loss curve  {attempt(trainer.plot_losses)}")
     print(f"metrics     {trainer.out / METRICS}")
     if not finished:
         exit_interrupted(trainer.iteration, trainer.interrupted)
@@ -185,7 +193,7 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
     if run.train_config.dtype not in ("auto", "float32"):
         raise ConfigError(f"dtype is {run.train_config.dtype!r}; expected 'float32' for your own operations")
     run = run._replace(train_config=dataclasses.replace(run.train_config, dtype="float32"), graph=False)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         print(f"ops         {own.describe(run.config)}")
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)

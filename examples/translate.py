@@ -36,7 +36,7 @@ import minigrad as mg
 from gpt.checkpoint import part
 from gpt.divergence import DivergedError, describe_divergence, nonfinite_weight
 from gpt.errors import CheckpointError, ConfigError, run_program
-from gpt.figures import NO_FIGURE, new_figure, save_figure
+from gpt.figures import attempt, new_figure, save_figure
 from gpt.options import (
     add_device_option,
     add_options,
@@ -59,6 +59,7 @@ from gpt.run import (
     check_unchanged,
     exit_interrupted,
     keep_previous_run,
+    lasting_screen,
     print_above,
     progress_bar,
     run_folder,
@@ -153,7 +154,7 @@ def main() -> None:
     translator = Translator.for_pairs(pairs, **pick(options, MODEL_OPTIONS))
     translator.settings = dataclasses.asdict(config) | {"data": data}
     model = translator.model.to(args.device)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         if not args.resume:
             keep_previous_run(args.out)
         print(f"device      {args.device}")
@@ -170,8 +171,8 @@ def main() -> None:
             exit_interrupted(training.done, training.interrupted)
         best = Translator.load(args.out, args.device)
         finish(best, val, config, args.out)
-        pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
-        print(f"pictures    {', '.join(map(str, filter(None, pictures))) or NO_FIGURE}")
+        print(f"curves      {attempt(training.plot)}")
+        print(f"attention   {attempt(lambda: plot_cross_attention(best, val[0], args.out))}")
         again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
         print(f"\nto translate: {shlex.join(again)}")
 

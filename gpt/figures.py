@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def save_figure(figure: Any, path: Path) -> Path:
     figure.savefig(image, format="png", dpi=120)
     write_atomically(path, image.getvalue())
     return path
+
+
+def attempt(draw: Callable[[], Path | None]) -> Path | str:
+    """The path of a figure that a function draws, or why there is none: a program goes on without it."""
+    try:
+        return draw() or NO_FIGURE
+    except OSError as error:
+        return f"none: {error}"
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path) -> Path | None:

@@ -164,6 +164,56 @@ def resume_command() -> str:
     return shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
 
 
+@contextlib.contextmanager
+def lasting_screen() -> Iterator[None]:
+    """Inside this context, a standard output or error that cannot be written is given up, and the program goes on.
+
+    A full disk, a closed pipe and a terminal that is gone are said once, on the other of the two.
+    """
+    out, err = _Screen("standard output"), _Screen("standard error")
+    out.stream, err.stream, out.other, err.other = sys.stdout, sys.stderr, err, out
+    with contextlib.redirect_stdout(sys.stdout and out), contextlib.redirect_stderr(sys.stderr and err):
+        yield
+        for screen in (out, err):
+            screen.flush()
+
+
+class _Screen:
+    """A text stream that is replaced by the null device after its first error."""
+
+    stream: Any
+    other: _Screen
+
+    def __init__(self, name: str) -> None:
+        self.name, self.broken = name, False
+
+    def write(self, text: str) -> int:
+        self.attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(lambda: self.stream.flush())
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        if self.broken or self.stream is None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self.broken = True
+            with contextlib.suppress(OSError):  # what is buffered would be tried again when Python ends
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())
+                os.close(null)
+            self.other.write(
+                f"\nwarning     {self.name} cannot be written ({reason(error)}); the run goes on without\n"
+            )
+            self.other.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def print_above(bar: tqdm, text: str) -> None:
     """Print to standard output without disturbing the progress bar."""
     with bar.external_write_mode(file=sys.stdout):

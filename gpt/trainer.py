@@ -20,15 +20,16 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import optim
-from minigrad.distributed import DataParallel, can_share
+from minigrad.distributed import DataParallel
 from minigrad.serialization import naming, write_atomically
 
 from . import checkpoint, precision
 from .config import TrainConfig
 from .divergence import DivergedError, describe_divergence, first_nonfinite, nonfinite_weight
-from .errors import CheckpointError, ConfigError, memory_advice
+from .errors import CheckpointError, memory_advice
 from .figures import plot_losses
 from .model import GPT
+from .processes import choose_processes
 from .run import (
     BEST,
     LAST,
@@ -45,29 +46,8 @@ from .text.tokenizer import Tokenizer
 
 COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second", "train_loss", "val_loss"]
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
-MOST_PROCESSES = 8  # by default: each process has its own gradients, which take memory and have to be summed
 MOST_SKIPPED = 10  # steps in a row, with --on-divergence skip
 MOST_ROLLBACKS = 5  # to the same checkpoint, with --on-divergence rollback
-LARGE = 50_000_000  # parameters; from here on, operations use threads well and gradients are too large to copy
-
-
-def choose_processes(config: TrainConfig, model: GPT) -> int:
-    """The number of processes that share a batch.
-
-    The default (0) is, on the CPU, one process per thread of the engine, but at most MOST_PROCESSES and one per
-    sequence; for a large model, whose operations use the threads well, it is 1. On a GPU it is 1.
-    """
-    device = model.wte.weight.device
-    if config.processes > 1 and (device != "cpu" or not can_share()):
-        where = "on this system" if device == "cpu" else f"on {device}"
-        raise ConfigError(f"processes is {config.processes}; expected 1 {where}")
-    if config.processes > config.batch_size:
-        raise ConfigError(f"processes is {config.processes}; expected at most the batch_size {config.batch_size}")
-    if config.processes:
-        return config.processes
-    if device != "cpu" or not can_share() or model.num_parameters() >= LARGE:
-        return 1
-    return min(mg.get_num_threads(), config.batch_size, MOST_PROCESSES)
 
 
 class Trainer:
@@ -120,6 +100,7 @@ class Trainer:
         self.last_finite = 0  # the last step whose loss and gradient were seen to be finite
         self.best_val_loss = math.inf
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.metrics_error = ""  # why metrics.csv could not be written, the last time
         self.interrupted = 0  # the number of the signal that asked the run to stop
         self.saved: int | None = None  # the step of the last checkpoint, if there is one that can be read
         self.saved_time = time.monotonic()
@@ -425,8 +406,11 @@ class Trainer:
     def add_row(self, values: dict[str, Any]) -> None:
         """Add a row to the metrics, and append it to metrics.csv at once."""
         self.rows.append({"iteration": self.iteration, **values})
+        if self.metrics_error:  # rows are missing there
+            self.write_metrics()
+            return
         path = self.out / METRICS
-        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
+        with self.going_on_without_metrics(), naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
 
     def write_metrics(self) -> None:
@@ -435,7 +419,19 @@ class Trainer:
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self.out / METRICS, text.getvalue().encode())
+        with self.going_on_without_metrics():
+            write_atomically(self.out / METRICS, text.getvalue().encode())
+            self.metrics_error = ""
+
+    @contextlib.contextmanager
+    def going_on_without_metrics(self) -> Iterator[None]:
+        """Inside this context, a metrics.csv that cannot be written is only said, once. A later row tries again."""
+        try:
+            yield
+        except OSError as error:
+            if not self.metrics_error:
+                tqdm.write(f"warning     {error}; the run goes on without it")
+            self.metrics_error = str(error)
 
     def plot_losses(self) -> Path | None:
         """Draw the loss curves to loss.png. Returns its path, or None without matplotlib."""

@@ -16,11 +16,11 @@ import pytest
 
 import minigrad as mg
 from gpt import CheckpointError, ConfigError, checkpoint
-from gpt import trainer as trainer_module
+from gpt import processes as processes_module
 from gpt.config import TrainConfig
 from gpt.divergence import DivergedError
+from gpt.processes import choose_processes
 from gpt.run import RUN_FILES, keep_previous_run, progress_bar, resume_command, run_folder
-from gpt.trainer import choose_processes
 from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
 from tests.needs import needs_fork
 
@@ -112,7 +112,7 @@ class Model:
 
 def test_how_many_processes_share_a_batch(monkeypatch):
     """As many as threads, but no more than sequences or 8; one for a large model and where no process can be copied."""
-    monkeypatch.setattr(trainer_module, "can_share", lambda: True)
+    monkeypatch.setattr(processes_module, "can_share", lambda: True)
     monkeypatch.setattr(mg, "get_num_threads", lambda: 6)
     assert choose_processes(TrainConfig(batch_size=12), Model()) == 6
     assert choose_processes(TrainConfig(batch_size=3), Model()) == 3
@@ -126,7 +126,7 @@ def test_how_many_processes_share_a_batch(monkeypatch):
         choose_processes(TrainConfig(processes=2), Model(device="cuda:1"))
     with pytest.raises(ConfigError, match="processes is 5; expected at most the batch_size 4"):
         choose_processes(TrainConfig(processes=5, batch_size=4), Model())
-    monkeypatch.setattr(trainer_module, "can_share", lambda: False)
+    monkeypatch.setattr(processes_module, "can_share", lambda: False)
     assert choose_processes(TrainConfig(), Model()) == 1
     with pytest.raises(ConfigError, match="processes is 2; expected 1 on this system"):
         choose_processes(TrainConfig(processes=2), Model())

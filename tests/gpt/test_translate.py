@@ -337,7 +337,7 @@ def test_a_run_draws_its_losses_and_its_cross_attention(trained):
 def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
-    assert re.search(r"^pictures +none: matplotlib is not installed", capsys.readouterr().out, re.M)
+    assert re.search(r"^curves +none: matplotlib is not installed", capsys.readouterr().out, re.M)
     assert {path.name for path in tmp_path.iterdir()} == {TRANSLATOR, LAST, ".lock"}
 
 
