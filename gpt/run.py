@@ -1,4 +1,4 @@
-"""A run's folder: file names, lock, and files of earlier runs; and what all training programs print."""
+"""A run's folder: file names, lock, and files of earlier runs; signals that stop a run; and what programs print."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class _Screen:
                 os.dup2(null, self.stream.fileno())
                 os.close(null)
             self.other.write(
-                f"\nwarning     {self.name} cannot be written ({reason(error)}); the run goes on without\n"
+                f"\nwarning     {self.name} cannot be written ({reason(error)}); the run goes on without it\n"
             )
             self.other.flush()
 

@@ -1,6 +1,7 @@
 """Training: nanoGPT's loop, in a run that can be stopped at any time and resumed exactly.
 
-A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and, if matplotlib is installed, `loss.png`.
+A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and, if matplotlib is installed, `loss.png`;
+with `keep`, also the checkpoints before the last. A run needs only the checkpoints: without the rest it goes on.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ class TestScreen:
         assert (sys.stdout, sys.stderr) == (out, err)
         assert out.getvalue() == "a\n"
         assert (
-            err.getvalue() == "\nwarning     standard output cannot be written (Broken pipe); the run goes on without\n"
+            err.getvalue()
+            == "\nwarning     standard output cannot be written (Broken pipe); the run goes on without it\n"
         )
 
     def test_both(self, monkeypatch):
