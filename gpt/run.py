@@ -173,9 +173,11 @@ def lasting_screen() -> Iterator[None]:
     out, err = _Screen("standard output"), _Screen("standard error")
     out.stream, err.stream, out.other, err.other = sys.stdout, sys.stderr, err, out
     with contextlib.redirect_stdout(sys.stdout and out), contextlib.redirect_stderr(sys.stderr and err):
-        yield
-        for screen in (out, err):
-            screen.flush()
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
 
 
 class _Screen:

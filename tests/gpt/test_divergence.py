@@ -13,7 +13,9 @@ from gpt.trainer import MOST_ROLLBACKS, MOST_SKIPPED
 from minigrad import functional as F
 from minigrad import kernels, nn
 from minigrad.ops.activation import GELUTanh
-from tests.gpt.runs import new_trainer, result, weights
+from tests.fakes.emulator import needs_compiler
+from tests.fakes.gpu import fake_gpu
+from tests.gpt.runs import new_gpu_trainer, new_trainer, result, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, about what the tests are made of
 
@@ -36,9 +38,9 @@ def spoil_gradient(trainer, steps):
 
     def spoilt(ids, targets):
         if trainer.iteration + 1 in steps:
-            batches.add(ids.tobytes())
+            batches.add(mg.Tensor(ids).numpy().tobytes())
         value = loss(ids, targets)
-        return InfiniteBackward.apply(value) if steps and ids.tobytes() in batches else value
+        return InfiniteBackward.apply(value) if steps and mg.Tensor(ids).numpy().tobytes() in batches else value
 
     trainer.parallel.loss = spoilt
     return trainer
@@ -274,3 +276,53 @@ def test_users_operations_are_named(tmp_path):
         pytest.raises(DivergedError, match="backward of GELUTanh in h.1.mlp"),
     ):
         trainer.train()
+
+
+@needs_compiler
+class TestOnTheFakeGpu:
+    """Where the host does not look at each step, so the weights may have NaN before it notices."""
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self, monkeypatch):
+        with fake_gpu(monkeypatch):
+            yield
+
+    @staticmethod
+    def spoil_once(trainer, number):
+        step, fails = trainer.step, [number]
+
+        def step_then_spoil(learning_rate):
+            computed = step(learning_rate)
+            if trainer.iteration in fails:
+                fails.clear()
+                trainer.model.wte.weight.data[...] = math.nan
+            return computed
+
+        trainer.step = step_then_spoil
+
+    def test_stop(self, tmp_path):
+        trainer = new_gpu_trainer(tmp_path)
+        assert not trainer.checks_steps
+        self.spoil_once(trainer, 4)
+        message = (
+            r"the loss is nan after step 5, with learning rate 0.\d+; the weights wte.weight have .* is from before"
+        )
+        with pytest.raises(DivergedError, match=message):
+            trainer.train()
+        assert checkpoint.load(tmp_path / checkpoint.LAST).run["iteration"] == 0
+
+    def test_rollback(self, tmp_path, capsys):
+        trainer = new_gpu_trainer(tmp_path, on_divergence="rollback")
+        self.spoil_once(trainer, 4)
+        assert trainer.train()
+        assert "back to step 0, from here with 0.5 of the schedule" in capsys.readouterr().out
+        assert (trainer.iteration, trainer.rollbacks) == (6, 1)
+        assert nonfinite_weight(trainer.model) == ""
+
+    def test_skip_looks_at_each_step_so_it_has_no_graph(self, tmp_path):
+        trainer = new_gpu_trainer(tmp_path, on_divergence="skip")
+        assert trainer.checks_steps
+        assert trainer.graph is None
+        spoil_gradient(trainer, [2])
+        assert trainer.train()
+        assert trainer.skipped == 1
