@@ -141,7 +141,7 @@ def training(library: str, row: Row, model: Any, processes: int | None) -> Job:
 
         return lambda: None, torch_step
     from gpt.config import TrainConfig
-    from gpt.trainer import choose_processes
+    from gpt.processes import choose_processes
     from minigrad import optim
     from minigrad.distributed import DataParallel
 

@@ -24,6 +24,7 @@ import minigrad as mg
 from gpt import ConfigError, checkpoint, lora, precision
 from gpt.config import TrainConfig
 from gpt.errors import run_program
+from gpt.figures import attempt
 from gpt.loading import check_can_save_pretrained, load_model, save_pretrained
 from gpt.options import (
     MODEL_SOURCES,
@@ -45,11 +46,11 @@ from gpt.options import given as given_options
 from gpt.run import (
     ADAPTERS,
     BEST,
-    LAST,
     check_unchanged,
+    exit_interrupted,
     keep_previous_run,
+    lasting_screen,
     print_above,
-    print_interrupted,
     run_folder,
 )
 from gpt.text.data import Dataset, load_text
@@ -97,7 +98,7 @@ class Finetuner(Trainer):
 
     def evaluate(self, bar: tqdm) -> None:
         super().evaluate(bar)
-        if self.config.sample_tokens:
+        if self.config.sample_tokens and not self.interrupted:
             print_above(bar, textwrap.indent(self.sample(), "    | ", lambda line: True))
 
     def sample(self) -> str:
@@ -130,7 +131,7 @@ def main() -> None:
     args = parse_arguments()
     check_device(args.device)
     given = pick(given_options(args), OPTIONS)
-    saved = checkpoint.load(args.out / LAST) if args.resume else None
+    saved = checkpoint.load_last(args.out) if args.resume else None
     config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
     if config.lora_rank and saved is None:
         keep_the_model(Path(config.model), "--out", args.out)
@@ -163,7 +164,7 @@ def main() -> None:
     if saved is not None:
         saved.check_same_text(text.data_id)
     data = Dataset(text.encode(tokenizer), block_size)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         trainer = Finetuner(model, data, tokenizer, config, args.out, text.data_id, args.graph)
         if saved is not None:
             trainer.resume(saved)
@@ -177,11 +178,11 @@ def main() -> None:
         print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
         finished = trainer.train()
-        trainer.plot_losses()
+        print(f"loss curve  {attempt(trainer.plot_losses)}")
         if finished:
             finish(trainer, args.save_pretrained)
         else:
-            print_interrupted(trainer.iteration)
+            exit_interrupted(trainer.iteration, trainer.interrupted)
 
 
 def new_config(given: dict[str, Any]) -> FinetuneConfig:

@@ -155,11 +155,13 @@ def train_gpt(args: argparse.Namespace, tokens: Tokens) -> Climb:
     print(f"running     python {' '.join(sys.argv)}\n", flush=True)
     try:
         runpy.run_path(str(program), run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, int):  # a signal stopped it; after an error, this is the message
+            print("\nThe same command of this program resumes it, too.")
+        raise
     finally:
         sys.argv = before
     best, last = checkpoint.load(out / BEST), checkpoint.load(out / LAST)
-    if last.run["iteration"] < args.steps:
-        raise ConfigError(f"gpt: stopped at step {last.run['iteration']} of {args.steps}; the same command resumes it")
     model = best.model(args.device)
     curve = [(row["iteration"], row["val_loss"]) for row in last.rows() if "val_loss" in row]
     return Climb(model.num_parameters(), [*curve[:-1], (args.steps, validation_loss(model, tokens.val))])

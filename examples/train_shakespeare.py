@@ -22,7 +22,7 @@ from gpt import GPT, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.course.own_training import OwnOperations, train_engine
 from gpt.errors import DataError, printable, run_program
-from gpt.figures import NO_FIGURE
+from gpt.figures import attempt
 from gpt.options import (
     Parser,
     add_device_option,
@@ -37,7 +37,15 @@ from gpt.options import (
     pick,
     restore,
 )
-from gpt.run import BEST, LAST, METRICS, check_unchanged, keep_previous_run, print_interrupted, run_folder
+from gpt.run import (
+    BEST,
+    METRICS,
+    check_unchanged,
+    exit_interrupted,
+    keep_previous_run,
+    lasting_screen,
+    run_folder,
+)
 from gpt.sample import stream
 from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
@@ -78,7 +86,7 @@ def main() -> None:
         train_with_own_operations(args)
         return
     run = set_up(args)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)
         report(run, trainer, finished=trainer.train())
@@ -112,7 +120,7 @@ def set_up(args: argparse.Namespace) -> Run:
     """Read the options, the data, and with --resume the checkpoint."""
     check_device(args.device)
     options = given(args)
-    saved = checkpoint.load(args.out / LAST) if args.resume else None
+    saved = checkpoint.load_last(args.out) if args.resume else None
     if saved is None:
         tokens = load_data(args.data)
         preset = args.preset or ("baby" if args.device.startswith("cuda") else "cpu")
@@ -156,11 +164,11 @@ def announce(run: Run, trainer: Trainer) -> None:
 
 def report(run: Run, trainer: Trainer, finished: bool) -> None:
     """Plot the losses, and print the results and a sample of the best model."""
-    picture, best = trainer.plot_losses(), trainer.out / BEST
-    print(f"loss curve  {picture or NO_FIGURE}")
+    best = trainer.out / BEST
+    print(f"loss curve  {attempt(trainer.plot_losses)}")
     print(f"metrics     {trainer.out / METRICS}")
     if not finished:
-        print_interrupted(trainer.iteration)
+        exit_interrupted(trainer.iteration, trainer.interrupted)
     elif best.exists():  # with the user's operations, the loss may be NaN from the first step on
         print(f"best        validation loss {trainer.best_val_loss:.4f}, saved in {best}")
         show_sample(checkpoint.load(best), run.device)
@@ -188,7 +196,7 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
     if run.train_config.dtype not in ("auto", "float32"):
         raise ConfigError(f"dtype is {run.train_config.dtype!r}; expected 'float32' for your own operations")
     run = run._replace(train_config=dataclasses.replace(run.train_config, dtype="float32"), graph=False)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         print(f"ops         {own.describe(run.config)}")
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)
@@ -197,8 +205,7 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
         if finished:
             engine, finished = train_engine(trainer, run.new_trainer, args.resume)
             if not finished:
-                print_interrupted(engine.iteration)
-                return
+                exit_interrupted(engine.iteration, engine.interrupted)
             own.compare(trainer, engine)
 
 

@@ -9,8 +9,8 @@
 As in "Attention Is All You Need" (Vaswani et al., 2017), Adam's learning rate rises linearly and then falls with the
 inverse square root of the step, and the model that is evaluated and saved has the mean of the weights of the last
 steps. At the end, --out holds the model that translated the most validation pairs exactly, the curves, and a picture of
-its cross-attention. Ctrl-C ends training early, and the best model up to the last estimate is kept. --resume continues
-from that estimate, with the same steps as an uninterrupted run. A larger --steps trains for longer.
+its cross-attention. Ctrl-C finishes the step and saves. --resume continues from there, with the same steps as an
+uninterrupted run. The best model up to the last estimate can be used meanwhile. A larger --steps trains for longer.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from tqdm import tqdm
 import minigrad as mg
 from gpt.checkpoint import part
 from gpt.config import check_tensors
+from gpt.divergence import DivergedError, describe_divergence, nonfinite_weight
 from gpt.errors import CheckpointError, ConfigError, printable, run_program
-from gpt.figures import NO_FIGURE, new_figure, save_figure
+from gpt.figures import attempt, new_figure, save_figure
 from gpt.options import (
     Parser,
     add_device_option,
@@ -59,12 +60,13 @@ from gpt.run import (
     LAST,
     LOSS_CURVE,
     TRANSLATOR,
+    catch_signals,
     check_unchanged,
+    exit_interrupted,
     keep_previous_run,
+    lasting_screen,
     print_above,
-    print_interrupted,
     progress_bar,
-    refuse_divergence,
     run_folder,
 )
 from gpt.translation.beam import check_length_penalty
@@ -158,7 +160,7 @@ def main() -> None:
     translator = Translator.for_pairs(pairs, **pick(options, MODEL_OPTIONS))
     translator.settings = dataclasses.asdict(config) | {"data": data}
     model = translator.model.to(args.device)
-    with run_folder(args.out):
+    with run_folder(args.out), lasting_screen():
         if not args.resume:
             keep_previous_run(args.out)
         print(f"device      {args.device}")
@@ -171,11 +173,12 @@ def main() -> None:
         if args.resume:
             training.resume()
         print(f"run         {args.out}, from step {training.done}", flush=True)
-        training.run()
+        if not training.run():
+            exit_interrupted(training.done, training.interrupted)
         best = Translator.load(args.out, args.device)
         finish(best, val, config, args.out)
-        pictures = [training.plot(), plot_cross_attention(best, val[0], args.out)]
-        print(f"pictures    {', '.join(map(str, filter(None, pictures))) or NO_FIGURE}")
+        print(f"curves      {attempt(training.plot)}")
+        print(f"attention   {attempt(lambda: plot_cross_attention(best, val[0], args.out))}")
         again = ["python", "examples/translate.py", "--checkpoint", str(args.out), "--translate", val[0][0]]
         print(f"\nto translate: {shlex.join(again)}")
 
@@ -205,29 +208,38 @@ class Training:
         self.losses: list[tuple[int, float]] = []  # step, loss of the training batch
         self.estimates: list[tuple[int, float, float]] = []  # step, validation loss, exact match
         self.best = (-1.0, 0.0)  # exact match, negative validation loss
+        self.interrupted = 0  # the number of the signal that asked the run to stop
         self.data_id = hashlib.sha256(repr((train, val)).encode()).hexdigest()
-        self.done = 0  # steps done by the run that is resumed
+        self.done = 0  # steps, including those of the run that is resumed
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Train until the last step. True at the end, False if a signal stopped the run; either way all is saved."""
         self.model.train()
         started = time.perf_counter()
         batches = itertools.islice(self.batches(), self.done, self.config.steps)
-        bar = progress_bar(iterable=batches, initial=self.done, total=self.config.steps)
-        try:
-            for step, batch in enumerate(bar, self.done):
-                loss = self.step(step, batch)
+        bar = progress_bar(total=self.config.steps, initial=self.done)
+        checks_steps = self.model.lm_head.weight.device == "cpu"  # on a GPU, the host would wait for each step
+        with bar, catch_signals(self.interrupt):
+            for step, batch in enumerate(batches, self.done):
+                loss, norm = self.step(step, batch)
                 self.average(rate=1 / min(step + 1, self.config.average))
+                self.done = step + 1
+                bar.update()
+                if checks_steps or step % LOG_INTERVAL == 0:
+                    self.refuse(describe_divergence(loss.item(), float(norm)))
                 if step % LOG_INTERVAL == 0:
                     self.log(bar, step, loss.item())
-                if (step + 1) % self.config.eval_interval == 0 or step + 1 == self.config.steps:
-                    self.evaluate(bar, step + 1)
-        except KeyboardInterrupt:
-            bar.close()
-            if not self.estimates:
-                raise  # nothing has been saved
-            print_interrupted(self.estimates[-1][0])
-            print("the results below are those of the best model so far")
+                if self.done % self.config.eval_interval == 0 or self.done == self.config.steps:
+                    self.evaluate(bar)
+                if self.interrupted:
+                    self.save()
+                    return False
         print(f"trained     in {time.perf_counter() - started:.0f} s, including the estimates")
+        return True
+
+    def interrupt(self, number: int) -> None:
+        """Ask the run to stop after its step, because of the signal with this number."""
+        self.interrupted = number
 
     def batches(self) -> Iterator[Batch]:
         """An endless sequence of batches, epoch after epoch."""
@@ -235,50 +247,62 @@ class Training:
         while True:
             yield from batches(self.pairs, self.config.batch_size, rng)
 
-    def step(self, step: int, batch: Batch) -> mg.Tensor:
+    def step(self, step: int, batch: Batch) -> tuple[mg.Tensor, Any]:
+        """One step of the optimizer. Returns the loss, and the norm of the gradients before clipping."""
         _, loss = self.model(*batch, label_smoothing=self.config.label_smoothing)
         assert loss is not None
         loss.backward()
-        optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
+        norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.warmup_inverse_square_root(step, self.model.config.n_embd, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss
+        return loss, norm
 
     def average(self, rate: float) -> None:
         """Update the running mean: mean += (weight - mean) * rate."""
         for mean, parameter in zip(self.averaged.model.parameters(), self.model.parameters(), strict=True):
             mean.data += (parameter.data - mean.data) * rate
 
+    def refuse(self, problem: str) -> None:
+        """Raise `DivergedError` if there is a problem."""
+        if problem:
+            raise DivergedError(f"{problem} after step {self.done}; {ADVICE}")
+
     def log(self, bar: tqdm, step: int, loss: float) -> None:
-        refuse_divergence(loss, step, ADVICE)
         self.losses.append((step, loss))
         bar.set_postfix_str(f"loss {loss:.3f}, lr {self.optimizer.param_groups[0]['lr']:.2e}", refresh=False)
 
-    def evaluate(self, bar: tqdm, step: int) -> None:
+    def evaluate(self, bar: tqdm) -> None:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if it is the best so far."""
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
-        refuse_divergence(loss, step, ADVICE)
-        estimates, best = [*self.estimates, (step, loss, matched)], (matched, -loss) > self.best
-        highest = (matched, -loss) if best else self.best
+        self.refuse(describe_divergence(loss))
+        self.refuse_weights()
+        best = (matched, -loss) > self.best
         if best:
+            self.best = (matched, -loss)
             self.averaged.save(self.out / TRANSLATOR)
-        self.save(step, estimates, highest)
-        self.estimates, self.best = estimates, highest  # after everything is saved, as Ctrl-C may come at any time
+        self.estimates.append((self.done, loss, matched))
+        self.save()
         print_above(
             bar,
-            f"step {step:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
+            f"step {self.done:>5}: validation loss {loss:.4f}, exact match {matched:.2%}"
             f"{' (best so far, saved)' if best else ''}",
         )
+
+    def refuse_weights(self) -> None:
+        """Raise `DivergedError` if a weight is not finite, before a good file is replaced."""
+        name = nonfinite_weight(self.model) or nonfinite_weight(self.averaged.model)
+        self.refuse(name and f"the weights {name} have a NaN or an infinity")
 
     def parts(self) -> dict[str, Any]:
         """The objects whose arrays are saved, by name."""
         return {"model": self.model, "averaged": self.averaged.model, "optimizer": self.optimizer}
 
-    def save(self, done: int, estimates: list[tuple[int, float, float]], best: tuple[float, float]) -> None:
+    def save(self) -> None:
         """Write everything that --resume needs to one file. The batches follow from the seed."""
-        run = {"done": done, "losses": self.losses, "estimates": estimates, "best": best}
+        self.refuse_weights()
+        run = {"done": self.done, "losses": self.losses, "estimates": self.estimates, "best": self.best}
         run["data_id"] = self.data_id
         options = pick(dataclasses.asdict(self.model.config), MODEL_OPTIONS)
         options |= dataclasses.asdict(self.config) | {"data": self.data}

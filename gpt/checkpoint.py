@@ -22,7 +22,7 @@ from .config import GPTConfig, check_tensors
 from .errors import CheckpointError, ConfigError, DataError, GPTError
 from .model import GPT
 from .options import number_or_nan, restore
-from .run import BEST, LAST, METRICS
+from .run import BEST, LAST, METRICS, older_checkpoints
 from .text.tokenizer import CharTokenizer, Tokenizer, from_state
 
 
@@ -66,7 +66,7 @@ class Checkpoint:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows that metrics.csv, beside this file, had when it was saved. Raises FileNotFoundError without it."""
-        if "rows" in self.run:  # from before metrics.csv was the record
+        if "rows" in self.run:  # metrics.csv could not be written, or was not the record yet
             return self.run["rows"]
         try:
             return metrics.read(self.path.with_name(METRICS), self.run["metrics"])
@@ -163,6 +163,8 @@ PARTS: dict[str, Callable[[Any], None]] = {
     "random": mg.random.check_state,
     "data_id": _check("text", lambda value: isinstance(value, str)),
     "loss_scale": _check("the state of a GradScaler or null", _is_scale),
+    "skipped": _check("a number of steps", _is_count),
+    "rollbacks": _check("a number of rollbacks", _is_count),
 }
 
 
@@ -192,6 +194,26 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project ({why})") from error
+
+
+def load_last(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Read the checkpoint to resume a run from. If the last cannot be read, print a warning and read the one before.
+
+    That is the newest that --keep has left, or else the best. Raises `CheckpointError` if there is none.
+    """
+    folder = Path(folder)
+    paths = [folder / LAST, *older_checkpoints(folder).values(), folder / BEST]
+    unreadable: list[CheckpointError] = []
+    for path in paths:
+        try:
+            saved = load(path)
+        except CheckpointError as error:
+            unreadable.append(error)
+            continue
+        if unreadable:
+            print(f"warning     {unreadable[0]}; resuming from {path}, step {saved.run.get('iteration')}")
+        return saved
+    raise unreadable[0]
 
 
 def find(folder: str | os.PathLike[str]) -> Path:

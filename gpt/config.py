@@ -135,6 +135,15 @@ class TrainConfig:
     grad_clip: float = option(1.0, "the largest global norm of the gradient; 0 for no limit")
     eval_interval: int = option(250, "steps between estimates of the losses, each followed by a checkpoint")
     eval_iters: int = option(200, "batches in each estimate of a loss")
+    save_interval: int = option(0, "steps between further checkpoints, besides those after estimates; 0 for none")
+    save_minutes: float = option(0.0, "save at least this often, in minutes; 0 for no such limit")
+    keep: int = option(1, "checkpoints to resume from: the last, and the ones before it as last-STEP.safetensors")
+    on_divergence: str = option(
+        "stop",
+        "if the loss or the gradient is not finite: stop; skip the step; or roll back to the last checkpoint and halve "
+        "the learning rate",
+        ("stop", "skip", "rollback"),
+    )
     seed: int = option(3, "random seed")
     processes: int = option(
         0, "processes that share each batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"
@@ -144,8 +153,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}
         check_whole(self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0, "processes": 0})
+        check_whole(self, {"save_interval": 0, "keep": 1})
         check_choices(self)
-        for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate"):
+        for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate", "save_minutes"):
             if not 0 <= number_or_nan(getattr(self, name)) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number of at least 0, not infinity")
         if not number_or_nan(self.grad_clip) >= 0:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def message_of(error: BaseException) -> str:
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's `main`. An error that a user can fix prints one line, without a traceback, with exit status 1.
 
-    A character that standard output cannot show becomes a question mark.
+    A character that standard output cannot show becomes a question mark. Ctrl-C ends with status 130.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -96,4 +97,5 @@ def run_program(main: Callable[[], None]) -> None:
     except MemoryError as error:
         sys.exit(f"error: {describe_out_of_memory(error)}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from minigrad.serialization import naming, write_atomically
 
@@ -22,13 +25,25 @@ class Metrics:
 
     def __init__(self, path: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
         self.path, self.rows = path, list(rows)
-        self.length, self.hash = 0, hashlib.sha256()  # of what has been written
+        self.length, self.hash = 0, hashlib.sha256()  # of the file; the length is 0 until the file has all rows
+        self.error = ""  # why the file could not be written, the last time
 
     def start(self) -> None:
         """Write the file with the rows so far. After resuming, this removes rows later than the checkpoint."""
         content = f"{','.join(COLUMNS)}\r\n".encode() + _lines(self.rows)
-        write_atomically(self.path, content)
-        self.length, self.hash = len(content), hashlib.sha256(content)
+        with self.going_on():
+            write_atomically(self.path, content)
+            self.length, self.hash, self.error = len(content), hashlib.sha256(content), ""
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Inside this context, a file that cannot be written is only reported, once. The next row tries again."""
+        try:
+            yield
+        except OSError as error:
+            if not self.error:
+                tqdm.write(f"warning     {error}; the run goes on without it")
+            self.length, self.error = 0, str(error)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row, and append it to the file at once."""
@@ -37,18 +52,25 @@ class Metrics:
             self.start()
             return
         line = _lines([row])
-        with naming(self.path), open(self.path, "ab") as file:
-            file.write(line)
-        self.length += len(line)
-        self.hash.update(line)
+        with self.going_on():
+            with naming(self.path), open(self.path, "ab") as file:
+                file.write(line)
+            self.length += len(line)
+            self.hash.update(line)
 
-    def mark(self) -> dict[str, Any]:
-        """The length and the SHA-256 of the file, which is on the disk now. A checkpoint keeps them; see `read`."""
+    def to_keep(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the length and the SHA-256 of the file, which is on the disk now; see `read`.
+
+        If the file cannot be written, the checkpoint keeps the rows themselves.
+        """
         if not self.length:
             self.start()
-        with naming(self.path), open(self.path, "ab") as file:
-            os.fsync(file.fileno())
-        return {"bytes": self.length, "sha256": self.hash.hexdigest()}
+        else:
+            with self.going_on(), naming(self.path), open(self.path, "r+b") as file:
+                os.fsync(file.fileno())
+        if not self.length:
+            return {"rows": self.rows}
+        return {"metrics": {"bytes": self.length, "sha256": self.hash.hexdigest()}}
 
 
 def read(path: Path, mark: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Training: nanoGPT's loop, in a run that can be stopped at any time and resumed exactly.
 
-A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and, if matplotlib is installed, `loss.png`.
+A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and, if matplotlib is installed, `loss.png`;
+with `keep`, also the checkpoints before the last. A run needs only the checkpoints: without the rest it goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,40 +19,33 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import optim
-from minigrad.distributed import DataParallel, WorkerError, can_share
+from minigrad.distributed import DataParallel, WorkerError
 
 from . import checkpoint, precision
 from .config import TrainConfig
-from .errors import CheckpointError, ConfigError, memory_advice
-from .figures import new_figure, save_figure
+from .divergence import DivergedError, describe_divergence, first_nonfinite, nonfinite_weight
+from .errors import CheckpointError, memory_advice
+from .figures import plot_losses
 from .metrics import Metrics
 from .model import GPT
-from .run import BEST, LAST, LOSS_CURVE, METRICS, print_above, progress_bar, refuse_divergence
+from .processes import choose_processes
+from .run import (
+    BEST,
+    LAST,
+    LOSS_CURVE,
+    METRICS,
+    catch_signals,
+    delete_older,
+    keep_last,
+    print_above,
+    progress_bar,
+)
 from .text.data import Dataset
 from .text.tokenizer import Tokenizer
 
 LOG_INTERVAL = 10  # steps between readings of the loss, which are shown and written to metrics.csv
-MOST_PROCESSES = 8  # by default: each process has its own gradients, which take memory and have to be summed
-LARGE = 50_000_000  # parameters; from here on, operations use threads well and gradients are too large to copy
-
-
-def choose_processes(config: TrainConfig, model: GPT) -> int:
-    """The number of processes that share a batch.
-
-    The default (0) is, on the CPU, one process per thread of the engine, but at most MOST_PROCESSES and one per
-    sequence; for a large model, whose operations use the threads well, it is 1. On a GPU it is 1.
-    """
-    device = model.wte.weight.device
-    if config.processes > 1 and (device != "cpu" or not can_share()):
-        where = "on this system" if device == "cpu" else f"on {device}"
-        raise ConfigError(f"processes is {config.processes}; expected 1 {where}")
-    if config.processes > config.batch_size:
-        raise ConfigError(f"processes is {config.processes}; expected at most the batch_size {config.batch_size}")
-    if config.processes:
-        return config.processes
-    if device != "cpu" or not can_share() or model.num_parameters() >= LARGE:
-        return 1
-    return min(mg.get_num_threads(), config.batch_size, MOST_PROCESSES)
+MOST_SKIPPED = 10  # steps in a row, with --on-divergence skip
+MOST_ROLLBACKS = 5  # to the same checkpoint, with --on-divergence rollback
 
 
 class Trainer:
@@ -95,18 +88,25 @@ class Trainer:
         self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates
         if graph and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
             self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
-            if self.scaler is None:
+            if self.scaler is None and config.on_divergence != "skip":
                 self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
+        # Is each step looked at before its update? On a GPU the host would wait for it, so only to skip steps
+        self.checks_steps = config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
         self.iteration = 0  # steps done
+        self.skipped = 0  # of them, because of --on-divergence skip
+        self.rollbacks = 0  # each has halved the learning rate
+        self.last_finite = 0  # the last step whose loss and gradient were seen to be finite
         self.random_state: dict[str, Any] | None = None  # before the step that is being computed, if one is
         self.best_val_loss = math.inf
         self.metrics = Metrics(out / METRICS)
-        self.interrupted = False
+        self.interrupted = 0  # the number of the signal that asked the run to stop
+        self.saved: int | None = None  # the step of the last checkpoint, if there is one that can be read
+        self.saved_time = time.monotonic()
 
     # The loop
 
     def train(self) -> bool:
-        """Train until `max_iters`. True if the end was reached, False after Ctrl-C; everything is saved either way."""
+        """Train until `max_iters`. True at the end, False if a signal stopped the run; either way all is saved."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.metrics.start()
         self.model.train()
@@ -116,28 +116,47 @@ class Trainer:
             "to use less memory: a smaller --batch-size (a larger --grad-accum keeps the steps the same), "
             + self.less_memory
         )
-        with bar, self.catch_interrupts(), advice, tf32, self.saved_if_a_worker_fails(), self.parallel:
+        self.saved_time = time.monotonic()
+        with bar, catch_signals(self.interrupt), advice, tf32, self.saved_if_a_worker_fails(), self.parallel:
             self.restart_clock()
-            loss = None
-            while True:
-                at_end = self.iteration >= self.config.max_iters
-                if (at_end or self.iteration % self.config.eval_interval == 0) and not self.is_evaluated():
-                    self.evaluate(bar)
-                    self.restart_clock()
-                if at_end or self.interrupted:
-                    break
-                learning_rate = self.learning_rate()
-                self.random_state = mg.random.get_state()
-                loss, norm = self.step(learning_rate)
-                self.random_state = None
-                bar.update()
-                if self.iteration % LOG_INTERVAL == 0 or self.iteration == 1:
-                    self.log(bar, loss.item(), learning_rate, float(norm))
-            if self.interrupted:
-                if loss is not None:
-                    self.refuse_divergence(loss.item())
-                self.save(LAST)
+            going_on = True
+            while going_on:
+                try:
+                    going_on = self.advance(bar)
+                except DivergedError as error:
+                    self.roll_back(bar, error)
         return not self.interrupted
+
+    def advance(self, bar: tqdm) -> bool:
+        """Make an estimate if one is due, and one step. False if the run is at its end, or was asked to stop and saved.
+
+        Raises `DivergedError`.
+        """
+        if self.estimate_is_due():
+            self.evaluate(bar)
+            self.restart_clock()
+        if self.interrupted:
+            self.save_last()
+        if self.interrupted or self.iteration >= self.config.max_iters:
+            return False
+        learning_rate = self.learning_rate()
+        self.random_state = mg.random.get_state()
+        loss, norm = self.step(learning_rate)
+        self.random_state = None
+        bar.update()
+        log_is_due, save_is_due = self.iteration % LOG_INTERVAL == 0 or self.iteration == 1, self.save_is_due()
+        if log_is_due or save_is_due or self.checks_steps:
+            if log_is_due and math.isfinite(loss.item()):
+                self.log(bar, loss.item(), learning_rate, float(norm))
+            self.check_step(bar, loss.item(), float(norm))
+        if save_is_due:
+            self.save_last()
+            self.restart_clock()
+        return True
+
+    def interrupt(self, number: int) -> None:
+        """Ask the run to stop after its step, because of the signal with this number."""
+        self.interrupted = number
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
         """One step of the optimizer. Returns the mean loss of its batches, and the gradient's norm before clipping.
@@ -146,7 +165,8 @@ class Trainer:
         """
         for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = learning_rate * factor
-        batches = (self.batch("train", mg.random.generator()) for _ in range(self.config.grad_accum))
+        self.drawn: list[tuple[Any, Any]] = []
+        batches = self.draw_batches()
         if self.graph is None:
             loss, norm = self.compute_step(batches)
         else:
@@ -163,20 +183,31 @@ class Trainer:
             loss = self.parallel(ids, targets) / self.config.grad_accum
             (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
         norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf, scale)
-        if self.scaler is None or self.scaler.update(float(norm)):  # float16 only: waits for the norm
+        if self.scaler is not None:  # float16 only: waits for the norm
+            usable = self.scaler.update(float(norm))
+        else:
+            usable = not self.checks_steps or not describe_divergence(total.item(), float(norm))
+        if usable:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        assert total is not None
         return total, norm
 
     def compute_flat(self, *arrays: Any) -> tuple[mg.Tensor, Any]:
         """`compute_step` with the arguments ids, targets, ids, targets, …"""
         return self.compute_step(zip(arrays[::2], arrays[1::2], strict=True))
 
+    def draw_batches(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of a step, each drawn when it is needed. They are kept in `drawn` until the next step."""
+        for _ in range(self.config.grad_accum):
+            self.drawn.append(self.batch("train", mg.random.generator()))
+            yield self.drawn[-1]
+
     def learning_rate(self) -> float:
-        c = self.config
-        rates = c.learning_rate, c.min_lr
+        """The learning rate of the next step: the schedule's, halved by each rollback."""
+        c, share = self.config, 0.5**self.rollbacks
+        rates = c.learning_rate * share, c.min_lr * share
         if c.schedule == "linear":
             return optim.warmup_linear(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters, c.lr_hold_iters)
         return optim.warmup_cosine(self.iteration, *rates, c.warmup_iters, c.lr_decay_iters)
@@ -204,59 +235,108 @@ class Trainer:
         return steps * tokens / (time.perf_counter() - since)
 
     def log(self, bar: tqdm, loss: float, learning_rate: float, norm: float) -> None:
-        """Show and record the state of the training. Raises `DivergedError` if the loss is not finite."""
-        self.refuse_divergence(loss)
+        """Show and record the state of the training."""
         speed = self.tokens_per_second()
         self.restart_clock()
         self.add_row({"loss": loss, "learning_rate": learning_rate, "grad_norm": norm, "tokens_per_second": speed})
         bar.set_postfix_str(
-            f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s", refresh=False
+            f"loss {loss:.3f}, lr {learning_rate:.2e}, norm {norm:.2f}, {speed:,.0f} tok/s"
+            f"{f', {self.skipped} skipped' if self.skipped else ''}",
+            refresh=False,
         )
 
-    def refuse_divergence(self, loss: float) -> None:
-        """Raise `DivergedError` if the loss is not finite."""
-        last = self.out / LAST
-        saved = f" ({last} is from before)" if last.exists() else ""
-        refuse_divergence(loss, self.iteration, f"try a lower --learning-rate{saved}")
+    # Divergence
+
+    def check_step(self, bar: tqdm, loss: float, norm: float) -> None:
+        """Raise `DivergedError` if the loss or the norm of the gradients is not finite.
+
+        With --on-divergence skip, only count the step, whose update has been left out. In float16, `GradScaler` looks
+        after the norm.
+        """
+        problem = describe_divergence(loss, 0.0 if self.scaler else norm)
+        if not problem:
+            self.last_finite = self.iteration
+            return
+        if self.config.on_divergence != "skip" or self.iteration - self.last_finite > MOST_SKIPPED:
+            raise self.diverged(f"{problem} in step {self.iteration}", self.drawn)
+        self.skipped += 1
+        print_above(bar, f"step {self.iteration:>5}: {problem}; skipped ({self.skipped} so far)")
+
+    def diverged(self, problem: str, batches: list[tuple[Any, Any]]) -> DivergedError:
+        """The error that says what happened, with which learning rate, and in which layer and operation."""
+        rate = self.optimizer.param_groups[0]["lr"] / (self.lr_factors[0] or 1.0)
+        where = first_nonfinite(self.model, self.parallel.loss, batches)
+        return DivergedError(f"{problem}, with learning rate {rate:.3g}; {where}")
+
+    def roll_back(self, bar: tqdm, error: DivergedError) -> None:
+        """With --on-divergence rollback, go back to the last checkpoint and halve the learning rate.
+
+        Otherwise, and after `MOST_ROLLBACKS` to the same checkpoint, raise the error again, with advice.
+        """
+        last, saved = self.out / LAST, None
+        if self.config.on_divergence == "rollback":
+            with contextlib.suppress(CheckpointError):
+                saved = checkpoint.load_last(self.out)
+        rollbacks = self.rollbacks + 1
+        if saved is None or rollbacks - saved.run.get("rollbacks", 0) > MOST_ROLLBACKS:
+            before = f" ({last} is from before)" if last.exists() else ""
+            raise DivergedError(f"{error}; try a lower --learning-rate{before}") from error
+        self.resume(saved)
+        self.rollbacks = rollbacks
+        self.metrics.start()
+        self.restart_clock()
+        bar.n = bar.last_print_n = self.iteration
+        print_above(bar, f"{error}; back to step {self.iteration}, from here with {0.5**rollbacks:.3g} of the schedule")
 
     # Estimates of the losses
 
     def evaluate(self, bar: tqdm) -> None:
-        """Estimate both losses, write them to the metrics, and save the checkpoint, also as the best if it is."""
+        """Estimate both losses, write them to the metrics, and save the checkpoint, also as the best if it is.
+
+        Nothing of this is done if the run is asked to stop meanwhile: the resumed run makes the estimate.
+        """
         losses = self.estimate_losses()
-        for loss in losses.values():
-            self.refuse_divergence(loss)
+        if losses is None:
+            return
+        for split, loss in losses.items():
+            problem = describe_divergence(loss)
+            if problem:
+                batch = self.batch(split, mg.random.new_generator(self.config.seed))
+                raise self.diverged(f"{problem} after step {self.iteration}", [batch])
         self.add_row({"train_loss": losses["train"], "val_loss": losses["val"]})
         best = losses["val"] < self.best_val_loss
         if best:
             self.best_val_loss = losses["val"]
             self.save(BEST)
-        self.save(LAST)
+        self.save_last()
         print_above(
             bar,
             f"step {self.iteration:>5}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}"
             f"{' (best so far, saved)' if best else ''}",
         )
 
-    def estimate_losses(self) -> dict[str, float]:
+    def estimate_losses(self) -> dict[str, float] | None:
         """The mean loss over `eval_iters` batches of each split, without dropout.
 
         The batches are the same for every estimate, so that estimates can be compared. They are drawn from a separate
-        generator, so evaluations do not change the training's random numbers.
+        generator, so evaluations do not change the training's random numbers. None if the run is asked to stop.
         """
         rng, means = mg.random.new_generator(self.config.seed), {}
         self.model.eval()
         with mg.no_grad():
             for split in ("train", "val"):
-                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters)]
-                means[split] = sum(loss.item() for loss in losses) / len(
-                    losses
-                )  # read only after all are queued on a GPU
+                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters) if not self.interrupted]
+                if self.interrupted:
+                    break
+                means[split] = sum(loss.item() for loss in losses) / len(losses)  # after all are queued on a GPU
         self.model.train()
-        return means
+        return None if self.interrupted else means
 
-    def is_evaluated(self) -> bool:
-        return any(row["iteration"] == self.iteration and "val_loss" in row for row in self.rows[-2:])
+    def estimate_is_due(self) -> bool:
+        """Whether the losses are to be estimated now: every `eval_interval` steps and at the end, once."""
+        if self.iteration % self.config.eval_interval and self.iteration < self.config.max_iters:
+            return False
+        return not any(row["iteration"] == self.iteration and "val_loss" in row for row in self.rows[-2:])
 
     # Saving and resuming
 
@@ -264,15 +344,40 @@ class Trainer:
         """The options of the training as they are saved in a checkpoint."""
         return {**dataclasses.asdict(self.config), "processes": self.given_processes}
 
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint is to be saved now because of `save_interval` or `save_minutes`.
+
+        Not if an estimate is due, which saves one too.
+        """
+        steps, seconds = self.config.save_interval, 60 * self.config.save_minutes
+        by_steps = steps > 0 and self.iteration % steps == 0
+        by_time = seconds > 0 and time.monotonic() - self.saved_time >= seconds
+        return (by_steps or by_time) and not self.estimate_is_due()
+
+    def save_last(self) -> None:
+        """Write the checkpoint to resume from. With `keep`, the ones before stay beside it."""
+        keep = self.config.keep
+        if keep > 1 and self.saved is not None and self.saved != self.iteration:
+            keep_last(self.out, self.saved)
+        self.save(LAST)
+        if keep > 1:
+            delete_older(self.out, self.iteration, keep - 1)
+        self.saved, self.saved_time = self.iteration, time.monotonic()
+
     def save(self, name: str) -> None:
+        """Write a checkpoint. Raises `DivergedError` for weights that are not finite, and leaves the file as it was."""
+        if nonfinite_weight(self.model):
+            raise self.diverged(f"the weights are not finite after step {self.iteration}", [])
         run = {
             "train_config": self.saved_options(),
             "iteration": self.iteration,
             "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
-            "metrics": self.metrics.mark(),
+            **self.metrics.to_keep(),
             "random": mg.random.get_state(),
             "data_id": self.data_id,
             "loss_scale": self.scaler and self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "rollbacks": self.rollbacks,
         }
         checkpoint.save(self.out / name, self.model, self.optimizer, self.tokenizer, run)
 
@@ -292,28 +397,13 @@ class Trainer:
         mg.random.set_state(run["random"])
         self.iteration = run["iteration"]
         try:
-            self.metrics = Metrics(self.out / METRICS, saved.rows())
+            self.metrics.rows = list(saved.rows())
         except FileNotFoundError as error:
             print(f"{error.filename} is missing: the metrics up to step {self.iteration} are lost", flush=True)
         self.best_val_loss = math.inf if run["best_val_loss"] is None else run["best_val_loss"]
-
-    @contextlib.contextmanager
-    def catch_interrupts(self) -> Iterator[None]:
-        """Make Ctrl-C stop after the current step, so that a consistent state is saved. A second one stops at once."""
-
-        def note(*_: Any) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, before)
-
-        try:
-            before = signal.signal(signal.SIGINT, note)
-        except ValueError:  # not the main thread, which alone receives signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        self.skipped, self.rollbacks = run.get("skipped", 0), run.get("rollbacks", 0)
+        self.last_finite = self.iteration
+        self.saved = self.iteration if saved.path.name == LAST else None
 
     @contextlib.contextmanager
     def saved_if_a_worker_fails(self) -> Iterator[None]:
@@ -326,9 +416,10 @@ class Trainer:
         except WorkerError as error:
             if self.random_state is not None:
                 mg.random.set_state(self.random_state)
-            if not all(math.isfinite(p.detach().sum().item()) for p in self.model.parameters()):
-                raise  # weights with NaN replace no good file
-            self.save(LAST)
+            try:
+                self.save_last()
+            except DivergedError:
+                raise error from None
             raise WorkerError(f"{error}; step {self.iteration} is saved, resume with --resume") from error
 
     # Metrics
@@ -344,17 +435,4 @@ class Trainer:
 
     def plot_losses(self) -> Path | None:
         """Draw the loss curves to loss.png. Returns its path, or None without matplotlib."""
-        figure = new_figure()
-        if figure is None:
-            return None
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-        for column, label, style in (
-            ("loss", "training batch", {"alpha": 0.35, "linewidth": 1}),
-            ("train_loss", "training (estimate)", {"marker": "o", "markersize": 3}),
-            ("val_loss", "validation (estimate)", {"marker": "o", "markersize": 3}),
-        ):
-            rows = [row for row in self.rows if column in row]
-            axes.plot([row["iteration"] for row in rows], [row[column] for row in rows], label=label, **style)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        return save_figure(figure, self.out / LOSS_CURVE)
+        return plot_losses(self.rows, self.out / LOSS_CURVE)

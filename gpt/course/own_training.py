@@ -14,12 +14,14 @@ from minigrad import kernels
 
 from .. import checkpoint
 from ..config import GPTConfig
+from ..divergence import DivergedError
 from ..errors import ConfigError
-from ..run import ENGINE, LAST, DivergedError
+from ..run import ENGINE, LAST
 from ..trainer import Trainer
 from .own_ops import NOT_WRITTEN, WRONG, Comparison, OwnOperation, check, load_operations, operations_of
 
-MAY_DIFFER = {"max_iters", "processes", "checkpoint"}  # options that may change when a run is resumed
+# Options that may change when a run is resumed
+MAY_DIFFER = {"max_iters", "processes", "checkpoint", "save_interval", "save_minutes", "keep", "on_divergence"}
 
 
 class OwnOperations:
@@ -52,7 +54,7 @@ class OwnOperations:
         return "\n".join(lines)
 
     def train(self, trainer: Trainer) -> bool:
-        """Train with the user's operations. True if training reached the end or diverged, False after Ctrl-C."""
+        """Train with the user's operations. True if training reached the end or diverged, False after a signal."""
         with kernels.reference(), kernels.replacing({operation.engine: operation.own for operation in self.written()}):
             try:
                 return trainer.train()

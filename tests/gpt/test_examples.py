@@ -89,17 +89,18 @@ def sample(printed):
     return printed.partition("sample\n")[2].partition("more samples")[0]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows has no equal of")
-def test_interrupt_saves_and_says_how_to_resume(text, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals that Windows has no equals of")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupt_saves_and_says_how_to_resume(text, tmp_path, number):
     words = command("train_shakespeare", *SMALL, "--data", text, "--out", tmp_path, "--max-iters", 1_000_000)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         until = time.monotonic() + 60
         while not (tmp_path / "last.safetensors").exists() and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 128 + number
     match = re.search(r"interrupted; step (\d+) is saved\. To resume:\n  (python .*--resume)$", output, re.M)
     assert match, output
     assert f"--out {tmp_path}" in match[2]

@@ -147,7 +147,7 @@ def test_a_resumed_run_continues_exactly(finetune, tmp_path, monkeypatch, capsys
 
     with monkeypatch.context() as patch:
         patch.setattr(program.Trainer, "step", step_then_interrupt)
-        assert finetune("parts", *LEARN, *options) == 0
+        assert finetune("parts", *LEARN, *options) == 128 + signal.SIGINT
     shown = capsys.readouterr().out
     assert f"interrupted; step {stop} is saved" in shown
     assert shown.rstrip().endswith("--resume")

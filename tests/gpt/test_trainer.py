@@ -20,10 +20,11 @@ import safetensors.numpy
 
 import minigrad as mg
 from gpt import GPT, CheckpointError, ConfigError, GPTConfig, checkpoint
-from gpt import trainer as trainer_module
+from gpt import processes as processes_module
 from gpt.config import TrainConfig
-from gpt.run import RUN_FILES, DivergedError, keep_previous_run, progress_bar, resume_command, run_folder
-from gpt.trainer import choose_processes
+from gpt.divergence import DivergedError
+from gpt.processes import choose_processes
+from gpt.run import RUN_FILES, keep_previous_run, progress_bar, resume_command, run_folder
 from minigrad import serialization
 from minigrad.distributed import DataParallel, WorkerError, workers
 from tests.gpt.runs import TEXT, new_trainer, weights, without_speed
@@ -199,7 +200,7 @@ class Model:
 
 def test_how_many_processes_share_a_batch(monkeypatch):
     """As many as threads, but no more than sequences or 8; one for a large model and where no process can be copied."""
-    monkeypatch.setattr(trainer_module, "can_share", lambda: True)
+    monkeypatch.setattr(processes_module, "can_share", lambda: True)
     monkeypatch.setattr(mg, "get_num_threads", lambda: 6)
     assert choose_processes(TrainConfig(batch_size=12), Model()) == 6
     assert choose_processes(TrainConfig(batch_size=3), Model()) == 3
@@ -213,7 +214,7 @@ def test_how_many_processes_share_a_batch(monkeypatch):
         choose_processes(TrainConfig(processes=2), Model(device="cuda:1"))
     with pytest.raises(ConfigError, match="processes is 5; expected at most the batch_size 4"):
         choose_processes(TrainConfig(processes=5, batch_size=4), Model())
-    monkeypatch.setattr(trainer_module, "can_share", lambda: False)
+    monkeypatch.setattr(processes_module, "can_share", lambda: False)
     assert choose_processes(TrainConfig(), Model()) == 1
     with pytest.raises(ConfigError, match="processes is 2; expected 1 on this system"):
         choose_processes(TrainConfig(processes=2), Model())
@@ -370,26 +371,40 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, max_iters):
     """Also where the only estimate is the one at the end."""
     trainer = new_trainer(tmp_path, max_iters=max_iters)
     trainer.model.wte.weight.data[...] = np.nan
-    with pytest.raises(DivergedError, match="the loss is nan after step 0; try a lower --learning-rate$"):
+    message = (
+        "^the loss is nan after step 0, with learning rate 0.001; the weights wte.weight have a NaN or an infinity; "
+        "try a lower --learning-rate$"
+    )
+    with pytest.raises(DivergedError, match=message):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-@pytest.mark.parametrize(("interrupt_at", "refused_at"), [(None, 15), (13, 13)], ids=["estimate", "interrupt"])
-def test_weights_that_are_no_numbers_do_not_replace_the_last_checkpoint(tmp_path, interrupt_at, refused_at):
-    """The weights are spoilt between two readings of the loss."""
+@pytest.mark.parametrize(
+    ("checks_steps", "interrupt_at", "problem"),
+    [
+        (True, None, "the loss is nan in step 12"),
+        (False, None, "the loss is nan after step 15"),
+        (False, 13, "the weights are not finite after step 13"),
+    ],
+    ids=["each step", "estimate", "interrupt"],
+)
+def test_weights_that_are_no_numbers_do_not_replace_the_last_checkpoint(tmp_path, checks_steps, interrupt_at, problem):
+    """The weights are spoilt in step 11. On a GPU the loss is read only at estimates and every tenth step."""
     trainer = new_trainer(tmp_path, eval_interval=5)
+    trainer.checks_steps = checks_steps
     step = trainer.step
 
     def step_and_spoil(learning_rate):
         result = step(learning_rate)
         if trainer.iteration == 11:
             trainer.model.wte.weight.data[...] = np.nan
-        trainer.interrupted = trainer.iteration == interrupt_at
+        if trainer.iteration == interrupt_at:
+            trainer.interrupt(signal.SIGINT)
         return result
 
     trainer.step = step_and_spoil
-    message = rf"the loss is nan after step {refused_at}; .* \({tmp_path / checkpoint.LAST} is from before\)"
+    message = rf"^{problem}, .*the weights wte.weight have .* \({tmp_path / checkpoint.LAST} is from before\)$"
     with pytest.raises(DivergedError, match=message):
         trainer.train()
     saved = checkpoint.load(tmp_path / checkpoint.LAST)
@@ -595,8 +610,8 @@ class TestCheckpointFiles:
             ({"config": {"dropout": False}}, "dropout is False; expected a probability"),
             ({"config": {"norm": ["rms"]}}, r"norm is \['rms'\]; expected 'layer' or 'rms'"),
             (
-                {"run": {"skipped": 3}},
-                "its run has parts that this version does not know: 'skipped'; it was saved by a",
+                {"run": {"ranks": 3}},
+                "its run has parts that this version does not know: 'ranks'; it was saved by a",
             ),
             ({"run": {"iteration": -5}}, "its run's iteration: expected a number of steps, got -5"),
             ({"run": {"iteration": math.inf}}, "its run's iteration: expected a number of steps, got inf"),

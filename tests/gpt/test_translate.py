@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 import minigrad as mg
 from gpt import CheckpointError, ConfigError, DataError, TokenError
 from gpt.checkpoint import LAST
-from gpt.run import TRANSLATOR, DivergedError
+from gpt.divergence import DivergedError
+from gpt.run import TRANSLATOR
 from gpt.translation.pairs import (
     FIRST_DAY,
     LAST_DAY,
@@ -335,7 +337,7 @@ def test_a_run_draws_its_losses_and_its_cross_attention(trained):
 def test_without_matplotlib_a_run_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert run_program("translate", *TINY, "--steps", 1, "--out", tmp_path) == 0
-    assert re.search(r"^pictures +none: matplotlib is not installed", capsys.readouterr().out, re.M)
+    assert re.search(r"^curves +none: matplotlib is not installed", capsys.readouterr().out, re.M)
     assert {path.name for path in tmp_path.iterdir()} == {TRANSLATOR, LAST, ".lock"}
 
 
@@ -378,51 +380,58 @@ def test_long_texts_and_quotation_marks_do_no_harm_to_what_is_printed(tmp_path, 
     assert command[-1].startswith('$HOME "it\'s" ')
 
 
+def interrupt_in_step(monkeypatch, program, number, by=signal.SIGINT):
+    """Send a signal when the step with this number has been computed."""
+    step = program.Training.step
+
+    def step_then_interrupt(training, done, batch):
+        loss = step(training, done, batch)
+        if done == number:
+            signal.raise_signal(by)
+        return loss
+
+    monkeypatch.setattr(program.Training, "step", step_then_interrupt)
+
+
+def run_main(monkeypatch, program, *options):
+    """What a program's main ends with: 0, or the exit status."""
+    monkeypatch.setattr("sys.argv", list(map(str, ["translate.py", *options])))
+    try:
+        program.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
 @pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_run_keeps_the_best_so_far(tmp_path, capsys, monkeypatch):
-    program = load_program("translate")
-
-    def interrupted(after):
-        step = program.Training.step
-
-        def stop(training, number, batch):
-            if number == after:
-                raise KeyboardInterrupt
-            return step(training, number, batch)
-
+    program, options = load_program("translate"), [*TINY, "--eval-interval", 2, "--out", tmp_path]
+    for number, by in ((0, signal.SIGTERM), (2, signal.SIGINT)):
         with monkeypatch.context() as patch:
-            patch.setattr(program.Training, "step", stop)
-            patch.setattr("sys.argv", list(map(str, ["translate.py", *TINY, "--eval-interval", 2, "--out", tmp_path])))
-            program.main()
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(after=1)
-    assert not (tmp_path / TRANSLATOR).exists()
-    interrupted(after=3)
-    assert "interrupted; step 2 is saved." in capsys.readouterr().out
+            interrupt_in_step(patch, program, number, by)
+            assert run_main(patch, program, *options) == 128 + by
+        assert f"interrupted; step {number + 1} is saved." in capsys.readouterr().out
+        assert (tmp_path / TRANSLATOR).exists() == (number == 2)
     assert len(Translator.load(tmp_path).translate(["3 May 1998"])) == 1
 
 
 @pytest.mark.parametrize("file", [1, 2, 3])
 @pytest.mark.usefixtures("blank_pictures")
-def test_an_estimate_counts_once_it_is_on_the_disk(tmp_path, capsys, monkeypatch, file):
-    """Ctrl-C while the first estimate's model or run is written: there is nothing to show. Later there is the first."""
+def test_ctrl_c_while_a_file_is_written_is_answered_after_it(tmp_path, capsys, monkeypatch, file):
+    """While the first estimate's model or run is written, or the second's."""
     files, save = itertools.count(1), mg.save
 
     def interrupted(*arguments, **options):
         if next(files) == file:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return save(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(mg, "save", interrupted)
         ended = run_program("translate", *TINY, "--steps", 4, "--eval-interval", 2, "--out", tmp_path)
-    if file < 3:
-        assert ended == "\ninterrupted"
-    else:
-        assert ended == 0
-        assert "interrupted; step 2 is saved." in capsys.readouterr().out
-        assert run_program("translate", "--resume", "--out", tmp_path) == 0
+    assert ended == 128 + signal.SIGINT
+    assert f"interrupted; step {2 if file < 3 else 4} is saved." in capsys.readouterr().out
+    assert run_program("translate", "--resume", "--out", tmp_path) == 0
 
 
 RUN = [*TINY, "--dropout", 0.1, "--average", 3]  # 190 pairs in batches of 16: an epoch is 12 steps
@@ -433,24 +442,16 @@ def tensors_of(path):
     return {name: value.numpy().tobytes() for name, value in tensors.items()}, metadata
 
 
-@pytest.mark.parametrize("stop", [4, 16])
+@pytest.mark.parametrize("stop", [4, 18])
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
-    """From its last estimate, in the first epoch or the second: the same files, bit for bit, and the same curves."""
+    """From an estimate in the first epoch, or between two in the second: the same files, bit for bit."""
     options = [*RUN, "--steps", 20, "--eval-interval", 4]
     assert run_program("translate", *options, "--out", tmp_path / "whole") == 0
     program = load_program("translate")
-    step = program.Training.step
-
-    def interrupted(training, number, batch):
-        if number == stop + 2:
-            raise KeyboardInterrupt
-        return step(training, number, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(program.Training, "step", interrupted)
-        patch.setattr("sys.argv", list(map(str, ["translate.py", *options, "--out", tmp_path / "parts"])))
-        program.main()
+        interrupt_in_step(patch, program, stop - 1)
+        assert run_main(patch, program, *options, "--out", tmp_path / "parts") == 128 + signal.SIGINT
     assert "--resume" in re.search(r"To resume:\n  python (.*)$", capsys.readouterr().out, re.M)[1]
     mg.manual_seed(999)
     assert run_program("translate", "--resume", "--out", tmp_path / "parts") == 0
@@ -459,9 +460,12 @@ def test_a_resumed_run_continues_exactly(tmp_path, monkeypatch, capsys, stop):
         assert tensors_of(tmp_path / "parts" / name) == tensors_of(tmp_path / "whole" / name)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, interrupted):
     """They are spoilt between two readings of the loss; the last file of the run is from the estimate before."""
     program = load_program("translate")
+    if interrupted:
+        interrupt_in_step(monkeypatch, program, 2)
     average = program.Training.average
 
     def spoil(training, rate):
@@ -472,7 +476,8 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(program.Training, "average", spoil)
     options = [*RUN, "--steps", 6, "--eval-interval", 2, "--out", tmp_path]
     monkeypatch.setattr("sys.argv", list(map(str, ["translate.py", *options])))
-    with pytest.raises(DivergedError, match="the loss is nan after step 4; try a longer --warmup"):
+    problem = r"the weights \S+ have a NaN or an infinity after step 3" if interrupted else "the loss is nan"
+    with pytest.raises(DivergedError, match=f"^{problem}.*; try a longer --warmup"):
         program.main()
     assert program.read_run(tmp_path)[0]["run"]["done"] == 2
 
