@@ -90,8 +90,6 @@ class Trainer:
             self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
             if self.scaler is None and config.on_divergence != "skip":
                 self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
-        # Is each step looked at before its update? On a GPU the host would wait for it, so only to skip steps
-        self.checks_steps = config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
         self.iteration = 0  # steps done
         self.skipped = 0  # of them, because of --on-divergence skip
         self.rollbacks = 0  # each has halved the learning rate
@@ -246,6 +244,11 @@ class Trainer:
         )
 
     # Divergence
+
+    @property
+    def checks_steps(self) -> bool:
+        """Whether each step is checked before its update. On a GPU the host would wait for it, so only to skip steps."""
+        return self.config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
 
     def check_step(self, bar: tqdm, loss: float, norm: float) -> None:
         """Raise `DivergedError` if the loss or the norm of the gradients is not finite.

@@ -35,7 +35,7 @@ class TestOnFakeCuPy(OnGPU):
 def test_the_loss_is_read_only_when_it_is_logged(tmp_path, monkeypatch):
     """Two numbers, the loss and the gradient's norm, for each line of the log, and nothing in between."""
     trainer = trainer_on_gpu(tmp_path, max_iters=40)
-    monkeypatch.setattr(trainer, "is_evaluated", lambda: True)  # so that it neither evaluates nor saves
+    monkeypatch.setattr(trainer, "estimate_is_due", lambda: False)  # so that it neither evaluates nor saves
     before = fake_cupy.synchronizations
     trainer.train()
     assert len(trainer.rows) == 5  # the first step and every tenth
