@@ -90,6 +90,8 @@ class Trainer:
             self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
             if self.scaler is None and config.on_divergence != "skip":
                 self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
+        # Is each step checked before its update? On a GPU the host would wait for it, so only to skip steps.
+        self.checks_steps = config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
         self.iteration = 0  # steps done
         self.skipped = 0  # of them, because of --on-divergence skip
         self.rollbacks = 0  # each has halved the learning rate
@@ -144,9 +146,10 @@ class Trainer:
         bar.update()
         log_is_due, save_is_due = self.iteration % LOG_INTERVAL == 0 or self.iteration == 1, self.save_is_due()
         if log_is_due or save_is_due or self.checks_steps:
-            if log_is_due and math.isfinite(loss.item()):
-                self.log(bar, loss.item(), learning_rate, float(norm))
-            self.check_step(bar, loss.item(), float(norm))
+            loss_now, norm_now = loss.item(), float(norm)  # each waits for the GPU
+            if log_is_due and math.isfinite(loss_now):
+                self.log(bar, loss_now, learning_rate, norm_now)
+            self.check_step(bar, loss_now, norm_now)
         if save_is_due:
             self.save_last()
             self.restart_clock()
@@ -244,11 +247,6 @@ class Trainer:
         )
 
     # Divergence
-
-    @property
-    def checks_steps(self) -> bool:
-        """Whether each step is checked before its update. On a GPU the host would wait for it, so only to skip steps."""
-        return self.config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
 
     def check_step(self, bar: tqdm, loss: float, norm: float) -> None:
         """Raise `DivergedError` if the loss or the norm of the gradients is not finite.

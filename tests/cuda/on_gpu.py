@@ -93,7 +93,7 @@ def trainer_on_gpu(out: Any, **options: Any) -> Any:
     """A small run on the GPU, where a single process trains."""
     trainer = new_trainer(out, **{"processes": 1, **options})
     trainer.model.to(DEVICE)
-    trainer.device = trainer.model.wte.weight.device
+    trainer.device, trainer.checks_steps = trainer.model.wte.weight.device, False  # as on a GPU from the start
     return trainer
 
 

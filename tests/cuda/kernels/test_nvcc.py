@@ -69,9 +69,12 @@ def assert_all_in_registers(found):
 
 
 @pytest.mark.parametrize("file", SOURCES)
-def test_every_kernel_for_bfloat16(file, tmp_path):
+@pytest.mark.parametrize(
+    "architectures", [pytest.param((90,), id="Hopper"), pytest.param(ARCHITECTURES, id="all", marks=pytest.mark.slow)]
+)
+def test_every_kernel_for_bfloat16(file, architectures, tmp_path):
     constants = {launch.SCALARS["bfloat16"]: 1, **SOURCES[file]}
-    assert_all_in_registers(compile_for(tmp_path, launch.source(file, constants), *ARCHITECTURES))
+    assert_all_in_registers(compile_for(tmp_path, launch.source(file, constants), *architectures))
 
 
 def test_the_weights_of_attention_for_float32(tmp_path):
