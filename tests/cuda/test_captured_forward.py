@@ -60,7 +60,7 @@ class Run:
         return [float(loss) for loss in losses]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_evaluations_between_steps_give_what_they_give_without_graphs(launches, dtype):
     results = []
     for captured in (False, True):

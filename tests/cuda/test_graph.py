@@ -43,7 +43,7 @@ def test_a_run_with_a_graph_is_the_run_without(launches, tmp_path, dtype, shape)
     assert trainer.graph.recording is not None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_estimates_replay_the_loss_as_a_graph_of_its_own(launches, tmp_path, dtype):
     """Between steps, whose graph it shares nothing with, to the same bits."""
     estimates, numbers = [], []
@@ -104,7 +104,7 @@ def losses_without_learning(trainer):
     return [trainer.step(0.0)[0].item() for _ in range(6)]
 
 
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize("stop", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_runs_with_and_without_a_graph_can_go_on_with_each_other(launches, tmp_path, stop):
     whole = new_gpu_trainer(tmp_path / "whole", graph=False, eval_interval=stop)
     whole.train()

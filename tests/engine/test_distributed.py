@@ -291,7 +291,7 @@ def test_a_process_that_exits_is_noticed():
         parallel(*batch(4))
 
 
-@pytest.mark.parametrize("rows", [4, 200_000])  # the second batch is larger than what a pipe holds
+@pytest.mark.parametrize("rows", [4, pytest.param(200_000, marks=pytest.mark.slow)])  # more than a pipe holds
 @pytest.mark.parametrize("continued", [False, True])
 def test_a_process_that_is_stopped_is_waited_for_but_not_forever(monkeypatch, rows, continued):
     model = net()

@@ -131,7 +131,7 @@ def test_a_run_whose_process_fails_saves_the_last_whole_step_and_goes_on_from_th
 
 
 @needs_fork
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_runs_whose_processes_are_killed_at_random_moments_end_as_one_that_was_left_alone(tmp_path, kills):
     whole = new_trainer(tmp_path / "whole", processes=2, grad_accum=2)
     whole.train()
