@@ -5,7 +5,9 @@ many short calls wait for each other. Two processes do not. On a few cores, a mo
 milliseconds each trains faster with one process for each core than with threads inside its operations.
 """
 
+from .communicator import Communicator, Work
 from .data_parallel import DataParallel, can_share
+from .launch import communicator
 from .workers import WorkerError
 
-__all__ = ["DataParallel", "WorkerError", "can_share"]
+__all__ = ["Communicator", "DataParallel", "Work", "WorkerError", "can_share", "communicator"]
