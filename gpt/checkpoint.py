@@ -26,10 +26,25 @@ from .run import BEST, LAST, METRICS, older_checkpoints
 from .text.tokenizer import CharTokenizer, Tokenizer, from_state
 
 
-def save(path: str | os.PathLike[str], model: GPT, optimizer: Any, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
-    """Write a checkpoint. `run` is the state of the training, as plain numbers, strings, lists and dicts."""
+def save(
+    path: str | os.PathLike[str] | None,
+    model: GPT,
+    optimizer: Any,
+    tokenizer: Tokenizer,
+    run: dict[str, Any],
+    outer: Any = None,
+) -> None:
+    """Write a checkpoint. `run` is the state of the training, as plain numbers, strings, lists and dicts.
+
+    path: None on ranks that do not write. They only take part in collecting an optimizer's state that is shared out.
+    outer: with DiLoCo, the object that takes the outer steps.
+    """
     tensors = {f"model.{name}": value for name, value in exact_weights(model, optimizer).items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state_dict().items()}
+    if outer is not None:
+        tensors |= {f"outer.{name}": value for name, value in outer.state_dict().items()}
+    if path is None:
+        return
     about = {"config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state(), "run": run}
     mg.save(tensors, path, metadata={"minigrad": json.dumps(about)})
 
@@ -56,7 +71,7 @@ class Checkpoint:
     tensors: dict[str, mg.Tensor]
 
     def part(self, prefix: str) -> dict[str, mg.Tensor]:
-        """The tensors of "model" or "optimizer", by name."""
+        """The tensors of "model", "optimizer" or "outer", by name."""
         return part(self.tensors, prefix)
 
     @property

@@ -148,12 +148,17 @@ class TrainConfig:
     processes: int = option(
         0, "processes that share each batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"
     )
+    local_steps: int = option(
+        1, "with several ranks: steps that each takes alone before they average their changes (DiLoCo); 1: every step is "
+        "shared"
+    )
+    shard_optimizer: bool = option(False, "with several ranks: each keeps a part of the optimizer's state (ZeRO-1)")
     dtype: str = option("auto", "precision; auto: bfloat16 on a GPU that has the kernels for it, else float32", DTYPES)
 
     def __post_init__(self) -> None:
         least = {"max_iters": 0, "batch_size": 1, "grad_accum": 1, "warmup_iters": 0, "lr_decay_iters": 0}
         check_whole(self, {**least, "lr_hold_iters": 0, "eval_interval": 1, "eval_iters": 1, "seed": 0, "processes": 0})
-        check_whole(self, {"save_interval": 0, "keep": 1})
+        check_whole(self, {"save_interval": 0, "keep": 1, "local_steps": 1})
         check_choices(self)
         for name in ("learning_rate", "min_lr", "weight_decay", "muon_learning_rate", "save_minutes"):
             if not 0 <= number_or_nan(getattr(self, name)) < math.inf:
@@ -167,6 +172,21 @@ class TrainConfig:
             raise ConfigError(f"lr_hold_iters {self.lr_hold_iters} is for the schedule 'linear', not {self.schedule!r}")
         if self.optimizer == "muon" and not self.learning_rate:
             raise ConfigError("learning_rate is 0; expected more: Muon's learning rate is scaled in proportion to it")
+        if self.local_steps > 1:
+            self.check_local_steps()
+
+    def check_local_steps(self) -> None:
+        """Raise `ConfigError` for options that DiLoCo cannot follow: between its outer steps the ranks do not meet."""
+        for name in ("max_iters", "eval_interval", "save_interval"):
+            if getattr(self, name) % self.local_steps:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; expected a multiple of local_steps {self.local_steps}, after "
+                    "which the ranks have the same weights"
+                )
+        if self.on_divergence == "rollback":
+            raise ConfigError("on_divergence is 'rollback'; expected 'stop' or 'skip' with local_steps above 1")
+        if self.shard_optimizer:
+            raise ConfigError("shard_optimizer is True; expected False with local_steps above 1: no state is shared")
 
 
 # GPT-2 from scratch, at any size: nanoGPT's recipe, but with biases. A step has 0.5M tokens.

@@ -16,6 +16,9 @@ from minigrad.modes import Scope, mode
 from .errors import GPTError
 
 
+NOT_FOUND = "no gradient by itself is infinite"
+
+
 class DivergedError(GPTError):
     """The loss, the norm of the gradients or a weight is no longer a finite number."""
 
@@ -67,7 +70,7 @@ def first_nonfinite(model: nn.Module, loss: Callable[..., mg.Tensor], batches: I
             for batch in batches:
                 backward(loss(*batch), run=check_backward)
         sizes = [(float(abs(p.grad).max()), name) for name, p in model.named_parameters() if p.grad is not None]
-        return "no gradient by itself is infinite; the largest is {:.3g}, of {}".format(*max(sizes))
+        return f"{NOT_FOUND}; the largest is {{:.3g}}, of {{}}".format(*max(sizes))
     except _FoundError as found:
         return str(found)
     except MemoryError:

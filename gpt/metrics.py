@@ -21,15 +21,20 @@ COLUMNS = ["iteration", "loss", "learning_rate", "grad_norm", "tokens_per_second
 
 
 class Metrics:
-    """Rows, in memory and in the file at `path`. A row has the iteration, and values of some of the other columns."""
+    """Rows, in memory and in the file at `path`. A row has the iteration, and values of some of the other columns.
 
-    def __init__(self, path: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
+    Without a path they are only in memory, as on the ranks that write no files.
+    """
+
+    def __init__(self, path: Path | None, rows: Iterable[dict[str, Any]] = ()) -> None:
         self.path, self.rows = path, list(rows)
         self.length, self.hash = 0, hashlib.sha256()  # of the file; the length is 0 until the file has all rows
         self.error = ""  # why the file could not be written, the last time
 
     def start(self) -> None:
         """Write the file with the rows so far. After resuming, this removes rows later than the checkpoint."""
+        if self.path is None:
+            return
         content = f"{','.join(COLUMNS)}\r\n".encode() + _lines(self.rows)
         with self.going_on():
             write_atomically(self.path, content)
@@ -48,7 +53,7 @@ class Metrics:
     def add(self, row: dict[str, Any]) -> None:
         """Add a row, and append it to the file at once."""
         self.rows.append(row)
-        if not self.length:
+        if self.path is None or not self.length:
             self.start()
             return
         line = _lines([row])
@@ -65,7 +70,7 @@ class Metrics:
         """
         if not self.length:
             self.start()
-        else:
+        elif self.path is not None:
             with self.going_on(), naming(self.path), open(self.path, "r+b") as file:
                 os.fsync(file.fileno())
         if not self.length:

@@ -2,12 +2,15 @@
 
 A run's folder holds `last.safetensors`, `best.safetensors`, `metrics.csv`, and, if matplotlib is installed, `loss.png`;
 with `keep`, also the checkpoints before the last. A run needs only the checkpoints: without the rest it goes on.
+
+Under mpirun or torchrun every rank has a trainer that does the same with its own rows of each batch; see ranks.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -19,16 +22,17 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import optim
-from minigrad.distributed import DataParallel, WorkerError
+from minigrad.distributed import DataParallel, DiLoCo, DistributedDataParallel, WorkerError, ZeroRedundancyOptimizer
 
 from . import checkpoint, precision
 from .config import TrainConfig
-from .divergence import DivergedError, describe_divergence, first_nonfinite, nonfinite_weight
+from .divergence import NOT_FOUND, DivergedError, describe_divergence, first_nonfinite, nonfinite_weight
 from .errors import CheckpointError, memory_advice
 from .figures import plot_losses
 from .metrics import Metrics
 from .model import GPT
 from .processes import choose_processes
+from .ranks import Ranks
 from .run import (
     BEST,
     LAST,
@@ -64,7 +68,10 @@ class Trainer:
         graph: bool = True,
     ) -> None:
         self.device = model.wte.weight.device
-        dtype, processes = precision.choose(config.dtype, self.device), choose_processes(config, model)
+        self.ranks = Ranks(self.device)
+        self.ranks.start({**dataclasses.asdict(model.config), **dataclasses.asdict(config), "data": data_id})
+        dtype = precision.choose(config.dtype, self.device)
+        processes = choose_processes(config, model, self.ranks.size)
         self.given_processes = config.processes  # saved as given: a run may be resumed on another machine
         config = dataclasses.replace(config, dtype=dtype, processes=processes)
         self.model, self.data, self.tokenizer, self.config, self.out = model, data, tokenizer, config, out
@@ -73,7 +80,7 @@ class Trainer:
         if config.dtype in ("bfloat16", "float16"):
             model.to(dtype=config.dtype)
         self.scaler = optim.GradScaler() if config.dtype == "float16" else None
-        self.optimizer = model.configure_optimizer(
+        self.optimizer: Any = model.configure_optimizer(
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(config.beta1, config.beta2),
@@ -83,31 +90,55 @@ class Trainer:
         self.optimizer.start_masters(exact)
         peak = config.learning_rate  # of the schedule, which is scaled for each group by the group's own peak
         self.lr_factors = [group["lr"] / peak if peak else 1.0 for group in self.optimizer.param_groups]
-        self.parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes)
+        self.clip_grad_norm = functools.partial(optim.clip_grad_norm, self.optimizer.params)
+        self.parallel: Any = self.share_batches(processes)
+        self.outer: DiLoCo | None = None
+        if config.local_steps > 1:
+            self.outer = DiLoCo(self.optimizer, self.ranks.communicator, config.local_steps)
         self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
         self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates
-        if graph and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
+        if graph and self.ranks.size == 1 and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
             self.loss_graph = mg.cuda.Captured(self.parallel, say=tqdm.write)
             if self.scaler is None and config.on_divergence != "skip":
                 self.graph = mg.cuda.Captured(self.compute_flat, forget=self.optimizer.zero_grad, say=tqdm.write)
         # Is each step checked before its update? On a GPU the host would wait for it, so only to skip steps.
         self.checks_steps = config.on_divergence == "skip" or (self.device == "cpu" and self.scaler is None)
         self.iteration = 0  # steps done
+        self.in_step = True  # have all ranks the same weights now? With --local-steps, only after every so many steps
         self.skipped = 0  # of them, because of --on-divergence skip
         self.rollbacks = 0  # each has halved the learning rate
         self.last_finite = 0  # the last step whose loss and gradient were seen to be finite
         self.random_state: dict[str, Any] | None = None  # before the step that is being computed, if one is
         self.best_val_loss = math.inf
-        self.metrics = Metrics(out / METRICS)
-        self.interrupted = 0  # the number of the signal that asked the run to stop
+        self.metrics = Metrics(out / METRICS if self.ranks.writes else None)
         self.saved: int | None = None  # the step of the last checkpoint, if there is one that can be read
         self.saved_time = time.monotonic()
+
+    def share_batches(self, processes: int) -> DataParallel | DistributedDataParallel:
+        """The loss of a batch, which the ranks, or the processes of this machine, compute together.
+
+        With several ranks and --shard-optimizer, they also share the optimizer's state.
+        """
+        model, ranks = self.model, self.ranks
+
+        def loss(ids: Any, targets: Any) -> mg.Tensor:
+            return model(ids, targets)[1]
+
+        if ranks.size == 1:
+            return DataParallel(model, loss, processes)
+        parallel = DistributedDataParallel(model, loss, ranks.communicator)
+        if self.config.shard_optimizer:
+            self.optimizer = ZeroRedundancyOptimizer(self.optimizer, parallel)
+            self.clip_grad_norm = self.optimizer.clip_grad_norm
+        return parallel
 
     # The loop
 
     def train(self) -> bool:
         """Train until `max_iters`. True at the end, False if a signal stopped the run; either way all is saved."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.ranks.agree_on(self.iteration, self.model, rows=len(self.rows))
+        if self.ranks.writes:
+            self.out.mkdir(parents=True, exist_ok=True)
         self.metrics.start()
         self.model.train()
         bar = progress_bar(total=self.config.max_iters, initial=self.iteration, smoothing=0.05)
@@ -133,6 +164,7 @@ class Trainer:
         Raises `DivergedError`.
         """
         if self.estimate_is_due():
+            self.ranks.agree_on(self.iteration, self.model)
             self.evaluate(bar)
             self.restart_clock()
         if self.interrupted:
@@ -144,7 +176,8 @@ class Trainer:
         loss, norm = self.step(learning_rate)
         self.random_state = None
         bar.update()
-        log_is_due, save_is_due = self.iteration % LOG_INTERVAL == 0 or self.iteration == 1, self.save_is_due()
+        log_is_due = self.iteration % LOG_INTERVAL == 0 or self.iteration == 1
+        save_is_due = self.in_step and self.save_is_due()
         if log_is_due or save_is_due or self.checks_steps:
             loss_now, norm_now = loss.item(), float(norm)  # each waits for the GPU
             if log_is_due and math.isfinite(loss_now):
@@ -157,7 +190,17 @@ class Trainer:
 
     def interrupt(self, number: int) -> None:
         """Ask the run to stop after its step, because of the signal with this number."""
-        self.interrupted = number
+        self.ranks.receive(number)
+
+    @property
+    def interrupted(self) -> int:
+        """The number of the signal that asked the run to stop; 0 if none did."""
+        return self.ranks.stopped_by
+
+    def is_asked_to_stop(self) -> bool:
+        """Has any rank been asked to stop? All ranks ask together."""
+        self.ranks.meet()
+        return bool(self.interrupted)
 
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
         """One step of the optimizer. Returns the mean loss of its batches, and the gradient's norm before clipping.
@@ -173,19 +216,21 @@ class Trainer:
         else:
             loss, norm = self.graph(*itertools.chain.from_iterable(batches))
         self.iteration += 1
+        self.in_step = self.outer is None or self.outer.after_step(self.iteration)
         return loss, norm
 
     def compute_step(self, batches: Iterable[tuple[Any, Any]]) -> tuple[mg.Tensor, Any]:
         """The computation of a step: forward and backward for each batch, clipping, and the optimizer's update."""
         total, scale = None, 1.0 if self.scaler is None else self.scaler.scale
-        for ids, targets in batches:
+        for number, (ids, targets) in enumerate(batches, 1):
             if total is not None:
                 optim.widen_gradients(self.optimizer.params)
-            loss = self.parallel(ids, targets) / self.config.grad_accum
-            (loss if self.scaler is None else loss * scale).backward()
+            loss = self.training_loss(ids, targets) / self.config.grad_accum
+            with self.reduced_later(number < self.config.grad_accum):
+                (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
-        norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf, scale)
+        norm = self.clip_grad_norm(self.config.grad_clip or math.inf, scale)
         if self.scaler is not None:  # float16 only: waits for the norm
             usable = self.scaler.update(float(norm))
         else:
@@ -194,6 +239,17 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return total, norm
+
+    def training_loss(self, ids: Any, targets: Any) -> mg.Tensor:
+        """The mean loss of a batch: with --local-steps of this rank's rows, else of all."""
+        if self.outer is None or self.ranks.size == 1:
+            return self.parallel(ids, targets)
+        with mg.random.derived(self.ranks.rank):  # for dropout
+            return self.parallel.loss(*self.ranks.rows_of((ids, targets)))
+
+    def reduced_later(self, later: bool) -> contextlib.AbstractContextManager[Any]:
+        """A context for a backward pass: if another one follows in the step, the ranks do not add up its gradients."""
+        return self.parallel.no_sync() if later and self.ranks.size > 1 else contextlib.nullcontext()
 
     def compute_flat(self, *arrays: Any) -> tuple[mg.Tensor, Any]:
         """`compute_step` with the arguments ids, targets, ids, targets, …"""
@@ -266,7 +322,9 @@ class Trainer:
     def diverged(self, problem: str, batches: list[tuple[Any, Any]]) -> DivergedError:
         """The error that says what happened, with which learning rate, and in which layer and operation."""
         rate = self.optimizer.param_groups[0]["lr"] / (self.lr_factors[0] or 1.0)
-        where = first_nonfinite(self.model, self.parallel.loss, batches)
+        where = first_nonfinite(self.model, self.parallel.loss, map(self.ranks.rows_of, batches))
+        if self.in_step:
+            where = self.ranks.first(where, NOT_FOUND)
         return DivergedError(f"{problem}, with learning rate {rate:.3g}; {where}")
 
     def roll_back(self, bar: tqdm, error: DivergedError) -> None:
@@ -326,7 +384,7 @@ class Trainer:
         self.model.eval()
         with mg.no_grad():
             for split in ("train", "val"):
-                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters) if not self.interrupted]
+                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters) if not self.is_asked_to_stop()]
                 if self.interrupted:
                     break
                 means[split] = sum(loss.item() for loss in losses) / len(losses)  # after all are queued on a GPU
@@ -348,16 +406,16 @@ class Trainer:
     def save_is_due(self) -> bool:
         """Whether a checkpoint is to be saved now because of `save_interval` or `save_minutes`.
 
-        Not if an estimate is due, which saves one too.
+        Not if an estimate is due, which saves one too. Here the ranks also agree on whether to stop.
         """
         steps, seconds = self.config.save_interval, 60 * self.config.save_minutes
         by_steps = steps > 0 and self.iteration % steps == 0
-        by_time = seconds > 0 and time.monotonic() - self.saved_time >= seconds
+        by_time = self.ranks.meet(seconds > 0 and time.monotonic() - self.saved_time >= seconds)
         return (by_steps or by_time) and not self.estimate_is_due()
 
     def save_last(self) -> None:
         """Write the checkpoint to resume from. With `keep`, the ones before stay beside it."""
-        keep = self.config.keep
+        keep = self.config.keep if self.ranks.writes else 1
         if keep > 1 and self.saved is not None and self.saved != self.iteration:
             keep_last(self.out, self.saved)
         self.save(LAST)
@@ -366,9 +424,14 @@ class Trainer:
         self.saved, self.saved_time = self.iteration, time.monotonic()
 
     def save(self, name: str) -> None:
-        """Write a checkpoint. Raises `DivergedError` for weights that are not finite, and leaves the file as it was."""
+        """Write a checkpoint. Raises `DivergedError` for weights that are not finite, and leaves the file as it was.
+
+        All ranks take part, and rank 0 writes. Nothing in the file depends on the number of ranks.
+        """
         if nonfinite_weight(self.model):
             raise self.diverged(f"the weights are not finite after step {self.iteration}", [])
+        if self.outer is not None:
+            self.outer.average_inner_state()
         run = {
             "train_config": self.saved_options(),
             "iteration": self.iteration,
@@ -380,7 +443,9 @@ class Trainer:
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
         }
-        checkpoint.save(self.out / name, self.model, self.optimizer, self.tokenizer, run)
+        path = self.out / name if self.ranks.writes else None
+        with self.ranks.communicator.busy("saving"):
+            checkpoint.save(path, self.model, self.optimizer, self.tokenizer, run, self.outer)
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved: weights, optimizer state, random numbers, metrics."""
@@ -389,6 +454,8 @@ class Trainer:
         try:
             self.model.load_state_dict(saved.part("model"))
             self.optimizer.load_state_dict(saved.part("optimizer"))
+            if self.outer is not None:
+                self.outer.load_state_dict(saved.part("outer"))
         except ValueError as error:
             raise CheckpointError(f"{saved.path}: {error}") from error
         if self.scaler is not None and run.get("loss_scale"):
