@@ -7,7 +7,16 @@ milliseconds each trains faster with one process for each core than with threads
 
 from .communicator import Communicator, Work
 from .data_parallel import DataParallel, can_share
+from .ddp import DistributedDataParallel
 from .launch import communicator
 from .workers import WorkerError
 
-__all__ = ["Communicator", "DataParallel", "Work", "WorkerError", "can_share", "communicator"]
+__all__ = [
+    "Communicator",
+    "DataParallel",
+    "DistributedDataParallel",
+    "Work",
+    "WorkerError",
+    "can_share",
+    "communicator",
+]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Any, NoReturn
 
 from ..backend import Array
@@ -13,8 +15,13 @@ from .communicator import Communicator, Operation, Work
 class Started(Work):
     """A collective that the communicator's thread runs."""
 
-    def __init__(self, future: Future[None]) -> None:
-        self.future = future
+    def __init__(self, thread: ThreadPoolExecutor, run: Callable[[], None]) -> None:
+        self.future = thread.submit(self.measure, run)
+
+    def measure(self, run: Callable[[], None]) -> None:
+        start = perf_counter()
+        run()
+        self.seconds = perf_counter() - start
 
     def wait(self) -> None:
         self.future.result()
@@ -39,7 +46,7 @@ class MPICommunicator(Communicator):
             if operation == "mean":
                 array[...] /= self.size
 
-        return Started(self.thread.submit(run))
+        return Started(self.thread, run)
 
     def start_reduce_scatter(self, array: Array, part: Array, operation: Operation = "sum") -> Work:
         def run() -> None:
@@ -47,7 +54,7 @@ class MPICommunicator(Communicator):
             if operation == "mean":
                 part[...] /= self.size
 
-        return Started(self.thread.submit(run))
+        return Started(self.thread, run)
 
     def all_gather(self, part: Array, array: Array) -> None:
         inside = part.base is not None and (part.base is array or part.base is array.base)

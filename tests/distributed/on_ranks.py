@@ -1,0 +1,54 @@
+"""Run checks on several real MPI ranks: `python -m tests.distributed.on_ranks MODULE FOLDER` under mpirun.
+
+Every function of the module whose name begins with `check_` is called on all ranks with the communicator. Each rank
+writes to the folder what became of each check. The first failure ends all ranks.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+MPIRUN = Path(sys.executable).parent / "mpirun"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MINIGRAD_NUM_THREADS": "1"}
+
+
+def names_of_checks(module):
+    return [name for name in vars(module) if name.startswith("check_")]
+
+
+def run_on_ranks(module, size, folder):
+    """Start `size` ranks. Returns {name of a check: what each rank reported}."""
+    if not MPIRUN.exists():
+        pytest.skip("mpirun is not installed: pip install 'minigrad[distributed]'")
+    command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", size, sys.executable, "-m", __name__]
+    command = [*map(str, command), module.__name__, str(folder)]
+    environment = {**os.environ, **ONE_THREAD}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    reports = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    return {"output": process.stdout + process.stderr, "reports": reports}
+
+
+def main(name, folder):
+    from minigrad.distributed import communicator
+
+    ranks, module, report = communicator(), importlib.import_module(name), {}
+    for check in names_of_checks(module):
+        try:
+            getattr(module, check)(ranks)
+            report[check] = ""
+        except BaseException:
+            report[check] = traceback.format_exc()
+        Path(folder, f"{ranks.rank}.json").write_text(json.dumps(report))
+        if report[check]:
+            ranks.abort(f"{check} failed")
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
