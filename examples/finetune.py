@@ -33,7 +33,6 @@ from gpt.options import (
     add_graph_option,
     add_options,
     add_run_options,
-    check_device,
     check_whole,
     describe,
     fields_of,
@@ -43,6 +42,7 @@ from gpt.options import (
     restore,
 )
 from gpt.options import given as given_options
+from gpt.ranks import connect
 from gpt.run import (
     ADAPTERS,
     BEST,
@@ -98,8 +98,9 @@ class Finetuner(Trainer):
 
     def evaluate(self, bar: tqdm) -> None:
         super().evaluate(bar)
-        if self.config.sample_tokens and not self.interrupted:
-            print_above(bar, textwrap.indent(self.sample(), "    | ", lambda line: True))
+        if self.config.sample_tokens and not self.interrupted and self.ranks.writes:
+            with self.ranks.communicator.busy("sampling"):
+                print_above(bar, textwrap.indent(self.sample(), "    | ", lambda line: True))
 
     def sample(self) -> str:
         """The prompt, continued by the model. Does not change the training's random numbers."""
@@ -112,7 +113,7 @@ class Finetuner(Trainer):
     def save(self, name: str) -> None:
         super().save(name)
         if self.config.lora_rank and name == BEST:
-            lora.save_adapters(self.model, self.out / ADAPTERS, self.optimizer)
+            lora.save_adapters(self.model, self.out / ADAPTERS if self.ranks.writes else None, self.optimizer)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -129,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    check_device(args.device)
+    args.device = connect(args.device)
     given = pick(given_options(args), OPTIONS)
     saved = checkpoint.load_last(args.out) if args.resume else None
     config = new_config(given) if saved is None else resumed_config(saved, given, args.dropout)
@@ -178,6 +179,8 @@ def main() -> None:
         print(f"training    {describe(trainer.config, OPTIONS)}")
         print(f"run         {args.out}, from step {trainer.iteration}", flush=True)
         finished = trainer.train()
+        if not trainer.ranks.writes:
+            return
         print(f"loss curve  {attempt(trainer.plot_losses)}")
         if finished:
             finish(trainer, args.save_pretrained)

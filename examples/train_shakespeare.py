@@ -5,6 +5,7 @@
     python examples/train_shakespeare.py --data tokens         # a folder made by examples/prepare_data.py
     python examples/train_shakespeare.py --resume              # continue the last run in --out where it stopped
     python examples/train_shakespeare.py --ops examples/exercises --max-iters 100      # with your own operations
+    mpirun -n 4 python examples/train_shakespeare.py                        # on four processes, of one machine or more
 
 Options that are not given come from the preset. Options that the preset does not set have the defaults shown by --help.
 """
@@ -29,7 +30,6 @@ from gpt.options import (
     add_graph_option,
     add_options,
     add_run_options,
-    check_device,
     describe,
     fields_of,
     folder,
@@ -37,6 +37,7 @@ from gpt.options import (
     pick,
     restore,
 )
+from gpt.ranks import connect
 from gpt.run import (
     BEST,
     METRICS,
@@ -50,6 +51,7 @@ from gpt.sample import stream
 from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
 from gpt.trainer import Trainer
+from minigrad.distributed import communicator
 
 MODEL_OPTIONS = fields_of(GPTConfig, without=("vocab_size",))
 TRAIN_OPTIONS = fields_of(TrainConfig)
@@ -89,7 +91,9 @@ def main() -> None:
     with run_folder(args.out), lasting_screen():
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)
-        report(run, trainer, finished=trainer.train())
+        finished = trainer.train()
+        if trainer.ranks.writes:
+            report(run, trainer, finished)
 
 
 class Run(NamedTuple):
@@ -118,7 +122,7 @@ class Run(NamedTuple):
 
 def set_up(args: argparse.Namespace) -> Run:
     """Read the options, the data, and with --resume the checkpoint."""
-    check_device(args.device)
+    args.device = connect(args.device)
     options = given(args)
     saved = checkpoint.load_last(args.out) if args.resume else None
     if saved is None:
@@ -193,6 +197,8 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
     """--ops: train with the user's operations, train the same run with the engine's, and compare the loss curves."""
     own = OwnOperations(args.ops)
     run = set_up(args)
+    if communicator().size > 1:
+        raise ConfigError("--ops: expected one process, got several ranks")
     if run.train_config.dtype not in ("auto", "float32"):
         raise ConfigError(f"dtype is {run.train_config.dtype!r}; expected 'float32' for your own operations")
     run = run._replace(train_config=dataclasses.replace(run.train_config, dtype="float32"), graph=False)

@@ -5,6 +5,7 @@
     python examples/translate.py --data pairs.tsv                   # your own: a source, a tab and a target per line
     python examples/translate.py --resume                           # continue the run in --out where it stopped
     python examples/translate.py --checkpoint out-translate --translate "Tuesday, 3 May 2011" "the 2nd of June 1999"
+    mpirun -n 4 python examples/translate.py                        # on four processes, of one machine or more
 
 As in "Attention Is All You Need" (Vaswani et al., 2017), Adam's learning rate rises linearly and then falls with the
 inverse square root of the step, and the model that is evaluated and saved has the mean of the weights of the last
@@ -45,7 +46,6 @@ from gpt.options import (
     add_run_options,
     check_choices,
     check_count,
-    check_device,
     check_whole,
     describe,
     fields_of,
@@ -55,6 +55,7 @@ from gpt.options import (
     pick,
     restore,
 )
+from gpt.ranks import Ranks, connect
 from gpt.run import (
     CROSS_ATTENTION,
     LAST,
@@ -71,9 +72,10 @@ from gpt.run import (
 )
 from gpt.translation.beam import check_length_penalty
 from gpt.translation.pairs import Pair, date_pairs, load_pairs, number_pairs, split_pairs
-from gpt.translation.seq2seq import Seq2SeqConfig
+from gpt.translation.seq2seq import PAD, Seq2SeqConfig
 from gpt.translation.translator import Batch, Translator, as_batch, batches
 from minigrad import optim
+from minigrad.distributed import DistributedDataParallel
 from minigrad.serialization import load_with_metadata
 
 TASKS = {"dates": date_pairs, "numbers": number_pairs}
@@ -142,7 +144,7 @@ def resumed(options: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_arguments()
-    check_device(args.device)
+    args.device = connect(args.device)
     options = resumed(given(args), args.out) if args.resume else {**MODEL_DEFAULTS, **given(args)}
     config = TrainingConfig(**pick(options, TRAIN_OPTIONS))
     if args.translate:
@@ -173,7 +175,10 @@ def main() -> None:
         if args.resume:
             training.resume()
         print(f"run         {args.out}, from step {training.done}", flush=True)
-        if not training.run():
+        finished = training.run()
+        if not training.ranks.writes:
+            return
+        if not finished:
             exit_interrupted(training.done, training.interrupted)
         best = Translator.load(args.out, args.device)
         finish(best, val, config, args.out)
@@ -200,6 +205,10 @@ class Training:
         data: str | None = None,
     ) -> None:
         self.model, self.config, self.out, self.data = translator.model, config, out, data
+        self.ranks = Ranks(self.model.lm_head.weight.device)
+        self.data_id = hashlib.sha256(repr((train, val)).encode()).hexdigest()
+        self.ranks.start({**dataclasses.asdict(self.model.config), **dataclasses.asdict(config), "data": self.data_id})
+        self.parallel = DistributedDataParallel(self.model, self.loss, self.ranks.communicator, count_tokens)
         self.averaged = copy.deepcopy(translator)
         self.pairs, self.val = translator.encode(train), val[: config.eval_pairs]
         self.optimizer = optim.AdamW(
@@ -208,18 +217,17 @@ class Training:
         self.losses: list[tuple[int, float]] = []  # step, loss of the training batch
         self.estimates: list[tuple[int, float, float]] = []  # step, validation loss, exact match
         self.best = (-1.0, 0.0)  # exact match, negative validation loss
-        self.interrupted = 0  # the number of the signal that asked the run to stop
-        self.data_id = hashlib.sha256(repr((train, val)).encode()).hexdigest()
         self.done = 0  # steps, including those of the run that is resumed
 
     def run(self) -> bool:
         """Train until the last step. True at the end, False if a signal stopped the run; either way all is saved."""
+        self.ranks.agree_on(self.done, self.model)
         self.model.train()
         started = time.perf_counter()
         batches = itertools.islice(self.batches(), self.done, self.config.steps)
         bar = progress_bar(total=self.config.steps, initial=self.done)
         checks_steps = self.model.lm_head.weight.device == "cpu"  # on a GPU, the host would wait for each step
-        with bar, catch_signals(self.interrupt):
+        with bar, catch_signals(self.ranks.receive), self.parallel:
             for step, batch in enumerate(batches, self.done):
                 loss, norm = self.step(step, batch)
                 self.average(rate=1 / min(step + 1, self.config.average))
@@ -231,15 +239,23 @@ class Training:
                     self.log(bar, step, loss.item())
                 if self.done % self.config.eval_interval == 0 or self.done == self.config.steps:
                     self.evaluate(bar)
+                self.ranks.meet()
                 if self.interrupted:
                     self.save()
                     return False
         print(f"trained     in {time.perf_counter() - started:.0f} s, including the estimates")
         return True
 
-    def interrupt(self, number: int) -> None:
-        """Ask the run to stop after its step, because of the signal with this number."""
-        self.interrupted = number
+    @property
+    def interrupted(self) -> int:
+        """The number of the signal that asked the run to stop; 0 if none did."""
+        return self.ranks.stopped_by
+
+    def loss(self, *batch: Any) -> mg.Tensor:
+        """The mean loss over the tokens of a batch."""
+        _, loss = self.model(*batch, label_smoothing=self.config.label_smoothing)
+        assert loss is not None
+        return loss
 
     def batches(self) -> Iterator[Batch]:
         """An endless sequence of batches, epoch after epoch."""
@@ -249,8 +265,7 @@ class Training:
 
     def step(self, step: int, batch: Batch) -> tuple[mg.Tensor, Any]:
         """One step of the optimizer. Returns the loss, and the norm of the gradients before clipping."""
-        _, loss = self.model(*batch, label_smoothing=self.config.label_smoothing)
-        assert loss is not None
+        loss = self.parallel(*batch)
         loss.backward()
         norm = optim.clip_grad_norm(self.optimizer.params, self.config.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
@@ -275,13 +290,15 @@ class Training:
 
     def evaluate(self, bar: tqdm) -> None:
         """Estimate validation loss and exact match (greedy). Save the run, and the model if it is the best so far."""
+        self.ranks.agree_on(self.done, self.model)
         loss, matched = self.averaged.loss(self.val), exact_match(self.averaged, self.val)
         self.refuse(describe_divergence(loss))
         self.refuse_weights()
         best = (matched, -loss) > self.best
         if best:
             self.best = (matched, -loss)
-            self.averaged.save(self.out / TRANSLATOR)
+            if self.ranks.writes:
+                self.averaged.save(self.out / TRANSLATOR)
         self.estimates.append((self.done, loss, matched))
         self.save()
         print_above(
@@ -300,8 +317,10 @@ class Training:
         return {"model": self.model, "averaged": self.averaged.model, "optimizer": self.optimizer}
 
     def save(self) -> None:
-        """Write everything that --resume needs to one file. The batches follow from the seed."""
+        """Write everything that --resume needs to one file, by rank 0. The batches follow from the seed."""
         self.refuse_weights()
+        if not self.ranks.writes:
+            return
         run = {"done": self.done, "losses": self.losses, "estimates": self.estimates, "best": self.best}
         run["data_id"] = self.data_id
         options = pick(dataclasses.asdict(self.model.config), MODEL_OPTIONS)
@@ -338,6 +357,11 @@ class Training:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3)
         return save_figure(figure, self.out / LOSS_CURVE)
+
+
+def count_tokens(source: Any, ids: Any, targets: Any) -> int:
+    """The number of targets, over which the loss of a batch is the mean."""
+    return int((targets != PAD).sum())
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], dict[str, mg.Tensor]]:

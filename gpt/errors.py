@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
@@ -9,7 +10,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 
 from minigrad import DeviceError, get_num_threads
-from minigrad.distributed import WorkerError
+from minigrad.distributed import DistributedError, WorkerError, communicator, is_first
 from minigrad.memory import describe_out_of_memory
 
 CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
@@ -38,6 +39,10 @@ class CheckpointError(GPTError):
 
 class PretrainedError(GPTError):
     """A folder with GPT-2's weights that is incomplete, damaged, or of another model, or a model that is not GPT-2."""
+
+
+class RankError(GPTError):
+    """A rank differs from the others: in its options, its code, its data, or its weights."""
 
 
 class OutOfMemoryError(GPTError, MemoryError):
@@ -76,26 +81,32 @@ def _shortened(text: str, length: int) -> str:
 def message_of(error: BaseException) -> str:
     """What a program prints about an error. It may contain names from files, which are escaped and cut."""
     lines = [_shortened(line, LONGEST_LINE) for line in printable(str(error)).split("\n")]
-    return "error: " + _shortened("\n".join(lines), LONGEST_MESSAGE)
+    return _shortened("\n".join(lines), LONGEST_MESSAGE)
 
 
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's `main`. An error that a user can fix prints one line, without a traceback, with exit status 1.
 
     A character that standard output cannot show becomes a question mark. Ctrl-C ends with status 130.
+
+    Of several ranks, rank 0 alone writes to standard output. An error on any rank ends all, and is printed once.
     """
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115: until the program ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
         get_num_threads()
     except ValueError as error:  # about MINIGRAD_NUM_THREADS
-        sys.exit(message_of(error))
+        sys.exit(f"error: {message_of(error)}")
     try:
         main()
+    except DistributedError as error:
+        sys.exit(f"error: {message_of(error)}")
     except (GPTError, DeviceError, WorkerError, OSError) as error:
-        sys.exit(message_of(error))
+        communicator().abort(message_of(error))
     except MemoryError as error:
-        sys.exit(f"error: {describe_out_of_memory(error)}")
+        communicator().abort(describe_out_of_memory(error))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

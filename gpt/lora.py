@@ -136,8 +136,10 @@ def convert(model: GPT, dtype: Any) -> GPT:
     return model
 
 
-def save_adapters(model: GPT, path: str | os.PathLike[str], optimizer: Any = None) -> None:
+def save_adapters(model: GPT, path: str | os.PathLike[str] | None, optimizer: Any = None) -> None:
     """Write the adapters alone to a safetensors file, with a fingerprint of the model they belong to.
+
+    path: None on ranks that do not write, see `checkpoint.save`.
 
     optimizer: if it trains them in 16 bits, its float32 masters are written, see `checkpoint.exact_weights`.
     """
@@ -146,7 +148,9 @@ def save_adapters(model: GPT, path: str | os.PathLike[str], optimizer: Any = Non
         raise ConfigError("this model has no adapters to save")
     one = next(iter(adapters.values()))
     about = {"version": VERSION, "rank": one.rank, "alpha": one.alpha, "layers": list(adapters), "base": one.base}
-    mg.save(exact_weights(model, optimizer), path, metadata={"minigrad_lora": json.dumps(about)})
+    weights = exact_weights(model, optimizer)
+    if path is not None:
+        mg.save(weights, path, metadata={"minigrad_lora": json.dumps(about)})
 
 
 def load_adapters(model: GPT, path: str | os.PathLike[str]) -> GPT:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import minigrad as mg
+from minigrad.distributed import is_first
 
 from .errors import ConfigError
 
@@ -26,6 +27,11 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)  # what follows are not options
         return super().parse_known_args([*map(with_hyphens, words[:end]), *words[end:]], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if not is_first():  # rank 0 has the same command line, and says the same
+            sys.exit(2)
+        super().error(message)
 
 
 def with_hyphens(word: str) -> str:

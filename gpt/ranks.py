@@ -22,17 +22,24 @@ import numpy as np
 
 import minigrad as mg
 from minigrad import nn
-from minigrad.distributed import communicator
+from minigrad.distributed import communicator, launcher
 
-from .errors import GPTError
+from .errors import RankError
+from .options import check_device
 
 GPU_INTERVAL = 10  # steps between meetings of ranks on GPUs, each of which waits for the GPU
 CODE = ("*.py", "*.cu", "*.cuh")
 THREADS = ("MINIGRAD_NUM_THREADS", "OMP_NUM_THREADS")  # variables that set the number of threads
 
 
-class RankError(GPTError):
-    """A rank differs from the others: in its options, its code, its data, or its weights."""
+def connect(device: str) -> str:
+    """Join the other ranks, if a launcher has started several, and return this rank's device.
+
+    With several ranks and the device "cuda", each has a GPU of its own. Raises `DeviceError`, which names what is
+    missing, and `DistributedError`.
+    """
+    check_device(device)
+    return communicator(device).device
 
 
 class Ranks:
@@ -167,12 +174,14 @@ def digest(module: nn.Module) -> str:
     return hashed.hexdigest()
 
 
-def launcher() -> list[str]:
-    """The words of the command line that started the ranks, as far as they are known: `mpirun -n 4` and the like."""
-    size = str(communicator().size)
-    if size == "1":
-        return []
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", size)]
-    by_slurm = "SLURM_STEP_ID" in os.environ and not {"OMPI_COMM_WORLD_SIZE", "HYDI_CONTROL_FD"} & os.environ.keys()
-    return ["srun" if by_slurm else "mpirun", "-n", size]
+def command() -> list[str]:
+    """The words before a program's name that start it as this one was: `mpirun -n 4 python`, or `python` alone.
+
+    The launcher's other options are not known.
+    """
+    name, size = launcher()
+    if size == 1:
+        return ["python"]
+    if name == "torchrun":
+        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(size))]
+    return [name, "-n", str(size), "python"]

@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from minigrad.distributed import is_first
 from minigrad.serialization import remove_unfinished, replace
 
-from . import pretrained
+from . import pretrained, ranks
 from .errors import ConfigError, reason
 
 LAST, BEST = "last.safetensors", "best.safetensors"  # checkpoints: to resume from; with the lowest validation loss
@@ -33,12 +34,15 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Ctrl-C, and what a 
 
 @contextlib.contextmanager
 def run_folder(out: Path) -> Iterator[None]:
-    """Make a run's folder and lock it until the end of this context, so that no other run uses it.
+    """Make a run's folder and lock it until the end of this context, so that no other run uses it. Rank 0 does.
 
     Unfinished files of a killed run are removed, and files that it was moving are put back. Raises `ConfigError` if the
     folder cannot be made, if another run is using it, or if it holds a model in Hugging Face's layout, because
     `gpt.loading.load_model` would load that model instead of the run's.
     """
+    if not is_first():
+        yield
+        return
     if (out / pretrained.CONFIG).is_file():
         raise ConfigError(
             f"{out} holds a model in Hugging Face's layout ({pretrained.CONFIG}), which would be loaded instead of the "
@@ -81,6 +85,8 @@ def keep_previous_run(out: Path) -> Path | None:
     there was no earlier run. All files are moved or none: if one cannot be moved, the others are put back, and
     `ConfigError` says why.
     """
+    if not is_first():
+        return None
     names = [*RUN_FILES, *(path.name for path in older_checkpoints(out).values())]
     found = [name for name in names if (out / name).exists()]
     if not found:
@@ -178,8 +184,8 @@ def exit_interrupted(step: int, number: int) -> NoReturn:
 
 
 def resume_command() -> str:
-    """The command line of this program, with --resume."""
-    return shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
+    """The command line of this program, with --resume, and with the launcher if there was one."""
+    return shlex.join([*ranks.command(), *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
 
 
 @contextlib.contextmanager
@@ -241,12 +247,12 @@ def print_above(bar: tqdm, text: str) -> None:
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A progress bar of steps on standard error: updated rarely if that is not a terminal, hidden if it is closed."""
+    """A progress bar of steps on standard error, of rank 0. It is updated rarely if that is not a terminal."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(
         unit="it",
         mininterval=0.2 if terminal else 20,
         dynamic_ncols=terminal,
-        disable=sys.stderr is None,
+        disable=sys.stderr is None or not is_first(),
         **options,
     )

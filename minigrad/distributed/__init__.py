@@ -8,12 +8,14 @@ milliseconds each trains faster with one process for each core than with threads
 from .communicator import Communicator, Work
 from .data_parallel import DataParallel, can_share
 from .ddp import DistributedDataParallel
+from .diloco import DiLoCo
 from .launch import communicator
 from .workers import WorkerError
 
 __all__ = [
     "Communicator",
     "DataParallel",
+    "DiLoCo",
     "DistributedDataParallel",
     "Work",
     "WorkerError",

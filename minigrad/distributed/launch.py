@@ -19,3 +19,9 @@ def communicator(device: str = "cpu") -> Communicator:
     from .mpi import MPICommunicator
 
     return MPICommunicator()
+
+
+def is_first() -> bool:
+    """Is this rank 0, or a process without a launcher? The environment says so, before the ranks are connected."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "RANK")
+    return launcher()[1] == 1 or next((os.environ[name] for name in names if name in os.environ), "0") == "0"
