@@ -1,15 +1,18 @@
-"""Data parallelism: several processes share the rows of every batch.
+"""Several processes share the work of one training run.
 
-NumPy releases Python's interpreter lock while it computes and takes it again after every call, so two threads that make
-many short calls wait for each other. Two processes do not. On a few cores, a model whose operations take less than some
-milliseconds each trains faster with one process for each core than with threads inside its operations.
+`DataParallel`: several processes of one machine share the rows of every batch. NumPy releases Python's interpreter lock
+while it computes and takes it again after every call, so two threads that make many short calls wait for each other.
+Two processes do not. On a few cores, a model whose operations take less than some milliseconds each trains faster with
+one process for each core than with threads inside its operations.
+
+`communicator`: the same program runs as several ranks, on one machine or many, over MPI or NCCL.
 """
 
-from .communicator import Communicator, Work
+from .communicator import Communicator, DistributedError, Work
 from .data_parallel import DataParallel, can_share
 from .ddp import DistributedDataParallel
 from .diloco import DiLoCo
-from .launch import communicator
+from .launch import communicator, is_first, launcher
 from .workers import WorkerError
 
 __all__ = [
@@ -17,8 +20,11 @@ __all__ = [
     "DataParallel",
     "DiLoCo",
     "DistributedDataParallel",
+    "DistributedError",
     "Work",
     "WorkerError",
     "can_share",
     "communicator",
+    "is_first",
+    "launcher",
 ]
