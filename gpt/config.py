@@ -149,8 +149,9 @@ class TrainConfig:
         0, "processes that share each batch, on the CPU; 0: one for each core, up to 8, or 1 for a large model"
     )
     local_steps: int = option(
-        1, "with several ranks: steps that each takes alone before they average their changes (DiLoCo); 1: every step is "
-        "shared"
+        1,
+        "with several ranks: steps that each takes alone before they average their changes (DiLoCo); 1: every step is "
+        "shared",
     )
     shard_optimizer: bool = option(False, "with several ranks: each keeps a part of the optimizer's state (ZeRO-1)")
     dtype: str = option("auto", "precision; auto: bfloat16 on a GPU that has the kernels for it, else float32", DTYPES)

@@ -60,6 +60,7 @@ class Communicator:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+        self.bytes = 0  # of all arrays that this rank has given to collectives, each counted once
 
     # Collectives
 
@@ -131,6 +132,7 @@ class Communicator:
             raise ValueError(f'{call}: expected the operation "sum" or "mean", got {operation!r}')
         if operation == "mean" and array.dtype.kind == "i":
             raise TypeError(f"{call}: expected floats for a mean, got {array.dtype}")
+        self.bytes += array.nbytes
         return f"{call} of {array.size} {array.dtype}"
 
     # How collectives run. Overridden by the communicators of several ranks
