@@ -39,7 +39,8 @@ def connect(device: str) -> str:
     missing, and `DistributedError`.
     """
     check_device(device)
-    return communicator(device).device
+    joined = communicator(device)
+    return joined.device if joined.size > 1 else device
 
 
 class Ranks:
