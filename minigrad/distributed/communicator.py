@@ -26,8 +26,6 @@ Operation = Literal["sum", "mean"]
 class Work:
     """A collective that was started. Its arrays must not be touched until `wait` has returned."""
 
-    seconds = 0.0  # how long it ran, known after `wait`
-
     def wait(self) -> None:
         """Wait until the collective is complete. Raises what the collective raised."""
 

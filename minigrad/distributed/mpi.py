@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from ..backend import Array
@@ -15,13 +13,8 @@ from .communicator import Communicator, Operation, Work
 class Started(Work):
     """A collective that the communicator's thread runs."""
 
-    def __init__(self, thread: ThreadPoolExecutor, run: Callable[[], None]) -> None:
-        self.future = thread.submit(self.measure, run)
-
-    def measure(self, run: Callable[[], None]) -> None:
-        start = perf_counter()
-        run()
-        self.seconds = perf_counter() - start
+    def __init__(self, future: Future[None]) -> None:
+        self.future = future
 
     def wait(self) -> None:
         self.future.result()
@@ -46,7 +39,7 @@ class MPICommunicator(Communicator):
             if operation == "mean":
                 array[...] /= self.size
 
-        return Started(self.thread, run)
+        return Started(self.thread.submit(run))
 
     def start_reduce_scatter(self, array: Array, part: Array, operation: Operation = "sum") -> Work:
         def run() -> None:
@@ -54,7 +47,7 @@ class MPICommunicator(Communicator):
             if operation == "mean":
                 part[...] /= self.size
 
-        return Started(self.thread, run)
+        return Started(self.thread.submit(run))
 
     def all_gather(self, part: Array, array: Array) -> None:
         inside = part.base is not None and (part.base is array or part.base is array.base)
