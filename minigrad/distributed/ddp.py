@@ -119,7 +119,7 @@ class DistributedDataParallel(ParallelLoss):
 
     def broadcast(self, p: Tensor) -> None:
         """Replace the values of p by those of rank 0."""
-        values = p.data.reshape(-1).astype("float64" if p.dtype == "float64" else "float32")
+        values = p.data.reshape(-1).copy()
         self.communicator.broadcast(values)
         p.data[...] = values.reshape(p.shape)
         mark_written(p.data)
