@@ -13,6 +13,7 @@ from .data_parallel import DataParallel, can_share
 from .ddp import DistributedDataParallel
 from .launch import communicator
 from .workers import WorkerError
+from .zero import ZeroRedundancyOptimizer
 
 __all__ = [
     "Communicator",
@@ -21,6 +22,7 @@ __all__ = [
     "DistributedError",
     "Work",
     "WorkerError",
+    "ZeroRedundancyOptimizer",
     "can_share",
     "communicator",
 ]
