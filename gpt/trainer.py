@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import minigrad as mg
 from minigrad import optim
-from minigrad.distributed import DataParallel, DiLoCo, DistributedDataParallel, WorkerError
+from minigrad.distributed import DataParallel, DiLoCo, DistributedDataParallel, WorkerError, ZeroRedundancyOptimizer
 
 from . import checkpoint, precision
 from .config import TrainConfig

@@ -1,8 +1,8 @@
 """Functions that the tape calls when a leaf's gradient is complete: `Tensor.register_post_accumulate_grad_hook`.
 
 A leaf that is used several times gets several gradients in one backward pass, and its `grad` is complete only after the
-last. So a pass first counts the uses of each leaf that has a hook, and counts down as the gradients arrive. If there are
-no hooks at all, nothing is counted.
+last. So a pass first counts the uses of each leaf that has a hook, and counts down as the gradients arrive. If there
+are no hooks at all, nothing is counted.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 Hook = Callable[[Any], object]
 
-# The hooks of each leaf, by the leaf's id. They are not part of the tensor, so a copy of a tensor has no hooks.
-_hooks: dict[int, dict[HookHandle, Hook]] = {}
+# The leaves that have hooks, by their ids. The hooks themselves are in `leaf.hooks`, so they go when the leaf goes.
+_hooked: dict[int, weakref.ref[Variable]] = {}
 
 
 class HookHandle:
     """What registering a hook returns: `remove()` it, or use it in a `with` block, at whose end it is removed."""
 
     def __init__(self, leaf: Variable, hook: Hook) -> None:
-        self.key = id(leaf)
-        if self.key not in _hooks:
-            _hooks[self.key] = {}
-            weakref.finalize(leaf, _hooks.pop, self.key, None).atexit = False
-        _hooks[self.key][self] = hook
+        key = id(leaf)
+        if key not in _hooked:
+            leaf.hooks = {}
+            _hooked[key] = weakref.ref(leaf, lambda _: _hooked.pop(key, None))
+        self.leaf = _hooked[key]
+        leaf.hooks[self] = hook
 
     def remove(self) -> None:
         """Do not call the hook again. A second `remove` changes nothing."""
-        hooks = _hooks.get(self.key, {})
-        hooks.pop(self, None)
-        if not hooks:
-            _hooks.pop(self.key, None)
+        leaf = self.leaf()
+        if leaf is not None and leaf.hooks.pop(self, None) is not None and not leaf.hooks:
+            del _hooked[id(leaf)]
 
     def __enter__(self) -> HookHandle:
         return self
@@ -57,9 +57,14 @@ class Passes(threading.local):
 passes = Passes()
 
 
+def any_hooks() -> bool:
+    """Has any leaf a hook?"""
+    return bool(_hooked)
+
+
 def waiting_leaves(nodes: Iterable[Context]) -> contextlib.AbstractContextManager[Waiting | None]:
     """For the length of a backward pass over these nodes: `Waiting`, or None if there are no hooks at all."""
-    return Waiting(nodes) if _hooks else contextlib.nullcontext()
+    return Waiting(nodes) if any_hooks() else contextlib.nullcontext()
 
 
 def complete(leaf: Variable, outer: list[Waiting] | None = None) -> None:
@@ -68,8 +73,9 @@ def complete(leaf: Variable, outer: list[Waiting] | None = None) -> None:
         if waiting.uses[leaf]:
             waiting.changed.add(leaf)
             return
-    for hook in [*_hooks.get(id(leaf), {}).values()]:
-        hook(leaf)
+    if id(leaf) in _hooked:
+        for hook in [*leaf.hooks.values()]:
+            hook(leaf)
 
 
 class Waiting:
@@ -81,7 +87,7 @@ class Waiting:
 
     def __init__(self, nodes: Iterable[Context]) -> None:
         leaves = (leaf for node in nodes for leaf in node.parents if not isinstance(leaf, tuple))
-        self.uses = Counter(leaf for leaf in leaves if id(leaf) in _hooks)
+        self.uses = Counter(leaf for leaf in leaves if id(leaf) in _hooked)
         self.changed: set[Variable] = set()  # the leaves whose `grad` this pass, or one inside it, has added to
 
     def __enter__(self) -> Waiting:

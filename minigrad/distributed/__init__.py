@@ -14,6 +14,7 @@ from .ddp import DistributedDataParallel
 from .diloco import DiLoCo
 from .launch import communicator, is_first, launcher
 from .workers import WorkerError
+from .zero import ZeroRedundancyOptimizer
 
 __all__ = [
     "Communicator",
@@ -23,6 +24,7 @@ __all__ = [
     "DistributedError",
     "Work",
     "WorkerError",
+    "ZeroRedundancyOptimizer",
     "can_share",
     "communicator",
     "is_first",

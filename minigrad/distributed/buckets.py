@@ -82,20 +82,25 @@ class Bucket:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params = list(params)
         self.dtype = "float32" if params[0].dtype.itemsize == 2 else params[0].dtype
-        self.offsets, self.length = self.lay_out()
+        self.length = 0  # of the array
+        self.offsets = self.lay_out()
 
-    def lay_out(self) -> tuple[list[int], int]:
-        """Where each gradient begins in the array, and the length of the array."""
-        sizes = [aligned(p.size) for p in self.params]
-        return [sum(sizes[:i]) for i in range(len(sizes))], sum(sizes)
+    def lay_out(self) -> dict[Tensor, int]:
+        """Where each gradient begins in the array. Sets the length of the array."""
+        offsets = {}
+        for p in self.params:
+            offsets[p] = self.length
+            self.length += aligned(p.size)
+        return offsets
+
+    def view(self, array: Array, p: Tensor) -> Array:
+        """The place of p in an array like the bucket's, in the shape of p."""
+        return array[self.offsets[p] : self.offsets[p] + p.size].reshape(p.shape)
 
     def open(self) -> None:
         """Before a backward pass: make the array and expect all gradients."""
         self.array: Array = get_array_module(self.params[0].data).zeros(self.length, self.dtype)
-        self.views = {
-            p: self.array[start : start + p.size].reshape(p.shape)
-            for p, start in zip(self.params, self.offsets, strict=True)
-        }
+        self.views = {p: self.view(self.array, p) for p in self.params}
         self.missing = set(self.params)
         self.work: Work | None = None
 

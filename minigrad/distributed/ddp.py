@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .. import random
@@ -71,6 +71,7 @@ class DistributedDataParallel(ParallelLoss):
             )
         self.communication = Communication()
         self.reduction: Reduction | None = None
+        self.given_buckets: Sequence[Bucket] = []  # those of a ZeroRedundancyOptimizer
         self.synchronizing = True  # not inside no_sync
         self.unreduced = False  # does `grad` hold sums of this rank alone, because of no_sync?
         self.anchor = Tensor(0.0, requires_grad=True)  # the leaf of each shared loss; the walk inside has the others
@@ -114,12 +115,19 @@ class DistributedDataParallel(ParallelLoss):
                 self.broadcast(p)
         trained = [p for p in self.params if p.requires_grad]
         if self.reduction is None or set(trained) != set(self.reduction.bucket_of):
-            buckets = [Bucket(members) for members in split_into_buckets(trained, self.bucket_bytes)]
+            lists = split_into_buckets(trained, self.bucket_bytes)
+            buckets = self.given_buckets or [Bucket(members) for members in lists]
+            self.reduction = Reduction(buckets, self.communicator, self.communication)
+
+    def use_buckets(self, buckets: Sequence[Bucket]) -> None:
+        """Reduce gradients in these buckets, of an optimizer's."""
+        self.given_buckets = buckets
+        if self.reduction is not None:
             self.reduction = Reduction(buckets, self.communicator, self.communication)
 
     def broadcast(self, p: Tensor) -> None:
         """Replace the values of p by those of rank 0."""
-        values = p.data.reshape(-1).astype("float64" if p.dtype == "float64" else "float32")
+        values = p.data.reshape(-1).copy()
         self.communicator.broadcast(values)
         p.data[...] = values.reshape(p.shape)
         mark_written(p.data)

@@ -6,8 +6,8 @@ import contextlib
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any, NoReturn
 
 import numpy as np
@@ -91,14 +91,14 @@ class MPICommunicator(Communicator):
     def _work(self) -> None:
         """What the communicator's thread does: run the collectives in the order of their start."""
         while (work := self.queue.get()) is not None:
+            start = perf_counter()
             try:
                 if self.check_calls:
                     self._compare(work.call)
-                began = time.perf_counter()
                 work.run()
-                work.seconds = time.perf_counter() - began
             except BaseException as error:
                 work.error = error
+            work.seconds = perf_counter() - start
             self.control.leave()
             work.done.set()
 

@@ -129,8 +129,8 @@ def derived_seed(number: int) -> int:
 def derived(number: int) -> Iterator[None]:
     """Inside this context, process `number` draws from generators that are derived from the state before.
 
-    After it, the generators go on as before. If anything was drawn inside, one word is then drawn from the CPU's, so the
-    next context derives others. Either way the generators of all processes stay equal.
+    After it, the generators go on as before. If anything was drawn inside, one word is then drawn from the CPU's, so
+    the next context derives others. Either way the generators of all processes stay equal.
     """
     seed = derived_seed(number)
     inside = {"seed": seed, "cpu": _plain(np.random.SFC64(seed).state), "gpu": 0}

@@ -1,4 +1,4 @@
-"""Checks of `DistributedDataParallel` that run on several ranks; see test_ddp.py."""
+"""Checks of `DistributedDataParallel` that run on several ranks; see test_training.py."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def train(loss, optimizer, steps, rows, max_norm=np.inf, accumulate=1, ignored=0
             value = loss(*batch(rows, accumulate * step + i, ignored)) / accumulate
             value.backward()
             losses.append(value.item())
-        optim.clip_grad_norm(optimizer.params, max_norm)
+        optimizer.clip_grad_norm(max_norm)
         optimizer.step()
         optimizer.zero_grad()
     return losses

@@ -2,16 +2,18 @@
 
 import pytest
 
-from . import checks_of_ddp
+from . import checks_of_ddp, checks_of_zero
 from .on_ranks import names_of_checks, run_on_ranks
+
+MODULES = [checks_of_ddp, checks_of_zero]
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
 def results(request, tmp_path_factory):
-    return run_on_ranks(checks_of_ddp, request.param, tmp_path_factory.mktemp("ranks"))
+    return run_on_ranks(MODULES, request.param, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("name", names_of_checks(checks_of_ddp))
+@pytest.mark.parametrize("name", names_of_checks(MODULES))
 def test_on_ranks(results, name):
     reports = results["reports"]
     assert reports, results["output"]
