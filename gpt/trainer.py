@@ -27,7 +27,7 @@ from minigrad.distributed import DataParallel, DiLoCo, DistributedDataParallel, 
 from . import checkpoint, precision
 from .config import TrainConfig
 from .divergence import NOT_FOUND, DivergedError, describe_divergence, first_nonfinite, nonfinite_weight
-from .errors import CheckpointError, memory_advice
+from .errors import CheckpointError, ConfigError, memory_advice
 from .figures import plot_losses
 from .metrics import Metrics
 from .model import GPT
@@ -94,6 +94,11 @@ class Trainer:
         self.parallel: Any = self.share_batches(processes)
         self.outer: DiLoCo | None = None
         if config.local_steps > 1:
+            if config.batch_size < self.ranks.size:
+                raise ConfigError(
+                    f"batch_size is {config.batch_size}; expected at least one sequence for each of the "
+                    f"{self.ranks.size} ranks, with local_steps above 1"
+                )
             self.outer = DiLoCo(self.optimizer, self.ranks.communicator, config.local_steps)
         self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
         self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates

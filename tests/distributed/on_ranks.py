@@ -38,7 +38,10 @@ def main(folder, *names):
     from minigrad.distributed import communicator
 
     ranks, report = communicator(), {}
-    for check in names_of_checks(map(importlib.import_module, names)):
+    modules = [importlib.import_module(name) for name in names]
+    for module in modules:
+        module.FOLDER = Path(folder, "shared")  # for files of all ranks
+    for check in names_of_checks(modules):
         module, _, name = check.rpartition(".")
         try:
             getattr(sys.modules[module], name)(ranks)

@@ -18,11 +18,13 @@ TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 3000))
 SHORT_TEXT = " ".join(np.random.default_rng(0).choice(WORDS[:5], 400))
 
 
-def new_trainer(out: Any, text: str = TEXT, dropout: float = 0.1, n_embd: int = 16, **options: Any) -> Trainer:
+def new_trainer(
+    out: Any, text: str = TEXT, dropout: float = 0.1, n_embd: int = 16, float64: bool = False, **options: Any
+) -> Trainer:
     """A small run on a small text; everything random starts from the seed."""
     settings = {"max_iters": 20, "batch_size": 4, "warmup_iters": 5, "lr_decay_iters": 40, "eval_interval": 10}
     shape = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": n_embd, "dropout": dropout}
-    return trainer_for(out, text, shape, {**settings, "eval_iters": 2, **options})
+    return trainer_for(out, text, shape, {**settings, "eval_iters": 2, **options}, float64=float64)
 
 
 def new_gpu_trainer(out: Any, device: str = "cuda", shape: Any = None, graph: bool = True, **options: Any) -> Trainer:
@@ -33,13 +35,15 @@ def new_gpu_trainer(out: Any, device: str = "cuda", shape: Any = None, graph: bo
     return trainer_for(out, SHORT_TEXT, small, {**settings, **options}, device, graph)
 
 
-def trainer_for(out: Any, text: str, shape: Any, settings: Any, device: str = "cpu", graph: bool = True) -> Trainer:
+def trainer_for(
+    out: Any, text: str, shape: Any, settings: Any, device: str = "cpu", graph: bool = True, float64: bool = False
+) -> Trainer:
     """The run of a model of this shape on a text of characters, with these settings."""
     config = TrainConfig(**settings)
     mg.manual_seed(config.seed)
     tokenizer = CharTokenizer.from_text(text)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
-    model.to(device)
+    model.to(device, "float64" if float64 else None)
     data = Dataset(tokenizer.encode(text), shape["block_size"])
     return Trainer(model, data, tokenizer, config, out, text[:10], graph)
 
