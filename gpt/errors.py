@@ -101,6 +101,11 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(f"error: {message_of(error)}")
     try:
         main()
+    except RankError as error:  # all ranks have it
+        if is_first():
+            print(f"error: {message_of(error)}", file=sys.stderr, flush=True)
+        communicator().barrier()
+        sys.exit(1)
     except DistributedError as error:
         sys.exit(f"error: {message_of(error)}")
     except (GPTError, DeviceError, WorkerError, OSError) as error:

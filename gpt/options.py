@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import minigrad as mg
-from minigrad.distributed import is_first
+from minigrad.distributed import launcher
 
 from .errors import ConfigError
 
@@ -29,8 +29,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args([*map(with_hyphens, words[:end]), *words[end:]], namespace)
 
     def error(self, message: str) -> NoReturn:
-        if not is_first():  # rank 0 has the same command line, and says the same
-            sys.exit(2)
+        if launcher()[1] > 1:  # all ranks have the same command line: `run_program` prints the message once
+            raise ConfigError(message)
         super().error(message)
 
 
