@@ -96,11 +96,12 @@ class DistributedDataParallel(ParallelLoss):
         return SharedLoss.apply(mean, self, part, Tensor(0.0, requires_grad=True, device=loss.device))
 
     def weight_of(self, own: Any, batch: Any) -> float:
-        """The share of this rank's rows in the mean, n_i / n."""
-        if self.weights is None:
-            return len(own[0]) / len(batch[0])
-        n = float(self.weights(*batch))
-        return float(self.weights(*own)) / n if n else float("nan")  # of nothing there is no mean
+        """The share of this rank's rows in the mean, n_i / n. If nothing at all counts, by the numbers of rows.
+
+        The loss of nothing may be NaN. So a rank whose share is 0 does not walk its tape.
+        """
+        n = float(self.weights(*batch)) if self.weights else 0.0
+        return float(self.weights(*own)) / n if self.weights and n else len(own[0]) / len(batch[0])
 
     def start(self) -> None:
         """Take over the parameters of rank 0, and put those that require gradients into buckets."""
