@@ -28,7 +28,7 @@ from ..backend import Array, get_array_module
 from ..tensor import Tensor
 from .communicator import Communicator, Work
 
-BUCKET_BYTES = 4 << 20
+BUCKET_BYTES = {"cpu": 1 << 20, "cuda": 25 << 20}  # a network between GPUs needs longer messages; 25 MB as in PyTorch
 ALIGNMENT = 32  # elements; a kernel may read several at once, from an address that is a multiple of so many
 
 
@@ -60,7 +60,7 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def split_into_buckets(params: Iterable[Tensor], most_bytes: int = BUCKET_BYTES) -> list[list[Tensor]]:
+def split_into_buckets(params: Iterable[Tensor], most_bytes: int) -> list[list[Tensor]]:
     """The parameters in reverse order, cut into lists of one dtype whose gradients have `most_bytes` or are alone."""
     buckets: list[list[Tensor]] = []
     latest: dict[Any, list[Tensor]] = {}  # the list of each dtype to which more can be added

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import random
 from ..backend import get_array_module
@@ -16,13 +16,6 @@ from ..tensor import Tensor
 from .buckets import BUCKET_BYTES, Bucket, Communication, Reduction, split_into_buckets
 from .communicator import Communicator
 from .shared_loss import ParallelLoss, SharedLoss
-
-
-class Part(NamedTuple):
-    """What the backward of a mean loss needs: the loss of this rank's rows, and its weight."""
-
-    loss: Tensor
-    weight: float
 
 
 class DistributedDataParallel(ParallelLoss):
@@ -44,6 +37,8 @@ class DistributedDataParallel(ParallelLoss):
 
         weights=lambda ids, targets: (targets != -100).sum()
 
+    bucket_bytes: the size of the buckets.
+
     Dropout draws from generators that differ from rank to rank. The ranks' own generators stay equal.
 
     Terms of the loss outside of `parallel(…)` must be the same on all ranks, such as a penalty on the weights. They
@@ -59,10 +54,11 @@ class DistributedDataParallel(ParallelLoss):
         loss: Callable[..., Tensor],
         communicator: Communicator,
         weights: Callable[..., Any] | None = None,
-        bucket_bytes: int = BUCKET_BYTES,
+        bucket_bytes: int | None = None,
     ) -> None:
         super().__init__(module, loss)
-        self.communicator, self.weights, self.bucket_bytes = communicator, weights, bucket_bytes
+        self.communicator, self.weights = communicator, weights
+        self.bucket_bytes = bucket_bytes or BUCKET_BYTES[communicator.device.partition(":")[0]]
         elsewhere = {p.device for p in self.params} - {communicator.device}
         if communicator.size > 1 and elsewhere:
             raise ValueError(
@@ -74,7 +70,6 @@ class DistributedDataParallel(ParallelLoss):
         self.given_buckets: Sequence[Bucket] = []  # those of a ZeroRedundancyOptimizer
         self.synchronizing = True  # not inside no_sync
         self.unreduced = False  # does `grad` hold sums of this rank alone, because of no_sync?
-        self.anchor = Tensor(0.0, requires_grad=True)  # the leaf of each shared loss; the walk inside has the others
 
     def __call__(self, *batch: Any) -> Tensor:
         """The mean loss of a batch of arrays (n, …) with the same number of rows. Of tensors the arrays are taken."""
@@ -92,19 +87,21 @@ class DistributedDataParallel(ParallelLoss):
                 loss = self.loss(*own)
             value = get_array_module(loss.data).zeros(1, "float64")
             if weight:
-                value += loss.data * weight
+                value += loss.data.astype("float64") * weight
             self.communication.wait(self.communicator.start_all_reduce(value), value.nbytes)
         mean = value.astype(loss.dtype).reshape(())
         if not is_recording() or not loss.requires_grad:
             return Tensor(mean)
-        return SharedLoss.apply(mean, self, Part(loss, weight), self.anchor)
+        part = (loss * weight).backward if weight else None
+        return SharedLoss.apply(mean, self, part, Tensor(0.0, requires_grad=True, device=loss.device))
 
     def weight_of(self, own: Any, batch: Any) -> float:
-        """The share of this rank's rows in the mean, n_i / n."""
-        if self.weights is None:
-            return len(own[0]) / len(batch[0])
-        n = float(self.weights(*batch))
-        return float(self.weights(*own)) / n if n else float("nan")  # of nothing there is no mean
+        """The share of this rank's rows in the mean, n_i / n. If nothing at all counts, by the numbers of rows.
+
+        The loss of nothing may be NaN. So a rank whose share is 0 does not walk its tape.
+        """
+        n = float(self.weights(*batch)) if self.weights else 0.0
+        return float(self.weights(*own)) / n if self.weights and n else len(own[0]) / len(batch[0])
 
     def start(self) -> None:
         """Take over the parameters of rank 0, and put those that require gradients into buckets."""
@@ -113,6 +110,10 @@ class DistributedDataParallel(ParallelLoss):
         if self.reduction is None:
             for p in self.params:
                 self.broadcast(p)
+        self.make_buckets()
+
+    def make_buckets(self) -> None:
+        """Make buckets of the parameters that require gradients, unless those there are have the same."""
         trained = [p for p in self.params if p.requires_grad]
         if self.reduction is None or set(trained) != set(self.reduction.bucket_of):
             lists = split_into_buckets(trained, self.bucket_bytes)
@@ -147,9 +148,12 @@ class DistributedDataParallel(ParallelLoss):
         finally:
             self.synchronizing = before
 
-    def walk(self, part: Part, g: Any, retain_graph: bool) -> None:
-        """Walk this rank's tape. A sum over the ranks counts what was reduced before once: rank 0 alone keeps it."""
-        self.start()
+    def walk(self, part: Callable[..., None] | None, g: Any, retain_graph: bool) -> None:
+        """Walk this rank's tape: `part` is the backward of (n_i / n) L_i, or None if this rank has no share.
+
+        Gradients that were added up in an earlier pass count once in the sum over the ranks: rank 0 alone keeps them.
+        """
+        self.make_buckets()
         assert self.reduction is not None
         if self.communicator.rank and not self.unreduced:
             for p in self.params:
@@ -157,5 +161,5 @@ class DistributedDataParallel(ParallelLoss):
         self.unreduced = not self.synchronizing
         sums = self.reduction.overlapping() if self.synchronizing else contextlib.nullcontext()
         with self.closed_on_error(), sums:
-            if part.weight:
-                part.loss.backward(g * g.dtype.type(part.weight), retain_graph=retain_graph)
+            if part is not None:
+                part(g, retain_graph)

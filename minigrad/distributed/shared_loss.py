@@ -71,7 +71,8 @@ class SharedLoss(Function):
     """L = sum_i (n_i / n) L_i. `mean` is L, which the processes have computed together.
 
     Backward. `parallel.walk` adds the gradients to the parameters' `grad` itself, so the leaves get none from here.
-    They are arguments so that the call is recorded.
+    They are arguments so that the call is recorded: the parameters, or any leaf that requires gradients. Hooks of the
+    parameters are called during the walk only if the parameters are not among them.
     """
 
     @staticmethod
