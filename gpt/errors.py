@@ -92,7 +92,7 @@ def run_program(main: Callable[[], None]) -> None:
     Of several ranks, rank 0 alone writes to standard output. An error on any rank ends all, and is printed once.
     """
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115: until the program ends
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:

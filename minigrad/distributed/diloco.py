@@ -107,7 +107,7 @@ class DiLoCo:
 
 
 def is_inner(name: str) -> bool:
-    """Does an optimizer keep its own state under this name? Not the number of steps, nor a master, which is a weight."""
+    """Is this the name of an optimizer's own state? The number of steps is not, nor is a master, which is a weight."""
     return not name.endswith(("steps", f".{MASTER}"))
 
 

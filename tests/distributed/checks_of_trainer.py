@@ -84,7 +84,7 @@ def check_a_run_is_that_of_one_process(communicator):
         saved, expected = (checkpoint.load_last(run.out) for run in (shared, whole))
         assert saved.run["train_config"] == expected.run["train_config"]
         assert saved.run["random"] == expected.run["random"]
-        assert {key: x.shape for key, x in saved.tensors.items()} == {key: x.shape for key, x in expected.tensors.items()}
+        assert saved.tensors.keys() == expected.tensors.keys()
         for key, x in saved.tensors.items():
             np.testing.assert_allclose(x.numpy(), expected.tensors[key].numpy(), rtol=1e-9, atol=1e-12, err_msg=key)
 
@@ -202,9 +202,12 @@ def check_divergence_on_one_rank_is_that_of_all(communicator):
         with pytest.raises(DivergedError, match=found):  # in the same step, again and again
             back.train()
         assert back.rollbacks == 5
-    assert communicator.share([w.tobytes().hex() for w in weights(back).values()]).count(
-        [w.tobytes().hex() for w in weights(back).values()]
-    ) == communicator.size
+    assert (
+        communicator.share([w.tobytes().hex() for w in weights(back).values()]).count(
+            [w.tobytes().hex() for w in weights(back).values()]
+        )
+        == communicator.size
+    )
 
 
 def simulated(communicator, config):
