@@ -15,7 +15,6 @@ from minigrad.modes import Scope, mode
 
 from .errors import GPTError
 
-
 NOT_FOUND = "no gradient by itself is infinite"
 
 

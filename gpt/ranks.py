@@ -1,4 +1,4 @@
-"""The ranks of a run: the processes that mpirun, srun or torchrun started. A process without a launcher is the only one.
+"""The ranks of a run: the processes that mpirun, srun or torchrun started. Without a launcher there is only one.
 
 Every rank does the same work on its own rows of each batch. Rank 0 alone prints, and writes the run's folder. Here is
 what the ranks must agree on: options, code and data before they start, weights at each estimate, and when to stop.
@@ -72,7 +72,7 @@ class Ranks:
             self._divide_cores()
 
     def agree(self, facts: Mapping[str, Any], when: str = "") -> None:
-        """Raise `RankError`, on all ranks, if a fact is not the same on all. The message names the rank that differs."""
+        """Raise `RankError`, on all ranks, if their facts are not the same. The message says which rank differs."""
         if self.size == 1:
             return
         shared = self.communicator.share(dict(facts))
@@ -114,12 +114,6 @@ class Ranks:
         *signals, wants_to_save = array.numpy().tolist()
         self.stopped_by = int(max(signals))
         return bool(wants_to_save)
-
-    def rows_of(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        """This rank's rows of a batch of arrays (n, …). With fewer rows than ranks, the last ranks get the first row."""
-        n, rank = len(batch[0]), self.rank if self.rank < len(batch[0]) else 0
-        parts = min(n, self.size)
-        return tuple(array[rank * n // parts : (rank + 1) * n // parts] for array in batch)
 
     def first(self, text: str, unlike: str) -> str:
         """The text of the first rank, with the rank's number, that does not contain `unlike`; else that of rank 0."""

@@ -250,7 +250,11 @@ class Trainer:
         if self.outer is None or self.ranks.size == 1:
             return self.parallel(ids, targets)
         with mg.random.derived(self.ranks.rank):  # for dropout
-            return self.parallel.loss(*self.ranks.rows_of((ids, targets)))
+            return self.parallel.loss(*self.own_rows((ids, targets)))
+
+    def own_rows(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The rows of a batch that this rank computes."""
+        return batch if self.ranks.size == 1 else self.parallel.own_rows(batch)
 
     def reduced_later(self, later: bool) -> contextlib.AbstractContextManager[Any]:
         """A context for a backward pass: if another one follows in the step, the ranks do not add up its gradients."""
@@ -327,7 +331,7 @@ class Trainer:
     def diverged(self, problem: str, batches: list[tuple[Any, Any]]) -> DivergedError:
         """The error that says what happened, with which learning rate, and in which layer and operation."""
         rate = self.optimizer.param_groups[0]["lr"] / (self.lr_factors[0] or 1.0)
-        where = first_nonfinite(self.model, self.parallel.loss, map(self.ranks.rows_of, batches))
+        where = first_nonfinite(self.model, self.parallel.loss, map(self.own_rows, batches))
         if self.in_step:
             where = self.ranks.first(where, NOT_FOUND)
         return DivergedError(f"{problem}, with learning rate {rate:.3g}; {where}")

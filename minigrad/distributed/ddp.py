@@ -78,9 +78,7 @@ class DistributedDataParallel(ParallelLoss):
         if size == 1:
             return self.loss(*batch)
         self.start()
-        # A rank without rows computes the first row, whose weight is 0: it has a loss of the right dtype, and draws.
-        rows = threads.stretch(n, rank, min(n, size)) if rank < n else slice(0, 1)
-        own = [array[rows] for array in batch]
+        own = self.own_rows(batch)
         weight = self.weight_of(own, batch) if rank < n else 0.0
         with self.closed_on_error():
             with random.derived(rank):
@@ -94,6 +92,15 @@ class DistributedDataParallel(ParallelLoss):
             return Tensor(mean)
         part = (loss * weight).backward if weight else None
         return SharedLoss.apply(mean, self, part, Tensor(0.0, requires_grad=True, device=loss.device))
+
+    def own_rows(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """This rank's rows of a batch of arrays (n, …).
+
+        A rank for which there is none gets the first row, with weight 0: it has a loss of the right dtype, and draws.
+        """
+        rank, n = self.communicator.rank, len(batch[0])
+        rows = threads.stretch(n, rank, min(n, self.communicator.size)) if rank < n else slice(0, 1)
+        return tuple(array[rows] for array in batch)
 
     def weight_of(self, own: Any, batch: Any) -> float:
         """The share of this rank's rows in the mean, n_i / n. If nothing at all counts, by the numbers of rows.

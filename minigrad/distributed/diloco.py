@@ -22,8 +22,8 @@ class DiLoCo:
         v = momentum v + d
         w = w - lr (d + momentum v)            Nesterov's momentum
 
-    Only d is sent: as many bytes as one gradient, once in `interval` steps. With lr = 1 and momentum = 0 the new w is the
-    mean of the w_i (local SGD, or federated averaging). The paper's lr is 0.7, its momentum 0.9, and its inner
+    Only d is sent: as many bytes as one gradient, once in `interval` steps. With lr = 1 and momentum = 0 the new w is
+    the mean of the w_i (local SGD, or federated averaging). The paper's lr is 0.7, its momentum 0.9, and its inner
     optimizer AdamW.
 
         optimizer = AdamW(model.parameters(), lr=1e-3)
@@ -76,7 +76,7 @@ class DiLoCo:
             mark_written(p.data)
 
     def average_inner_state(self) -> None:
-        """Replace the inner optimizer's arrays on every rank by their mean over the ranks, right after an outer step."""
+        """Replace the inner optimizer's arrays by their mean over the ranks. To be called right after an outer step."""
         if self.communicator.size == 1:
             return
         state = dict(self.optimizer.state_dict())

@@ -253,7 +253,7 @@ def check_local_steps_are_diloco(communicator):
         np.testing.assert_allclose(p.data, w, rtol=0, atol=1e-13)
 
 
-def check_local_steps_send_as_many_bytes_as_one_gradient(communicator):
+def check_local_steps_send_the_bytes_of_one_gradient(communicator):
     sent = {}
     for local_steps in (1, 4):
         here = trainer(f"bytes-{local_steps}", local_steps=local_steps, eval_interval=12)
@@ -263,8 +263,7 @@ def check_local_steps_send_as_many_bytes_as_one_gradient(communicator):
             here.step(1e-3)
         sent[local_steps] = communicator.bytes - before
     gradients = sum(p.data.nbytes for p in here.optimizer.params)
-    assert sent[4] == gradients
-    assert 4 * gradients <= sent[1] < 4.05 * gradients + 1000
+    assert sent[4] == gradients <= sent[1] / 4
 
 
 def check_local_steps_are_resumed(communicator):
