@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -122,6 +122,7 @@ class Control:
         self.progress, self.calls, self.labels = Progress(), collections.deque[str](), list[str]()
         self.idle_since: float | None = time.monotonic()  # since when no collective is under way, unless busy
         self.shares, self.shared = 0, dict[int, list[Any]]()
+        self.each_beat: Callable[[], None] = lambda: None  # what else this thread has to look after
         self.status: object = None  # of sys.exit, if that was called
         self.closed = False
 
@@ -145,6 +146,13 @@ class Control:
                 self.idle_since = time.monotonic()
 
     @contextlib.contextmanager
+    def inside(self, call: str) -> Iterator[None]:
+        """A context for what all ranks do together and wait for, as in a collective."""
+        self.enter(call)
+        yield
+        self.leave()
+
+    @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[None]:
         """See `Communicator.busy`."""
         with self.lock:
@@ -160,6 +168,7 @@ class Control:
 
     def now_at(self) -> Progress:
         """What the next sign of life says."""
+        self.each_beat()
         with self.lock:
             self.progress.call = self.calls[0] if self.calls else ""
             self.progress.busy = self.labels[-1] if self.labels else ""
@@ -168,17 +177,12 @@ class Control:
 
     def share(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, such as JSON can hold."""
-        self.enter("share")
-        with self.lock:
+        with self.inside("share"), self.lock:
             self.shares += 1
             number = self.shares
-        self.offer(number, value)
-        with self.lock:
-            while number not in self.shared:
-                self.lock.wait()
-            values = self.shared.pop(number)
-        self.leave()
-        return values
+            self.offer(number, value)
+            self.lock.wait_for(lambda: number in self.shared)
+            return self.shared.pop(number)
 
     def offer(self, number: int, value: Any) -> None:
         """Send this rank's value of share `number`. The thread puts all ranks' into `shared`."""
@@ -246,32 +250,38 @@ class Hub(Control):
         self.lines: dict[int, Lines] = {}
         self.offered: dict[int, dict[int, Any]] = collections.defaultdict(dict)
         self.deadline, self.over = time.monotonic() + JOINING, False
-        os.register_at_fork(after_in_child=self._close_sockets)
+        self.stopped = (
+            0.0,
+            0.0,
+        )  # when this rank was last continued after a stop, and for how long it had been stopped
+        os.register_at_fork(after_in_child=self.close_sockets)
         self.watch()
         with self.lock:
             self.lock.wait_for(lambda: len(self.peers) == size)
 
-    def _close_sockets(self) -> None:
-        """In a forked process: its copies would keep connections open whose rank has died."""
-        for lines in [*self.lines.values()]:
+    def close_sockets(self) -> None:
+        """Called in a forked process: its copies would keep connections open whose rank has died."""
+        for lines in self.lines.values():
             lines.socket.close()
         self.listener.close()
+        self.selector.close()
 
     def run(self) -> None:
         before = next_beat = time.monotonic()
-        while True:
+        while not self.over:
             for key, _ in self.selector.select(BEAT / 4):
                 if key.fileobj is self.listener:
                     self._accept()
                 else:
                     self._receive(key.data)
-            now = time.monotonic()
+            mine, now = self.now_at(), time.monotonic()
             with self.lock:
                 if now - before > max(2.0, 2 * BEAT):  # this rank itself was stopped, and so heard of nobody
+                    self.stopped = now, now - before
                     for peer in self.peers.values():
                         peer.heard, peer.moved = peer.heard + now - before, peer.moved + now - before
                 before = now
-                self.peers[0].hear(self.now_at(), now)
+                self.peers[0].hear(mine, now)
                 if now >= next_beat:
                     next_beat = now + BEAT
                     self._send_all({"beat": True})
@@ -350,9 +360,12 @@ class Hub(Control):
         """Print the first failure, and end all ranks."""
         with self.lock:
             first, self.over = not self.over, True
-            if first:
-                self.status = 1
+            when, duration = self.stopped
+            if first and not (
+                duration > PATIENCE / 2 and time.monotonic() - when < PATIENCE
+            ):  # else the others said it
                 _print(f"error: {reason}")
+            if first:
                 self._send_all({"end": reason})
         if not first:
             time.sleep(60)  # the thread that was first ends this process
@@ -362,7 +375,7 @@ class Hub(Control):
     def say_goodbye(self) -> None:
         with self.lock:
             self.peers[0].ended, self.peers[0].how = time.monotonic(), self.how_it_ends
-            self._send_all({"bye": self.how_it_ends})
+            self._send_all({"bye": self.how_it_ends, "last": self.progress.started})
 
 
 class Spoke(Control):
@@ -371,7 +384,8 @@ class Spoke(Control):
     def __init__(self, rank: int, size: int, addresses: list[tuple[str, int]], token: str) -> None:
         super().__init__(rank, size)
         self.lines = join(rank, addresses, token)
-        self.heard, self.hub_ended, self.hub_how = time.monotonic(), False, ""
+        self.heard = time.monotonic()
+        self.last_of_hub: tuple[int, str] | None = None  # its last collective, and how it ended
         os.register_at_fork(after_in_child=self.lines.socket.close)
         self.watch()
 
@@ -379,34 +393,37 @@ class Spoke(Control):
         selector = selectors.DefaultSelector()
         selector.register(self.lines.socket, selectors.EVENT_READ)
         before = next_beat = time.monotonic()
-        while True:
+        while self.last_of_hub is None:
             messages: list[dict[str, Any]] | None = []
             if selector.select(BEAT / 4):
                 messages = self.lines.receive()
             now = time.monotonic()
             if now - before > max(2.0, 2 * BEAT):  # this rank itself was stopped
                 self.heard += now - before
+            before = now
             for message in messages or []:
                 self._handle(message, now)
-            if messages is None and not self.hub_ended:
-                self._rank_0_is_gone("died: the connection to it was lost")
-            if not self.hub_ended and now - self.heard > PATIENCE:
-                self._rank_0_is_gone(f"has not been heard of for {PATIENCE:g} s: it is stopped or cannot be reached")
-            if messages is None:
-                return self._alone()
-            progress = self.now_at()
-            before = now
             if now >= next_beat:
                 next_beat = now + BEAT
-                self.lines.send({"progress": vars(progress)})
-
-    def _alone(self) -> None:
-        """Rank 0 has ended as it should: what needs it from now on waits in vain."""
-        while True:
-            progress = self.now_at()
+                self.lines.send({"progress": vars(self.now_at())})
+            if self.last_of_hub is not None:
+                break
+            if messages is None:
+                self._rank_0_is_gone("died: its connection was lost")
+            if now - self.heard > PATIENCE:
+                self._rank_0_is_gone(
+                    f"has not been heard of for {PATIENCE:g} s: it is stopped, or its machine cannot be reached"
+                )
+        last, how = self.last_of_hub
+        while True:  # rank 0 has ended, and this rank must not wait for it
+            then = self.now_at()
             time.sleep(LEAVING)
-            if self.calls and self.now_at().completed == progress.completed and progress.call:
-                self._rank_0_is_gone(f"ended {self.hub_how}while rank {self.rank} waits for it in {progress.call}")
+            now_at = self.now_at()
+            if then.call and now_at.completed == then.completed >= last:
+                self._rank_0_is_gone(f"ended {how}after collective {last}; {self._late(then)}")
+
+    def _late(self, progress: Progress) -> str:
+        return f"rank {self.rank} waits for it in collective {progress.completed + 1}, {progress.call}"
 
     def _handle(self, message: dict[str, Any], now: float) -> None:
         self.heard = now
@@ -415,14 +432,14 @@ class Spoke(Control):
                 self.shared[message["share"]] = message["values"]
                 self.lock.notify_all()
         if "bye" in message:
-            self.hub_ended, self.hub_how = True, message["bye"]
+            self.last_of_hub = message["last"], message["bye"]
         if "end" in message:
             _flush()
             os._exit(1)
 
     def _rank_0_is_gone(self, how: str) -> NoReturn:
         """Say it, on the lowest rank that is left: its end lets the launcher end the others before they say it too."""
-        time.sleep(min(self.rank - 1, 10) * 0.3)
+        time.sleep(min(self.rank - 1, 10))
         if not self.closed:
             _print(f"error: rank 0 {how}")
         os._exit(1)
@@ -431,8 +448,7 @@ class Spoke(Control):
         self.lines.send({"share": number, "value": value})
 
     def fail(self, reason: str) -> NoReturn:
-        self.status = 1
-        if self.hub_ended or not self.lines.send({"failed": reason}):
+        if self.last_of_hub is not None or not self.lines.send({"failed": reason}):
             _print(f"error: rank {self.rank}: {reason}")
         else:
             time.sleep(min(5.0, PATIENCE))  # rank 0 ends this process
