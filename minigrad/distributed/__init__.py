@@ -10,7 +10,19 @@ one process for each core than with threads inside its operations.
 
 from .communicator import Communicator, DistributedError, Work
 from .data_parallel import DataParallel, can_share
+from .ddp import DistributedDataParallel
 from .launch import communicator
 from .workers import WorkerError
+from .zero import ZeroRedundancyOptimizer
 
-__all__ = ["Communicator", "DataParallel", "DistributedError", "Work", "WorkerError", "can_share", "communicator"]
+__all__ = [
+    "Communicator",
+    "DataParallel",
+    "DistributedDataParallel",
+    "DistributedError",
+    "Work",
+    "WorkerError",
+    "ZeroRedundancyOptimizer",
+    "can_share",
+    "communicator",
+]

@@ -36,6 +36,8 @@ class Work:
     On a GPU, `wait` lets the current stream wait, not the host.
     """
 
+    seconds = 0.0  # how long the communicator was busy with it; known after `wait`, and not on a GPU
+
     def wait(self) -> None:
         """Wait until the collective is complete. Raises what the collective raised."""
 

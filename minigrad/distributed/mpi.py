@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any, NoReturn
 
 import numpy as np
@@ -90,12 +91,14 @@ class MPICommunicator(Communicator):
     def _work(self) -> None:
         """What the communicator's thread does: run the collectives in the order of their start."""
         while (work := self.queue.get()) is not None:
+            start = perf_counter()
             try:
                 if self.check_calls:
                     self._compare(work.call)
                 work.run()
             except BaseException as error:
                 work.error = error
+            work.seconds = perf_counter() - start
             self.control.leave()
             work.done.set()
 
