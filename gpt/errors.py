@@ -91,8 +91,6 @@ def run_program(main: Callable[[], None]) -> None:
 
     Of several ranks, rank 0 alone writes to standard output. An error on any rank ends all, and is printed once.
     """
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -100,6 +98,8 @@ def run_program(main: Callable[[], None]) -> None:
     except ValueError as error:  # about MINIGRAD_NUM_THREADS
         sys.exit(f"error: {message_of(error)}")
     try:
+        if not is_first():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         main()
     except RankError as error:  # all ranks have it
         if is_first():
