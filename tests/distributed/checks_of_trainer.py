@@ -12,9 +12,12 @@ import minigrad as mg
 from gpt import checkpoint, ranks
 from gpt.divergence import DivergedError
 from gpt.errors import RankError
+from gpt.translation.pairs import number_pairs
+from gpt.translation.translator import Translator
 from minigrad import optim
 from minigrad.distributed import Communicator
 from tests.gpt.runs import TEXT, new_trainer, weights
+from tests.programs import load_program
 
 FOLDER = Path()  # all ranks'; `on_ranks` sets it
 
@@ -288,6 +291,25 @@ def check_local_steps_are_resumed(communicator):
         second.out, second.metrics.path = FOLDER / f"x{communicator.rank}", FOLDER / f"x{communicator.rank}/metrics.csv"
         assert second.train()
     assert abs(second.rows[-1]["val_loss"] - whole.rows[-1]["val_loss"]) < 0.05
+
+
+def check_a_translation_is_that_of_one_process(communicator):
+    """Its mean is over tokens, of which the ranks have different numbers."""
+    program, pairs, runs = load_program("translate"), number_pairs(40, 0), []
+    for context in (alone(), contextlib.nullcontext()):
+        with context:
+            mg.manual_seed(1)
+            translator = Translator.for_pairs(pairs, block_size=64, n_layer=1, n_head=2, n_embd=8, dropout=0.0)
+            translator.model.to(dtype="float64")
+            config = program.TrainingConfig(batch_size=5, warmup=5, label_smoothing=0.1)
+            runs.append(program.Training(translator, pairs, pairs[:5], config, FOLDER / "translation"))
+            for step, batch in zip(range(6), runs[-1].batches(), strict=False):
+                loss, norm = runs[-1].step(step, batch)
+            runs[-1].losses.append((loss.item(), float(norm)))
+    for one, shared in zip(*(run.losses for run in runs), strict=True):
+        np.testing.assert_allclose(one, shared, rtol=1e-12)
+    for one, shared in zip(*(run.model.parameters() for run in runs), strict=True):
+        np.testing.assert_allclose(one.data, shared.data, rtol=0, atol=1e-8)  # the bias of keys has a gradient of 0
 
 
 def check_options_that_ranks_cannot_follow(communicator):
