@@ -202,7 +202,7 @@ class ZeroRedundancyOptimizer:
                 [number[piece.parameter], t, [*kept]]
                 for piece, t, kept in zip(pieces, part.steps, part.state, strict=True)
             ]
-            slots: dict[int, list[str]] = {}
+            slots: dict[int, list[str]] = {i: [] for i in number.values()}
             for i, t, names in (each for rank in self.communicator.share(own) for each in rank):
                 whole.steps[i], slots[i] = t, names
             state = {piece.parameter: kept for piece, kept in zip(pieces, part.state, strict=True)}
