@@ -10,17 +10,22 @@ With `device="cuda"`, mpirun and srun serve as well: MPI then starts the ranks, 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import secrets
 import socket
+import time
+from collections.abc import Iterator
 from typing import Any
 
+from ..backend import DeviceError
 from .communicator import Communicator, DistributedError
 from .control import Control, Hub, Spoke
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # Open MPI's mpirun; MPICH's, and Slurm's PMI-2
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 PORTS = 16  # after MASTER_PORT, of which rank 0 takes the first that is free
 LOOPBACK = "127.0.0.1"
 
@@ -57,13 +62,26 @@ def communicator(device: str | None = None) -> Communicator:
     """
     global _communicator
     if _communicator is None:
-        _communicator = _connect(device or "cpu")
+        with _said_once():
+            _communicator = _connect(device or "cpu")
         atexit.register(_communicator.close)
     elif device is not None and _communicator.size > 1 and _kind(device) != _kind(_communicator.device):
         raise DistributedError(
             f"expected the device {_communicator.device}, on which the ranks communicate, got {device}"
         )
     return _communicator
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Let rank 0 be the first with an error that all ranks have: its end lets the launcher end the others."""
+    try:
+        yield
+    except (DistributedError, DeviceError):
+        ranks = [os.environ[name] for name in RANKS if name in os.environ]
+        if ranks and ranks[0] != "0":
+            time.sleep(3)
+        raise
 
 
 def _kind(device: str) -> str:
