@@ -16,7 +16,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..backend import DeviceError
@@ -99,35 +99,37 @@ def _connect(device: str) -> Communicator:
             raise DistributedError(
                 f"torchrun starts ranks that use GPUs, but the device is cpu: use mpirun -n {size} python …"
             )
-        from .nccl import NCCLCommunicator
-
-        return NCCLCommunicator(join_torchrun(), _number("LOCAL_RANK"))
+        return _over_nccl(join_torchrun, _number("LOCAL_RANK"))
     from . import mpi
 
     world = mpi.connect(name, size)
-    control, local_rank = join_mpi(world)
+    local_rank, one_machine = mpi.place_of(world)
     if device == "cpu":
-        return mpi.MPICommunicator(world, control, local_rank)
-    from .nccl import NCCLCommunicator
-
-    return NCCLCommunicator(control, local_rank)
+        return mpi.MPICommunicator(world, join_mpi(world, one_machine), local_rank)
+    return _over_nccl(lambda: join_mpi(world, one_machine), local_rank)
 
 
-def join_mpi(world: Any) -> tuple[Control, int]:
-    """Connect the ranks of MPI to rank 0, whose address MPI tells them. Also: the rank on this machine."""
-    from mpi4py import MPI
+def _over_nccl(join: Callable[[], Control], local_rank: int) -> Communicator:
+    from . import nccl
 
-    machine = world.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank, one_machine = machine.Get_rank(), machine.Get_size() == world.Get_size()
-    machine.Free()
+    nccl.gpu_of(local_rank)  # raises an error before the ranks wait for each other
+    control = join()
+    try:
+        return nccl.NCCLCommunicator(control, local_rank)
+    except Exception as error:
+        control.fail(str(error))
+
+
+def join_mpi(world: Any, one_machine: bool) -> Control:
+    """Connect the ranks of MPI to rank 0, whose address MPI tells them."""
     rank, size = world.Get_rank(), world.Get_size()
     if rank:
         addresses, token = world.bcast(None)
-        return Spoke(rank, size, addresses, token), local_rank
+        return Spoke(rank, size, addresses, token)
     listener, token = socket.create_server((LOOPBACK if one_machine else "", 0), backlog=size), secrets.token_hex(16)
     hosts = [LOOPBACK] if one_machine else _own_addresses()
     world.bcast(([(host, listener.getsockname()[1]) for host in hosts], token))
-    return Hub(size, listener, token), local_rank
+    return Hub(size, listener, token)
 
 
 def join_torchrun() -> Control:
