@@ -91,8 +91,8 @@ def run(commands: list[list[str]], timeout: float, environments: list[dict[str, 
         for command, own in zip(commands, environments, strict=True)
     ]
     try:
-        while any(process.poll() is None for process in processes):
-            if any(process.returncode for process in processes):
+        while None in (statuses := [process.poll() for process in processes]):
+            if any(statuses):
                 time.sleep(0.5)
                 end(processes)
             if time.monotonic() - started > timeout:

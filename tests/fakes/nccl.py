@@ -147,7 +147,7 @@ class NcclCommunicator:
 
     def allReduce(self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, stream: int) -> None:
         source, target = self._at(sendbuf, count, datatype), self._at(recvbuf, count, datatype)
-        _apart_or_same(source, target, target)
+        _apart_or_same(source, target, source)
 
         def work(buffers: list[Any]) -> None:
             total = _reduced([source for source, _ in buffers], op)
@@ -182,7 +182,7 @@ class NcclCommunicator:
 
     def broadcast(self, sendbuff: int, recvbuff: int, count: int, datatype: int, root: int, stream: int) -> None:
         source, target = self._at(sendbuff, count, datatype), self._at(recvbuff, count, datatype)
-        _apart_or_same(source, target, target)
+        _apart_or_same(source, target, source)
         _whole(root)
         if not 0 <= root < self.ndev:
             raise NcclError(4, f"invalid root {root}")
