@@ -10,17 +10,22 @@ With `device="cuda"`, mpirun and srun serve as well: MPI then starts the ranks, 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import secrets
 import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..backend import DeviceError
 from .communicator import Communicator, DistributedError
 from .control import Control, Hub, Spoke
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # Open MPI's mpirun; MPICH's, and Slurm's PMI-2
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 PORTS = 16  # after MASTER_PORT, of which rank 0 takes the first that is free
 LOOPBACK = "127.0.0.1"
 
@@ -63,13 +68,26 @@ def communicator(device: str | None = None) -> Communicator:
     """
     global _communicator
     if _communicator is None:
-        _communicator = _connect(device or "cpu")
+        with _said_once():
+            _communicator = _connect(device or "cpu")
         atexit.register(_communicator.close)
     elif device is not None and _communicator.size > 1 and _kind(device) != _kind(_communicator.device):
         raise DistributedError(
             f"expected the device {_communicator.device}, on which the ranks communicate, got {device}"
         )
     return _communicator
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Let rank 0 be the first with an error that all ranks have: its end lets the launcher end the others."""
+    try:
+        yield
+    except (DistributedError, DeviceError):
+        ranks = [os.environ[name] for name in RANKS if name in os.environ]
+        if ranks and ranks[0] != "0":
+            time.sleep(3)
+        raise
 
 
 def _kind(device: str) -> str:
@@ -87,35 +105,37 @@ def _connect(device: str) -> Communicator:
             raise DistributedError(
                 f"torchrun starts ranks that use GPUs, but the device is cpu: use mpirun -n {size} python …"
             )
-        from .nccl import NCCLCommunicator
-
-        return NCCLCommunicator(join_torchrun(), _number("LOCAL_RANK"))
+        return _over_nccl(join_torchrun, _number("LOCAL_RANK"))
     from . import mpi
 
     world = mpi.connect(name, size)
-    control, local_rank = join_mpi(world)
+    local_rank, one_machine = mpi.place_of(world)
     if device == "cpu":
-        return mpi.MPICommunicator(world, control, local_rank)
-    from .nccl import NCCLCommunicator
-
-    return NCCLCommunicator(control, local_rank)
+        return mpi.MPICommunicator(world, join_mpi(world, one_machine), local_rank)
+    return _over_nccl(lambda: join_mpi(world, one_machine), local_rank)
 
 
-def join_mpi(world: Any) -> tuple[Control, int]:
-    """Connect the ranks of MPI to rank 0, whose address MPI tells them. Also: the rank on this machine."""
-    from mpi4py import MPI
+def _over_nccl(join: Callable[[], Control], local_rank: int) -> Communicator:
+    from . import nccl
 
-    machine = world.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank, one_machine = machine.Get_rank(), machine.Get_size() == world.Get_size()
-    machine.Free()
+    nccl.gpu_of(local_rank)  # raises an error before the ranks wait for each other
+    control = join()
+    try:
+        return nccl.NCCLCommunicator(control, local_rank)
+    except Exception as error:
+        control.fail(str(error))
+
+
+def join_mpi(world: Any, one_machine: bool) -> Control:
+    """Connect the ranks of MPI to rank 0, whose address MPI tells them."""
     rank, size = world.Get_rank(), world.Get_size()
     if rank:
         addresses, token = world.bcast(None)
-        return Spoke(rank, size, addresses, token), local_rank
+        return Spoke(rank, size, addresses, token)
     listener, token = socket.create_server((LOOPBACK if one_machine else "", 0), backlog=size), secrets.token_hex(16)
     hosts = [LOOPBACK] if one_machine else _own_addresses()
     world.bcast(([(host, listener.getsockname()[1]) for host in hosts], token))
-    return Hub(size, listener, token), local_rank
+    return Hub(size, listener, token)
 
 
 def join_torchrun() -> Control:

@@ -33,9 +33,10 @@ def connect(launcher: str, size: int) -> Any:
         ) from error
     world = MPI.COMM_WORLD
     if world.Get_size() != size:
+        library = _line(MPI.Get_library_version()).partition(",")[0]
         raise DistributedError(
-            f"{launcher} started {size} processes, but MPI sees {world.Get_size()}: mpi4py uses "
-            f"{_line(MPI.Get_library_version())}, and {launcher} is of another MPI; start with the mpirun of that one"
+            f"{launcher} started {size} processes, but MPI sees {world.Get_size()}: mpi4py uses {library}, and "
+            f"{launcher} is of another MPI; start with the mpirun of that one"
         )
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise DistributedError(
@@ -43,6 +44,16 @@ def connect(launcher: str, size: int) -> Any:
             "need the thread level MPI_THREAD_SERIALIZED"
         )
     return world
+
+
+def place_of(world: Any) -> tuple[int, bool]:
+    """The rank among the processes of this machine, and whether all processes are on it."""
+    from mpi4py import MPI
+
+    machine = world.Split_type(MPI.COMM_TYPE_SHARED)
+    place = machine.Get_rank(), machine.Get_size() == world.Get_size()
+    machine.Free()
+    return place
 
 
 def _line(text: object) -> str:

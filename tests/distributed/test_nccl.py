@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad.backend import DeviceError
-from minigrad.distributed import DistributedError
+from minigrad.distributed import DistributedError, launch
 from minigrad.distributed.control import Control
 from minigrad.distributed.nccl import NCCLCommunicator, gpu_of
 from minigrad.kernels.cuda import graph
@@ -220,6 +220,23 @@ def test_nccl_is_missing(cupy, monkeypatch):
     for result in on_ranks(lambda ranks: None):
         assert isinstance(result, DistributedError)
         assert str(result) == 'CuPy does not find NCCL: pip install "nvidia-nccl-cu12>=2.18.1,<3"'
+
+
+def test_it_is_chosen_by_the_launcher(cupy, monkeypatch):
+    """Under torchrun. What goes wrong after the ranks have found each other ends all of them."""
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("MASTER_ADDR", "a"), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(launch, "_communicator", None)
+    barrier, values = threading.Barrier(1), [None]
+    monkeypatch.setattr(launch, "join_torchrun", lambda: ThreadControl(0, 1, barrier, values))
+    monkeypatch.setattr(launch.atexit, "register", lambda function: None)
+    ranks = launch.communicator("cuda")
+    assert (ranks.name, ranks.device) == ("NCCL", "cuda:0")
+    assert launch.communicator() is launch.communicator("cuda") is ranks
+    monkeypatch.setattr(launch, "_communicator", None)
+    monkeypatch.setattr(cupy.cuda.nccl, "available", False)
+    with pytest.raises(Failed, match="^CuPy does not find NCCL"):
+        launch.communicator("cuda")
 
 
 # The fake is as strict as what it stands for

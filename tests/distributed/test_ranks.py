@@ -67,3 +67,11 @@ def test_a_rank_that_does_not_come(matches):
     ended = run_as_torchrun(FAILING, "none", 0, 0, ranks=1, env={"WORLD_SIZE": "2", "MINIGRAD_PATIENCE": "1"})
     assert ended.status != 0
     matches(ended.errors, "error: rank 1 has not connected to rank 0 within 3 s", ended.err)
+
+
+def test_the_check_of_a_cluster():
+    ended = run_ranks("minigrad.distributed.check", "--largest", 300, ranks=3)
+    assert ended.status == 0, ended.err
+    assert ended.out.startswith("3 ranks on 1 machine(s), cpu, MPI\n")
+    assert "ok      a step of training, against one process\n" in ended.out
+    assert ended.out.count("all checks passed") == 1
