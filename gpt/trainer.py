@@ -221,6 +221,7 @@ class Trainer:
         else:
             loss, norm = self.graph(*itertools.chain.from_iterable(batches))
         self.iteration += 1
+        self.ranks.communicator.made_progress()
         self.in_step = self.outer is None or self.outer.after_step(self.iteration)
         return loss, norm
 

@@ -163,6 +163,9 @@ class Communicator:
         """A context for long work of this rank, such as "saving", while the others wait. It is not taken for hung."""
         return contextlib.nullcontext()
 
+    def made_progress(self) -> None:
+        """Say that this rank has made a step. While it does, it is not taken for hung, though others wait for it."""
+
     def abort(self, reason: str) -> NoReturn:
         """End all ranks at once with status 1. The message names this rank and the reason."""
         sys.exit(f"error: {reason}")

@@ -6,7 +6,8 @@ thread is doing, over a TCP connection to rank 0, and rank 0 judges (`judge`):
     the connection is lost without a goodbye    the rank died
     nothing is heard for PATIENCE seconds       the rank is stopped, or its machine cannot be reached
     others wait in a collective that a rank has not reached for PATIENCE seconds, or for three times as long as it ever
-    took from one collective to the next        the rank hangs
+    took from one collective, or one step, to
+    the next                                    the rank hangs
     others wait for a rank that has ended       the rank left too early
     two ranks are in different collectives      they do not run the same program
 
@@ -50,7 +51,8 @@ class Progress:
     completed: int = 0
     call: str = ""  # the first collective that is not complete
     busy: str = ""  # the label of long work that it announced
-    longest: float = 0.0  # seconds from the end of a collective to the start of the next, so far
+    steps: int = 0  # between collectives, of which the rank says that it has made them
+    longest: float = 0.0  # seconds from the end of a collective, or a step, to the next, so far
     at: str = ""  # where its main thread is
 
 
@@ -62,14 +64,14 @@ class Peer:
     host: str = ""
     progress: Progress = field(default_factory=Progress)
     heard: float = 0.0  # when it was last heard of
-    moved: float = 0.0  # when it last started or completed a collective, or began or ended long work
+    moved: float = 0.0  # when it last started or completed a collective or a step, or began or ended long work
     lost: bool = False  # its connection
     ended: float | None = None  # when it said goodbye
     how: str = ""  # it ended
 
     def hear(self, progress: Progress, now: float) -> None:
         before, self.progress, self.heard = self.progress, progress, now
-        if (before.started, before.completed, before.busy) != (progress.started, progress.completed, progress.busy):
+        if any(getattr(before, name) != getattr(progress, name) for name in ("started", "completed", "steps", "busy")):
             self.moved = now
 
     def waits(self, now: float) -> float:
@@ -151,6 +153,15 @@ class Control:
         self.enter(call)
         yield
         self.leave()
+
+    def made_progress(self) -> None:
+        """See `Communicator.made_progress`."""
+        with self.lock:
+            self.progress.steps += 1
+            if self.idle_since is not None:
+                now = time.monotonic()
+                self.progress.longest = max(self.progress.longest, now - self.idle_since)
+                self.idle_since = now
 
     @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[None]:

@@ -171,6 +171,9 @@ class NCCLCommunicator(Communicator):
     def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
         return self.control.busy(label)
 
+    def made_progress(self) -> None:
+        self.control.made_progress()
+
     def abort(self, reason: str) -> NoReturn:
         self.control.fail(reason)
 

@@ -35,6 +35,10 @@ def fail(kind: str, ranks) -> None:
         ctypes.PyDLL(None).sleep(100)
     while kind == "loops":
         pass
+    if kind == "takes steps":  # for longer than the patience, which is no failure
+        for _ in range(40):
+            time.sleep(0.1)
+            ranks.made_progress()
     if kind == "calls another":
         ranks.broadcast(np.ones(3))
 

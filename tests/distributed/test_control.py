@@ -85,6 +85,8 @@ def test_progress_is_what_was_started_completed_or_announced():
     assert one.moved == NOW + 1
     one.hear(Progress(6, 5, busy="saving"), NOW + 3)
     assert (one.moved, one.heard, one.waits(NOW + 5)) == (NOW + 3, NOW + 3, 2)
+    one.hear(Progress(6, 5, busy="saving", steps=1), NOW + 4)
+    assert one.moved == NOW + 4
 
 
 class Hub(control.Hub):

@@ -19,8 +19,9 @@ def test_collectives(ranks):
     assert not ended.errors
 
 
-def test_long_work_of_one_rank_is_no_failure():
-    ended = run_ranks(FAILING, "none", 0, 4, ranks=2, env=QUICK)
+@pytest.mark.parametrize(("kind", "rank", "busy"), [("none", 0, 4), ("takes steps", 1, 0)])
+def test_long_work_of_one_rank_is_no_failure(kind, rank, busy):
+    ended = run_ranks(FAILING, kind, rank, busy, ranks=2, env=QUICK)
     assert ended.status == 0, ended.err
     assert not ended.errors
     assert sorted(ended.out.split("\n")) == ["", "rank 0 is done", "rank 1 is done"]
