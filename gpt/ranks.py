@@ -115,6 +115,11 @@ class Ranks:
         self.stopped_by = int(max(signals))
         return bool(wants_to_save)
 
+    def stop(self) -> bool:
+        """Has any rank got a signal that stops the run? All ranks must call it equally often."""
+        self.meet()
+        return bool(self.stopped_by)
+
     def first(self, text: str, unlike: str) -> str:
         """The text of the first rank, with the rank's number, that does not contain `unlike`; else that of rank 0."""
         if self.size == 1:

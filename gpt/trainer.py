@@ -91,7 +91,7 @@ class Trainer:
         peak = config.learning_rate  # of the schedule, which is scaled for each group by the group's own peak
         self.lr_factors = [group["lr"] / peak if peak else 1.0 for group in self.optimizer.param_groups]
         self.clip_grad_norm = functools.partial(optim.clip_grad_norm, self.optimizer.params)
-        self.parallel: Any = self.share_batches(processes)
+        self.parallel = self.share_batches(processes)
         self.outer: DiLoCo | None = None
         if config.local_steps > 1:
             if config.batch_size < self.ranks.size:
@@ -120,18 +120,15 @@ class Trainer:
         self.saved_time = time.monotonic()
 
     def share_batches(self, processes: int) -> DataParallel | DistributedDataParallel:
-        """The loss of a batch, which the ranks, or the processes of this machine, compute together.
-
-        With several ranks and --shard-optimizer, they also share the optimizer's state.
-        """
-        model, ranks = self.model, self.ranks
+        """The loss of a batch, by all ranks or several processes. With --shard-optimizer, ranks share its state too."""
+        model = self.model
 
         def loss(ids: Any, targets: Any) -> mg.Tensor:
             return model(ids, targets)[1]
 
-        if ranks.size == 1:
+        if self.ranks.size == 1:
             return DataParallel(model, loss, processes)
-        parallel = DistributedDataParallel(model, loss, ranks.communicator)
+        parallel = DistributedDataParallel(model, loss, self.ranks.communicator)
         if self.config.shard_optimizer:
             self.optimizer = ZeroRedundancyOptimizer(self.optimizer, parallel)
             self.clip_grad_norm = self.optimizer.clip_grad_norm
@@ -202,11 +199,6 @@ class Trainer:
         """The number of the signal that asked the run to stop; 0 if none did."""
         return self.ranks.stopped_by
 
-    def is_asked_to_stop(self) -> bool:
-        """Has any rank been asked to stop? All ranks ask together."""
-        self.ranks.meet()
-        return bool(self.interrupted)
-
     def step(self, learning_rate: float) -> tuple[mg.Tensor, Any]:
         """One step of the optimizer. Returns the mean loss of its batches, and the gradient's norm before clipping.
 
@@ -232,7 +224,7 @@ class Trainer:
             if total is not None:
                 optim.widen_gradients(self.optimizer.params)
             loss = self.training_loss(ids, targets) / self.config.grad_accum
-            with self.reduced_later(number < self.config.grad_accum):
+            with contextlib.nullcontext() if number == self.config.grad_accum else self.parallel.no_sync():
                 (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -248,18 +240,8 @@ class Trainer:
 
     def training_loss(self, ids: Any, targets: Any) -> mg.Tensor:
         """The mean loss of a batch: with --local-steps of this rank's rows, else of all."""
-        if self.outer is None or self.ranks.size == 1:
-            return self.parallel(ids, targets)
-        with mg.random.derived(self.ranks.rank):  # for dropout
-            return self.parallel.loss(*self.own_rows((ids, targets)))
-
-    def own_rows(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The rows of a batch that this rank computes."""
-        return batch if self.ranks.size == 1 else self.parallel.own_rows(batch)
-
-    def reduced_later(self, later: bool) -> contextlib.AbstractContextManager[Any]:
-        """A context for a backward pass: if another one follows in the step, the ranks do not add up its gradients."""
-        return self.parallel.no_sync() if later and self.ranks.size > 1 else contextlib.nullcontext()
+        alone = self.outer is not None and self.ranks.size > 1
+        return (self.parallel.local_loss if alone else self.parallel)(ids, targets)
 
     def compute_flat(self, *arrays: Any) -> tuple[mg.Tensor, Any]:
         """`compute_step` with the arguments ids, targets, ids, targets, …"""
@@ -332,7 +314,7 @@ class Trainer:
     def diverged(self, problem: str, batches: list[tuple[Any, Any]]) -> DivergedError:
         """The error that says what happened, with which learning rate, and in which layer and operation."""
         rate = self.optimizer.param_groups[0]["lr"] / (self.lr_factors[0] or 1.0)
-        where = first_nonfinite(self.model, self.parallel.loss, map(self.own_rows, batches))
+        where = first_nonfinite(self.model, self.parallel.local_loss, batches)
         if self.in_step:
             where = self.ranks.first(where, NOT_FOUND)
         return DivergedError(f"{problem}, with learning rate {rate:.3g}; {where}")
@@ -394,7 +376,7 @@ class Trainer:
         self.model.eval()
         with mg.no_grad():
             for split in ("train", "val"):
-                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters) if not self.is_asked_to_stop()]
+                losses = [self.loss(split, rng) for _ in range(self.config.eval_iters) if not self.ranks.stop()]
                 if self.interrupted:
                     break
                 means[split] = sum(loss.item() for loss in losses) / len(losses)  # after all are queued on a GPU

@@ -78,11 +78,9 @@ class DistributedDataParallel(ParallelLoss):
         if size == 1:
             return self.loss(*batch)
         self.start()
-        own = self.own_rows(batch)
-        weight = self.weight_of(own, batch) if rank < n else 0.0
+        weight = self.weight_of(self.own_rows(batch), batch) if rank < n else 0.0
         with self.closed_on_error():
-            with random.derived(rank):
-                loss = self.loss(*own)
+            loss = self.local_loss(*batch)
             value = get_array_module(loss.data).zeros(1, "float64")
             if weight:
                 value += loss.data.astype("float64") * weight
@@ -92,6 +90,11 @@ class DistributedDataParallel(ParallelLoss):
             return Tensor(mean)
         part = (loss * weight).backward if weight else None
         return SharedLoss.apply(mean, self, part, Tensor(0.0, requires_grad=True, device=loss.device))
+
+    def local_loss(self, *batch: Any) -> Tensor:
+        """The mean loss over this rank's rows alone. Nothing is sent."""
+        with random.derived(self.communicator.rank):
+            return self.loss(*self.own_rows(batch))
 
     def own_rows(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         """This rank's rows of a batch of arrays (n, …).

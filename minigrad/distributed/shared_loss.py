@@ -36,6 +36,14 @@ class ParallelLoss:
     def walk(self, part: Any, g: Any, retain_graph: bool) -> None:
         """Add the gradient of g times the mean loss to the parameters' `grad`. `part` is what the forward kept."""
 
+    def local_loss(self, *batch: Any) -> Tensor:
+        """The mean loss over the rows that this program computes: all, unless there are several ranks."""
+        return self.loss(*batch)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Inside this context, a backward pass need not add up the gradients over the ranks, as another one follows."""
+        return contextlib.nullcontext()
+
     def __enter__(self) -> Self:
         self.start()
         return self
