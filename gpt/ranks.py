@@ -27,7 +27,6 @@ from minigrad.distributed import communicator, launcher
 from .errors import RankError
 from .options import check_device
 
-GPU_INTERVAL = 10  # steps between meetings of ranks on GPUs, each of which waits for the GPU
 CODE = ("*.py", "*.cu", "*.cuh")
 THREADS = ("MINIGRAD_NUM_THREADS", "OMP_NUM_THREADS")  # variables that set the number of threads
 
@@ -54,6 +53,7 @@ class Ranks:
         self.communicator = communicator(device)
         self.rank, self.size = self.communicator.rank, self.communicator.size
         self.stopped_by = 0
+        self.every = 1 if device == "cpu" else 10  # calls of `meet`, of which one sends something
         self._received = 0  # the number of the signal that this rank got
         self._meetings = 0
 
@@ -99,12 +99,13 @@ class Ranks:
     def meet(self, save: bool = False) -> bool:
         """Agree on whether to stop, in `stopped_by`, and return whether rank 0 wants to `save`.
 
-        All ranks must call it equally often. It sends a few bytes. On GPUs only every tenth call does, since it waits.
+        All ranks must call it equally often. It sends a few bytes. On GPUs only every tenth call does, since that waits
+        for the GPU.
         """
         if self.size == 1:
             return save
         self._meetings += 1
-        if self.communicator.device != "cpu" and self._meetings % GPU_INTERVAL:
+        if self._meetings % self.every:
             return False
         said = np.zeros(self.size + 1, np.float32)  # the signal of each rank, and whether rank 0 wants to save
         said[self.rank] = self._received

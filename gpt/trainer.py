@@ -100,6 +100,7 @@ class Trainer:
                     f"{self.ranks.size} ranks, with local_steps above 1"
                 )
             self.outer = DiLoCo(self.optimizer, self.ranks.communicator, config.local_steps)
+            self.ranks.every = 1
         self.graph: mg.cuda.Captured | None = None  # of a step; not for float16, where the CPU checks every step
         self.loss_graph: mg.cuda.Captured | None = None  # of the loss of a batch, for estimates
         if graph and self.ranks.size == 1 and mg.cuda.can_capture(self.device, model.wte.weight.dtype):
@@ -315,7 +316,7 @@ class Trainer:
         """The error that says what happened, with which learning rate, and in which layer and operation."""
         rate = self.optimizer.param_groups[0]["lr"] / (self.lr_factors[0] or 1.0)
         where = first_nonfinite(self.model, self.parallel.local_loss, batches)
-        if self.in_step:
+        if self.outer is None:  # else a rank may have diverged alone
             where = self.ranks.first(where, NOT_FOUND)
         return DivergedError(f"{problem}, with learning rate {rate:.3g}; {where}")
 
