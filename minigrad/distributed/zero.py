@@ -1,8 +1,8 @@
 """`ZeroRedundancyOptimizer`: each rank keeps the optimizer's state of its own part of the parameters, and updates that.
 
-With `DistributedDataParallel` alone, all ranks take the same step: each has the whole gradient, and keeps AdamW's two
-moments, and a master for 16-bit parameters, of every parameter. Of N ranks, N - 1 do it in vain. In ZeRO-1 (Rajbhandari
-et al., 2020), each bucket of parameters is cut into N parts, and rank r owns the r-th:
+With `DistributedDataParallel` alone, all ranks take the same step: each has the whole gradient and keeps, for every
+parameter, AdamW's two moments, and a master if it is 16-bit. So N ranks keep N copies of the same state. In ZeRO-1
+(Rajbhandari et al., 2020), each bucket of parameters is cut into N parts, and rank r owns the r-th:
 
     gradients of rank 0  [ a0 | b0 | c0 ]                    a = a0 + a1 + a2
     gradients of rank 1  [ a1 | b1 | c1 ]   reduce-scatter   rank 0 gets a, rank 1 gets b, rank 2 gets c
@@ -48,11 +48,11 @@ class Piece(NamedTuple):
 
 
 class ShardedBucket(Bucket):
-    """A bucket of which each rank gets the sum of one part. The parameters lie in one array, in the same order.
+    """A bucket that is cut into one part for each rank, which receives the sum of that part alone.
 
-    If the optimizer updates each element independently, the parts are cut without regard to the parameters. Else, as
-    for Muon, each part has whole parameters: each is given to the rank that has least so far (`loads`), the largest
-    first, and the parts are filled up to the length of the longest.
+    The parameters' values lie in an array with the same layout. If the optimizer updates each element independently,
+    the cuts may go through parameters. Otherwise, as for Muon, each part holds whole parameters: the largest first,
+    each goes to the rank that has the fewest elements so far (`loads`). The shorter parts are padded.
     """
 
     def __init__(
@@ -149,12 +149,12 @@ class ZeroRedundancyOptimizer:
         optimizer.step()                            # updates this rank's part, then all-gather
 
     The weights are those that the optimizer computes without it. AdamW and SGD update each element independently, so
-    every rank has 1/size of each bucket. Muon needs whole matrices: every rank has some, shared out by size, so that no
-    two ranks differ by more than the largest matrix.
+    every rank has 1/size of each bucket. Muon needs whole matrices, so each rank has some of them. No two ranks differ
+    by more than the largest matrix.
 
     Settings are read and changed in `param_groups`, as usual. `state_dict` is whole, and the same as that of the
     optimizer without sharding, so a run can be continued on any number of ranks. `state_dict`, `masters`,
-    `clip_grad_norm` and `step` must be called on all ranks. Of one rank, this is the optimizer itself.
+    `clip_grad_norm` and `step` must be called on all ranks. With one rank, this is the optimizer itself.
 
     The parameters move into one array for each bucket. Raises ValueError unless the optimizer has exactly the
     parameters of the module that require gradients. AutogradError in `step` if a parameter has a `grad`: it came from
