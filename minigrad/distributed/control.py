@@ -200,6 +200,11 @@ class Control:
 
     # Beginning and end of the program
 
+    def in_forks(self, close: Callable[[], None]) -> None:
+        """Close the sockets in processes that are forked from this one. Open there, they would outlive this rank."""
+        if sys.platform != "win32":
+            os.register_at_fork(after_in_child=close)
+
     def watch(self) -> None:
         """Start the thread, and report what nobody catches."""
         before, exit_before = threading.excepthook, sys.exit
@@ -258,13 +263,13 @@ class Hub(Control):
             0.0,
             0.0,
         )  # when this rank was last continued after a stop, and for how long it had been stopped
-        os.register_at_fork(after_in_child=self.close_sockets)
+        self.in_forks(self.close_sockets)
         self.watch()
         with self.lock:
             self.lock.wait_for(lambda: len(self.peers) == size)
 
     def close_sockets(self) -> None:
-        """Called in a forked process: its copies would keep connections open whose rank has died."""
+        """Close all connections, without a goodbye."""
         for lines in self.lines.values():
             lines.socket.close()
         self.listener.close()
@@ -390,7 +395,7 @@ class Spoke(Control):
         self.lines = join(rank, addresses, token)
         self.heard = time.monotonic()
         self.last_of_hub: tuple[int, str] | None = None  # its last collective, and how it ended
-        os.register_at_fork(after_in_child=self.lines.socket.close)
+        self.in_forks(self.lines.socket.close)
         self.watch()
 
     def run(self) -> None:
