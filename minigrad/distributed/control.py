@@ -91,26 +91,29 @@ def judge(peers: list[Peer], now: float, patience: float = PATIENCE) -> str | No
         if peer.ended is None and now - peer.heard > patience:
             return f"{peer} has not been heard of for {patience:g} s: it is stopped, or its machine cannot be reached"
     waiting = [peer for peer in peers if peer.waits(now)]
-    for waiter in waiting:
-        number, call = waiter.progress.completed + 1, waiter.progress.call
-        missing = [peer for peer in peers if peer.progress.started < number and not peer.progress.busy]
-        for peer in missing:
-            late = f"after collective {peer.progress.started}; rank {waiter.rank} waits for it in collective {number}, "
-            late += call
-            if peer.ended is not None:
-                if min(now - peer.ended, waiter.waits(now)) > LEAVING:
-                    return f"{peer} ended {peer.how}{late}"
-            elif min(waiter.waits(now), now - peer.moved) > max(patience, 3 * peer.progress.longest):
-                return (
-                    f"{peer} hangs: it has made no progress for {now - peer.moved:.0f} s, at {peer.progress.at}, "
-                    f"{late}. Long work of one rank alone is marked with `with communicator.busy(…)`"
-                )
-        for other in waiting:
-            if other.progress.completed + 1 == number and other.progress.call != call and other.waits(now) > 2 * BEAT:
-                return (
-                    f"{other} calls {other.progress.call} as collective {number}, but rank {waiter.rank} calls {call}"
-                )
-    if waiting and len(waiting) == len(peers) and min(peer.waits(now) for peer in peers) > 30 * patience:
+    if not waiting:
+        return None
+    first = min(
+        waiting, key=lambda peer: (peer.progress.completed, peer.moved)
+    )  # those in later ones wait for this one
+    number, call = first.progress.completed + 1, first.progress.call
+    for peer in peers:
+        progress = peer.progress
+        late = f"after collective {progress.started}; rank {first.rank} waits for it in collective {number}, {call}"
+        if peer.waits(now) and progress.completed + 1 == number:
+            if progress.call != call and min(peer.waits(now), first.waits(now)) > 2 * BEAT:
+                return f"{peer} calls {progress.call} as collective {number}, but rank {first.rank} calls {call}"
+        elif progress.started >= number or progress.busy:
+            continue
+        elif peer.ended is not None:
+            if min(now - peer.ended, first.waits(now)) > LEAVING:
+                return f"{peer} ended {peer.how}{late}"
+        elif min(first.waits(now), now - peer.moved) > max(patience, 3 * progress.longest):
+            return (
+                f"{peer} hangs: it has made no progress for {now - peer.moved:.0f} s, at {progress.at}, {late}. "
+                f"Long work of one rank alone is marked with `with communicator.busy(…)`"
+            )
+    if len(waiting) == len(peers) and min(peer.waits(now) for peer in peers) > 30 * patience:
         return f"no rank has left collective {number}, {call}, for {30 * patience:g} s"
     return None
 
@@ -208,6 +211,11 @@ class Control:
 
     # Beginning and end of the program
 
+    def in_forks(self, close: Callable[[], None]) -> None:
+        """Close the sockets in processes that are forked from this one. Open there, they would outlive this rank."""
+        if sys.platform != "win32":
+            os.register_at_fork(after_in_child=close)
+
     def watch(self) -> None:
         """Start the thread, and report what nobody catches."""
         before, exit_before = threading.excepthook, sys.exit
@@ -255,6 +263,7 @@ class Hub(Control):
     def __init__(self, size: int, listener: socket.socket, token: str) -> None:
         super().__init__(0, size)
         self.listener, self.token = listener, token
+        _allow_files(size)
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
         self.peers = {0: Peer(0, socket.gethostname())}
@@ -265,13 +274,13 @@ class Hub(Control):
             0.0,
             0.0,
         )  # when this rank was last continued after a stop, and for how long it had been stopped
-        os.register_at_fork(after_in_child=self.close_sockets)
+        self.in_forks(self.close_sockets)
         self.watch()
         with self.lock:
             self.lock.wait_for(lambda: len(self.peers) == size)
 
     def close_sockets(self) -> None:
-        """Called in a forked process: its copies would keep connections open whose rank has died."""
+        """Close all connections, without a goodbye."""
         for lines in self.lines.values():
             lines.socket.close()
         self.listener.close()
@@ -397,7 +406,7 @@ class Spoke(Control):
         self.lines = join(rank, addresses, token)
         self.heard = time.monotonic()
         self.last_of_hub: tuple[int, str] | None = None  # its last collective, and how it ended
-        os.register_at_fork(after_in_child=self.lines.socket.close)
+        self.in_forks(self.lines.socket.close)
         self.watch()
 
     def run(self) -> None:
@@ -524,6 +533,18 @@ def join(rank: int, addresses: list[tuple[str, int]], token: str) -> Lines:
         time.sleep(min(0.2, BEAT))
     tried = ", ".join(f"{host}:{port}" for host, port in addresses[:4])
     raise DistributedError(f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {tried}: {said}")
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have a connection to each of `count` ranks, if the system lets it."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = count + 1024
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def position_of_main_thread() -> str:
