@@ -8,6 +8,7 @@ import signal
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from minigrad import DeviceError, get_num_threads
 from minigrad.distributed import DistributedError, WorkerError, communicator, is_first
@@ -109,9 +110,17 @@ def run_program(main: Callable[[], None]) -> None:
     except DistributedError as error:
         sys.exit(f"error: {message_of(error)}")
     except (GPTError, DeviceError, WorkerError, OSError) as error:
-        communicator().abort(message_of(error))
+        _end_all_ranks(message_of(error))
     except MemoryError as error:
-        communicator().abort(describe_out_of_memory(error))
+        _end_all_ranks(describe_out_of_memory(error))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _end_all_ranks(message: str) -> NoReturn:
+    """Print an error once and end all ranks, or this one alone if it cannot reach the others."""
+    try:
+        communicator().abort(message)
+    except DistributedError:
+        sys.exit(f"error: {message}")

@@ -47,8 +47,7 @@ def launcher() -> tuple[str, int]:
 
 def is_first() -> bool:
     """Is this rank 0, or a process without a launcher? The environment says so, before the ranks are connected."""
-    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "RANK")
-    return launcher()[1] == 1 or next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+    return launcher()[1] == 1 or next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
 
 
 def _number(name: str) -> int:
