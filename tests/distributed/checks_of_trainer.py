@@ -78,7 +78,7 @@ ACCUMULATED = {"grad_accum": 2, "grad_clip": 0.5, "batch_size": 5}  # 5 sequence
 
 
 def check_a_run_is_that_of_one_process(communicator):
-    for name, options in {"plain": {}, "zero": {"shard_optimizer": True}, "muon": {"optimizer": "muon"}}.items():
+    for name, options in {"adamw": {}, "muon": {"optimizer": "muon", "shard_optimizer": True}}.items():
         whole = one_process(f"one-{name}", communicator, **ACCUMULATED, **options)
         shared = trainer(f"shared-{name}", **ACCUMULATED, **options)
         assert shared.train()
