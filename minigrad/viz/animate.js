@@ -80,7 +80,7 @@ function view(index) {
   const [tall, broad] = array.block ?? [1, 1];
   const cells = codes.map((code, i) => heated(make("i", values ? { title: code } : {}), code, values ? top : 127));
   const size = Math.max(4, Math.min(14, Math.floor(208 / columns)));
-  const style = `grid-template-columns: repeat(${columns}, var(--cell)); --cell: ${size}px`;
+  const style = `grid-template-columns: repeat(${columns}, var(--cell)); --cell: ${size}px; --tall: ${rows > 4 ? size : 14}px`;
   const heat = make("div", { class: "heat", style, role: "img", "aria-label": `${about}, ${between}` }, ...cells);
   const sampled = tall * broad > 1 ? ` Each cell shows the largest of ${tall} × ${broad} numbers, by magnitude.` : "";
   return make("div", { class: "array" }, make("div", { class: "scroll" }, heat), make("div", { class: "about" }, `${about}, ${between}.${sampled}`));
@@ -96,18 +96,22 @@ function marker(id, color) {
   return make("marker", { id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto-start-reverse" }, head);
 }
 
-/** Where the edges of one side of a box end: beside each other, in the order of where they come from. */
-function ports(own, box, other) {
-  const sorted = [...own].sort((a, b) => other(a) - other(b));
-  return new Map(sorted.map((edge, i) => [edge, box.at[0] + (i - (own.length - 1) / 2) * Math.min(18, (box.width - 16) / own.length)]));
+/** Where edges end at a box: beside each other, in the order of where they come from; `[edges that share a place, x]`. */
+function ports(groups, box, other) {
+  const sorted = [...groups].sort(([a], [b]) => other(a) - other(b)), apart = Math.min(18, (box.width - 16) / groups.length);
+  return sorted.map((group, i) => [group, box.at[0] + (i - (groups.length - 1) / 2) * apart]);
 }
 
 function drawGraph() {
   svg.append(make("defs", {}, marker("down", "--wire"), marker("up", "--accent")));
+  for (const edge of edges) edge.bends = boxes[edge.from].trunk.filter(([, y]) => y < boxes[edge.to].at[1]);
   boxes.forEach((box, i) => {
     const into = edges.filter(edge => edge.to === i), out = edges.filter(edge => edge.from === i);
-    for (const [edge, x] of ports(into, box, edge => (edge.bends.at(-1) ?? boxes[edge.from].at)[0])) edge.end = [x, box.at[1] - HALF(box)];
-    for (const [edge, x] of ports(out, box, edge => (edge.bends[0] ?? boxes[edge.to].at)[0])) edge.start = [x, box.at[1] + HALF(box)];
+    const near = out.filter(edge => !edge.bends.length).map(edge => [edge]), far = out.filter(edge => edge.bends.length);
+    const ends = ports(into.map(edge => [edge]), box, edge => (edge.bends.at(-1) ?? boxes[edge.from].at)[0]);
+    const starts = ports(far.length ? [...near, far] : near, box, edge => (edge.bends[0] ?? boxes[edge.to].at)[0]);
+    for (const [[edge], x] of ends) edge.end = [x, box.at[1] - HALF(box)];
+    for (const [group, x] of starts) for (const edge of group) edge.start = [x, box.at[1] + HALF(box)];
   });
   for (const edge of edges) {
     const points = [edge.start, ...edge.bends, edge.end];
@@ -213,7 +217,10 @@ const note = (...text) => make("span", { class: "to" }, ...text);
 const toBox = (word, i) => note(`${word} `, make("code", {}, boxes[i].name));
 
 function panelOf(step) {
-  if (step.box === null) return [make("h2", {}, "The gradients of the leaves"), ...step.grads.map(([leaf, array]) => value(make("code", {}, `${boxes[leaf].name}.grad`), array))];
+  if (step.box === null) return [
+    make("h2", {}, "The gradients of the leaves"),
+    make("div", { class: "values" }, ...step.grads.map(([leaf, array]) => value(make("code", {}, `${boxes[leaf].name}.grad`), array))),
+  ];
   const box = boxes[step.box], heading = make("h2", {}, box.title);
   if (box.kind === "result") return [heading, value(make("code", {}, box.name), box.array), make("h3", {}, "The gradient to start from"), value(math("dL/dL"), step.arrived[0][0])];
   return [
@@ -262,9 +269,10 @@ function sentOf(step) {
 }
 
 function freedOf(step) {
-  const names = step.saved.map(([name]) => name).join(", ");
-  if (!names) return "";
-  return make("p", { class: "freed" }, step.freed ? `After this step ${names} ${step.saved.length > 1 ? "are" : "is"} freed.` : `${names} stays saved, for another backward.`);
+  const names = step.saved.flatMap(([name], i) => [i ? ", " : "", math(name)]), several = step.saved.length > 1;
+  if (!names.length) return "";
+  const [before, after] = step.freed ? ["After this step ", several ? " are freed." : " is freed."] : ["", several ? " stay saved." : " stays saved."];
+  return make("p", { class: "freed" }, before, ...names, after);
 }
 
 const size = bytes => bytes < 1000 ? `${bytes} bytes` : bytes < 1e6 ? `${(bytes / 1e3).toPrecision(3)} kB` : `${(bytes / 1e6).toPrecision(3)} MB`;

@@ -127,11 +127,9 @@ class _Animation:
         self._box("end", name, "result", root.data)
         self._edge(root.origin, "end", 0)
         widths = [_width(box) for box in self.boxes]
-        self.size, places, bends = arrange(widths, [(edge["from"], edge["to"]) for edge in self.edges])
-        for box, width, place in zip(self.boxes, widths, places, strict=True):
-            box |= {"at": place, "width": width}
-        for edge, points in zip(self.edges, bends, strict=True):
-            edge["bends"] = points
+        self.size, places, trunks = arrange(widths, [(edge["from"], edge["to"]) for edge in self.edges])
+        for box, width, place, trunk in zip(self.boxes, widths, places, trunks, strict=True):
+            box |= {"at": place, "width": width, "trunk": trunk}
 
     def _box(self, key: Any, name: str, kind: str, array: Array | None = None) -> dict[str, Any]:
         self.place[key] = len(self.boxes)

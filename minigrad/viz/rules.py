@@ -34,6 +34,7 @@ def rule_of(node: Context) -> dict[str, Any]:
     head, _, rest = text.partition("\n\n")
     if start := BACKWARD.search(text):
         forward, backward = text[: start.start()], text[start.start() :]
+        backward = re.sub(r"^Backward[.:]\s*?( \w)?", lambda after: (after[1] or "").strip().upper(), backward)
     else:
         forward, _, derivative = head.partition("    ")
         slopes = re.sub(r"^d\S+ = ", r"    \g<0>", derivative.strip()).replace(", dy/d", "    dy/d")
@@ -143,9 +144,9 @@ def _source(implementation: Any, name: str) -> str:
 
 def line_of(node: Context) -> dict[str, Any]:
     """The line of the user's program that called an operation, and which part of the line the call is."""
-    if node.place is None:
+    if node.called_at is None:
         return {}
-    code, instruction = node.place
+    code, instruction = node.called_at
     line, last, start, end = next(itertools.islice(code.co_positions(), instruction // 2, None))
     linecache.checkcache(code.co_filename)
     text = linecache.getline(code.co_filename, line or 0).rstrip()
