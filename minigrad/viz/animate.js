@@ -49,7 +49,8 @@ function written(lines, kind = "") {
     : make("div", { class: `formulas ${kind}` }, make("div", {}, ...line.map(cell => / = |^[\w^]+$/.test(cell) ? math(cell) : make("span", { class: "remark" }, ...math(cell).childNodes)))));
 }
 
-const short = value => typeof value === "string" ? value : Number.isInteger(value) ? String(value).replace("-", "−") : String(parseFloat(value.toPrecision(4))).replace("-", "−");
+/** A number with four digits, or fewer; text for one that is not finite. */
+const short = (value, digits = 4) => typeof value === "string" ? value : String(Number.isInteger(value) ? value : parseFloat(value.toPrecision(digits))).replace("-", "−");
 const shapeOf = shape => shape.length === 0 ? "scalar" : shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(", ")})`;
 
 // Arrays
@@ -71,7 +72,7 @@ function view(index) {
   if (values && shape.length === 0) return make("b", { class: "scalar", title: `${values[0]} ${array.dtype}` }, short(values[0]));
   const between = `from ${short(range[0])} to ${short(range[1])}`;
   if (values && columns <= 8 && rows <= 8) {
-    const cell = (_, i) => heated(make("td", { title: values[i] }, short(values[i])), values[i], 2.2 * top);
+    const cell = (_, i) => heated(make("td", { title: values[i] }, short(values[i], columns > 4 ? 3 : 4)), values[i], 2.2 * top);
     const row = (_, r) => make("tr", {}, ...Array.from({ length: columns }, (_, c) => cell(_, r * columns + c)));
     const table = make("table", {}, ...Array.from({ length: rows }, row));
     return make("div", { class: "array" }, make("div", { class: "scroll" }, table), make("div", { class: "about" }, about));
@@ -110,6 +111,7 @@ function drawGraph() {
     const near = out.filter(edge => !edge.bends.length).map(edge => [edge]), far = out.filter(edge => edge.bends.length);
     const ends = ports(into.map(edge => [edge]), box, edge => (edge.bends.at(-1) ?? boxes[edge.from].at)[0]);
     const starts = ports(far.length ? [...near, far] : near, box, edge => (edge.bends[0] ?? boxes[edge.to].at)[0]);
+    box.uses = out.filter(edge => edge.to !== boxes.length - 1).length;
     for (const [[edge], x] of ends) edge.end = [x, box.at[1] - HALF(box)];
     for (const [group, x] of starts) for (const edge of group) edge.start = [x, box.at[1] + HALF(box)];
   });
@@ -180,7 +182,7 @@ function paintGraph(step) {
   [reached[last.from], sum[last.from]] = [reached[last.from] + 1, arrays[steps[0].arrived[0][0]]];
   const sent = new Map(step.sent.filter(message => "array" in message).map(message => [message.argument, message]));
   boxes.forEach((box, i) => {
-    const uses = edges.filter(edge => edge.from === i && edge !== last).length;
+    const { uses } = box;
     const leaf = box.kind === "leaf" || box.kind === "parameter";
     const met = step.sent.some(message => message.to === i && "before" in message);
     const state = i === step.box ? "active" : done.has(i) ? "done" : reached[i] ? (leaf && reached[i] === uses ? "done" : "reached") : "later";
@@ -197,7 +199,8 @@ function paintGraph(step) {
     edge.path.setAttribute("marker-start", message || gone ? "url(#up)" : "none");
     edge.label.textContent = message?.letter ? `dL/d${math(message.letter).textContent}` : "";
     if (message?.letter) {
-      const at = edge.path.getPointAtLength(Math.min(edge.path.getTotalLength() / 2, 34));
+      const length = edge.path.getTotalLength(), near = edge.bends.length ? length - 72 : Math.min(length / 2, 34);
+      const at = edge.path.getPointAtLength(near);
       edge.label.setAttribute("x", at.x + 7);
       edge.label.setAttribute("y", at.y + 4);
     }

@@ -46,17 +46,22 @@ def arrange(widths: list[int], edges: list[tuple[int, int]]) -> tuple[Point, lis
 
 
 def _ranks(n: int, edges: list[tuple[int, int]]) -> list[int]:
-    """The layer of each box: below all boxes that lead to it; leaves just above their first use."""
+    """The layer of each box: below all that lead to it, and no further above its first use than it has to be."""
     before: list[list[int]] = [[] for _ in range(n)]
+    after: list[list[int]] = [[] for _ in range(n)]
     for start, end in edges:
         before[end].append(start)
+        after[start].append(end)
     rank = [0] * n
     for i in range(n):  # the boxes that lead to a box have smaller numbers
         if before[i]:
             rank[i] = 1 + max(rank[j] for j in before[i])
-    for leaf in (i for i in range(n) if not before[i]):
-        rank[leaf] = min((rank[end] for start, end in edges if start == leaf), default=1) - 1
-    return rank
+    inner = [sum(bool(before[j]) for j in before[i]) for i in range(n)]
+    for i in sorted(range(n), key=lambda i: (not before[i], -i)):  # the last first, leaves at the end
+        if after[i] and inner[i] <= 1:
+            rank[i] = min(rank[j] for j in after[i]) - 1
+    top = min(rank)
+    return [layer - top for layer in rank]
 
 
 def _layers(rank: list[int], above: list[list[int]]) -> list[list[int]]:

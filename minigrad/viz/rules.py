@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 import linecache
@@ -132,6 +133,7 @@ def _saved_names(node: Context, n: int) -> list[str]:
     return [f"array {i + 1}" for i in range(n)]
 
 
+@functools.lru_cache(maxsize=200)  # to find a class, inspect parses the whole file
 def _source(implementation: Any, name: str) -> str:
     """The code of a method; "" where there is none, as in an interactive session."""
     try:
