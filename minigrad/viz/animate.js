@@ -74,7 +74,7 @@ function view(index) {
   if (values && columns <= 8 && rows <= 8) {
     const cell = (_, i) => heated(make("td", { title: values[i] }, short(values[i], columns > 4 ? 3 : 4)), values[i], 2.2 * top);
     const row = (_, r) => make("tr", {}, ...Array.from({ length: columns }, (_, c) => cell(_, r * columns + c)));
-    const table = make("table", {}, ...Array.from({ length: rows }, row));
+    const table = make("table", columns > 6 ? { class: "tight" } : {}, ...Array.from({ length: rows }, row));
     return make("div", { class: "array" }, make("div", { class: "scroll" }, table), make("div", { class: "about" }, about));
   }
   const codes = values ?? Array.from(atob(array.cells), c => (c.charCodeAt(0) << 24) >> 24).map(code => code === -128 ? "nan" : code);
