@@ -1,12 +1,12 @@
 """Convolution and pooling: a window of kh × kw places slides over an image.
 
-The output at (p, q) sees through place (i, j) of its window the pixel in
+The output in row p and column q sees through place ij of its window the pixel in row u and column v,
 
-    row u = s p + d i - top        column v = s q + d j - left
+    u = s p + d i - t        v = s q + d j - l
 
-with stride s, dilation d, and `top` and `left` rows and columns of padding. Stride, dilation and padding are pairs:
-each axis has its own. Along an axis of n pixels, with k places and t pixels of padding in all, there are
-floor((n + t - d (k - 1) - 1) / s) + 1 outputs.
+with stride s, dilation d, and t rows and l columns of padding before the image. Stride, dilation and padding are pairs:
+each axis has its own. Along an axis of n pixels, with k places and `padding` pixels of padding on both sides together,
+there are floor((n + padding - d (k - 1) - 1) / s) + 1 outputs.
 """
 
 from __future__ import annotations
@@ -94,24 +94,24 @@ def col2im(columns, windows):
 class Conv2d(Function):
     """Convolution (LeCun et al., 1989): every output is the sum of a window's pixels, weighted by a kernel.
 
-        y_opq = sum_cij w_ocij x_cuv + b_o        with u and v as above; pixels of the padding are 0
+        y_o,p,q = sum_c,i,j w_oc,i,j x_c,u,v + b_o        with u and v as above; pixels of the padding are 0
 
     As in all libraries the kernel is not flipped: strictly speaking this is a cross-correlation.
     Shapes: x (…, C, H, W), w (O, C / G, kh, kw), b (O,) or None, y (…, O, P, Q). With G groups, channels and outputs
     are cut into G parts, and each part of the outputs sees only its part of the channels. `padding` has two numbers for
     each axis, before and after the image.
 
-    As a matrix product. `im2col` copies what the window of output (p, q) sees into column pq of a matrix X. Its rows
-    are the K = C kh kw places cij of the window. With the kernels as the rows of W (O, K),
+    As a matrix product. `im2col` copies what the window of output pq sees into column pq of a matrix X. Its rows are
+    the K = C kh kw places c,i,j of the window. With the kernels as the rows of W (O, K),
         y = W X + b
     for each image, and for each group with its own part of W and X.
 
     Backward, with g (O, PQ) for dL/dy of an image. A product, so as in `MatMul`:
-        dL/db_o = sum over images and pq of g_opq        b_o is added everywhere
-        dL/dW   = sum over images of g X^T               all images share W
+        dL/db_o = sum over images of sum_p,q g_o,p,q        b_o is added to every output
+        dL/dW   = sum over images of g X^T                  all images share W
         dL/dX   = W^T g
-    X holds copies of the pixels of x: pixel uv is in column pq, at place ij, wherever (u, v) = (s p + d i - top,
-    s q + d j - left). Its gradient is the sum over its copies. `col2im` adds them up.
+    X holds copies of the pixels of x: pixel uv is in every column pq whose window has a place ij with u = s p + d i - t
+    and v = s q + d j - l. Its gradient is the sum over its copies. `col2im` adds them up.
     """
 
     @staticmethod
@@ -191,7 +191,7 @@ class MaxPool2d(Function):
         shape = pooled_shape(x, kernel, stride, padding)
         ctx.windows = Windows(x.shape[-2:], shape[-2:], kernel, stride, padding)
         ctx.shape = x.shape
-        y = xp.full(shape, -xp.inf, x.dtype)
+        y = xp.zeros(shape, x.dtype)
         chosen = xp.full(shape, -1, "int32")  # the number of the place of the largest pixel so far; -1 before the first
         for n, (_, outputs, pixels) in enumerate(ctx.windows.places()):
             seen, largest, at = x[pixels], y[outputs], chosen[outputs]
@@ -219,7 +219,7 @@ class AvgPool2d(Function):
     Shapes: x (…, H, W), y (…, P, Q).
 
     Backward. x_uv is in every y_pq whose window covers it, with the factor 1 / n_pq, so
-        dx_uv = sum of g_pq / n_pq over the windows that cover uv
+        dx_uv = sum over windows of g_pq / n_pq        over those that cover uv
     """
 
     @staticmethod
