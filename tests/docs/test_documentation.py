@@ -161,6 +161,8 @@ def help_of():
         if words[0].endswith(".sh"):
             return (ROOT / words[0]).read_text(encoding="utf-8")
         name = words[:2] if words[0] == "-m" else words[:1]
+        if words[:2] == ["-m", "pytest"]:
+            name = [*name, "tests", "examples/exercises"]  # which add options
         call = [sys.executable, *name, "--help"]
         result = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
         return result.stdout if result.returncode == 0 else None

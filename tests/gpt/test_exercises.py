@@ -850,6 +850,13 @@ def test_one_exercise_can_be_named_by_its_file_and_what_it_prints_is_shown(copie
     assert listed.count("printed") == 1  # not once more for each finite difference
 
 
+def test_a_wrong_gradient_is_drawn_if_asked_for(copied):
+    (copied / "ex01_add.py").write_text(with_backward("ex01_add.py", "        return g, g\n"), encoding="utf-8")
+    assert "picture" not in show(copied / "ex01_add.py").stdout
+    assert "\n    picture: ex01_add.png\n" in show(copied / "ex01_add.py", "--show").stdout
+    assert (copied / "ex01_add.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_when_all_are_right_pytest_says_how_to_train_with_them(copied):
     write_solutions(copied)
     result = show(copied)
