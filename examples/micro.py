@@ -81,7 +81,7 @@ class Value:
 
 
 def dot(a, b):
-    """a_0 b_0 + a_1 b_1 + ..., as one number with many inputs. Most of the work is in these sums and their slopes."""
+    """a_0 b_0 + a_1 b_1 + ..., as one number with many inputs. Most of the work is in these sums."""
     x, y = [each.data for each in a], [each.data for each in b]
     return Value(sum(i * j for i, j in zip(x, y)), (*a, *b), (*y, *x))
 
@@ -125,7 +125,7 @@ def mlp(x, c_fc, c_proj):  # (T, C) -> (T, C)
 
 
 class GPT:
-    """The model of gpt/model.py, with its names and shapes of weights, RMS norm, squared ReLU and no biases."""
+    """The model of gpt/model.py with RMS norm, squared ReLU and no biases. The weights have the same names there."""
 
     def __init__(self, vocab_size, block_size=16, n_layer=1, n_head=4, n_embd=16):
         C, self.block_size, self.n_layer, self.n_head = n_embd, block_size, n_layer, n_head

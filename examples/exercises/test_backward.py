@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 def test_backward(exercise, record_property, pytestconfig):
     grade = grade_file(exercise, FOLDER)
     picture = ""
-    if grade.wrong is not None and pytestconfig.getoption("show"):
+    if grade.wrong is not None and pytestconfig.getoption("show", default=False):
         picture = attempt(lambda: draw_comparison(*grade.wrong, FOLDER / exercise.file.replace(".py", ".png")))
     record_property("exercise", (exercise.file, exercise.name, grade.state, grade.message, str(picture)))
     if grade.state == "not written yet":

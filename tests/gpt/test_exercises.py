@@ -823,6 +823,7 @@ def test_one_line_for_each_exercise_and_one_for_what_is_wrong(copied):
     assert f"{copied / 'ex04_matmul.py'}, line 1: expected ':': class MatMul(mg.Function)\n" in listed
     assert "1 of 12 right; fix ex02_multiply.py" in listed
     assert "Traceback" not in result.stdout
+    assert "picture" not in result.stdout
     assert len(result.stdout.splitlines()) < 32
 
 
@@ -852,7 +853,6 @@ def test_one_exercise_can_be_named_by_its_file_and_what_it_prints_is_shown(copie
 
 def test_a_wrong_gradient_is_drawn_if_asked_for(copied):
     (copied / "ex01_add.py").write_text(with_backward("ex01_add.py", "        return g, g\n"), encoding="utf-8")
-    assert "picture" not in show(copied / "ex01_add.py").stdout
     assert "\n    picture: ex01_add.png\n" in show(copied / "ex01_add.py", "--show").stdout
     assert (copied / "ex01_add.png").read_bytes().startswith(b"\x89PNG")
 
@@ -1068,6 +1068,13 @@ def test_attention_that_forgets_that_heads_share_their_queries_cannot_train(tmp_
         ConfigError, match=re.escape("Attention.backward returned a gradient (2, 3, 4) float32 for argument 0")
     ):
         check(own)
+
+
+def test_a_file_of_functions_alone_is_no_operation(tmp_path):
+    folder = written(tmp_path, mine=CUBE, helper="def double(x):\n    return 2 * x\n")
+    assert [own.name for own in load_operations(folder)] == ["Tanh"]
+    with pytest.raises(ConfigError, match=r"helper\.py: expected a class derived from minigrad.Function, found none"):
+        load_operations(folder / "helper.py")
 
 
 def test_a_folder_without_operations_and_one_with_two_of_a_name(tmp_path):
