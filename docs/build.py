@@ -44,6 +44,7 @@ NOTEBOOK = "examples/self_attention.ipynb"
 GUIDES = [
     "README.md",
     "docs/students.md",
+    "docs/micro.md",
     "examples/exercises/README.md",
     NOTEBOOK,
     "docs/convnet.md",
