@@ -47,6 +47,11 @@ class HookHandle:
         self.remove()
 
 
+def forget_hooks() -> None:
+    """Call no hook any more. For a copy of a process, such as a worker of `DataParallel`."""
+    _hooked.clear()
+
+
 class Passes(threading.local):
     """The backward passes that run in this thread. Each was called by an operation's backward in the one before it."""
 

@@ -4,11 +4,11 @@ A collective has a cost for each call (its latency) and a cost for each byte. On
 too often; one call for all of them can start only when the backward pass is over. So the parameters are put into
 buckets, in reverse order, which is about the order in which a backward pass completes their gradients:
 
-    parameters     wte   wpe   h.0 …   h.1 …   h.2 …   ln_f
-    buckets        [     2     ][     1     ][     0     ]
-    backward       ◄── the gradients of bucket 2 ── of 1 ── of 0 ◄── loss
-    collectives                     └ bucket 0 ┘└ bucket 1 ┘└ bucket 2 ┘
-                                                             only what is left when the pass is over is waited for
+    parameters   wte   wpe   h.0 …   h.1 …   h.2 …   ln_f
+    buckets      [     2     ][     1     ][     0     ]
+
+    computing    forward │ gradients of bucket 0 │    of bucket 1    │    of bucket 2    │  wait  │ step
+    sending                                      │  bucket 0  │      │  bucket 1  │      │bucket 2│
 
 All ranks must start the same collectives in the same order, but a rank can complete gradients in an order of its own,
 or have none for a parameter. So a bucket starts only after those before it, and the end of the pass starts the rest,

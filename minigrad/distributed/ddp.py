@@ -37,12 +37,13 @@ class DistributedDataParallel(ParallelLoss):
 
         weights=lambda ids, targets: (targets != -100).sum()
 
-    bucket_bytes: the size of the buckets.
+    bucket_bytes: the most that the gradients of one bucket take; by default 1 MB on CPUs and 25 MB on GPUs.
 
-    Dropout draws from generators that differ from rank to rank. The ranks' own generators stay equal.
+    `communication` counts what was sent, and how long the computation waited for it. Dropout draws from generators that
+    differ from rank to rank; the common generators stay equal on all ranks.
 
-    Terms of the loss outside of `parallel(…)` must be the same on all ranks, such as a penalty on the weights. They
-    count once. Of one rank, this class is the loss itself.
+    Terms of the loss outside `parallel(…)`, such as a penalty on the weights, must be the same on all ranks. They count
+    once. With one rank, calling this is calling the loss.
 
     Raises ValueError for arrays with different numbers of rows or none, for tensors that require gradients, and for
     parameters that are not on the communicator's device.
@@ -78,7 +79,7 @@ class DistributedDataParallel(ParallelLoss):
         if size == 1:
             return self.loss(*batch)
         self.start()
-        # A rank without rows computes the first row, whose weight is 0: it has a loss of the right dtype, and draws.
+        # A rank without rows computes the first row with weight 0: the loss has the right dtype, and as much is drawn.
         rows = threads.stretch(n, rank, min(n, size)) if rank < n else slice(0, 1)
         own = [array[rows] for array in batch]
         weight = self.weight_of(own, batch) if rank < n else 0.0
@@ -121,7 +122,7 @@ class DistributedDataParallel(ParallelLoss):
             self.reduction = Reduction(buckets, self.communicator, self.communication)
 
     def use_buckets(self, buckets: Sequence[Bucket]) -> None:
-        """Reduce gradients in these buckets, of an optimizer's."""
+        """Reduce gradients in these buckets, which an optimizer has made."""
         self.given_buckets = buckets
         if self.reduction is not None:
             self.reduction = Reduction(buckets, self.communicator, self.communication)

@@ -1,8 +1,8 @@
 """`ZeroRedundancyOptimizer`: each rank keeps the optimizer's state of its own part of the parameters, and updates that.
 
-With `DistributedDataParallel` alone, all ranks take the same step: each has the whole gradient, and keeps AdamW's two
-moments, and a master for 16-bit parameters, of every parameter. Of N ranks, N - 1 do it in vain. In ZeRO-1 (Rajbhandari
-et al., 2020), each bucket of parameters is cut into N parts, and rank r owns the r-th:
+With `DistributedDataParallel` alone, all ranks take the same step: each has the whole gradient and keeps, for every
+parameter, AdamW's two moments, and a master if it is 16-bit. So N ranks keep N copies of the same state. In ZeRO-1
+(Rajbhandari et al., 2020), each bucket of parameters is cut into N parts, and rank r owns the r-th:
 
     gradients of rank 0  [ a0 | b0 | c0 ]                    a = a0 + a1 + a2
     gradients of rank 1  [ a1 | b1 | c1 ]   reduce-scatter   rank 0 gets a, rank 1 gets b, rank 2 gets c
@@ -23,10 +23,10 @@ from ..autograd import AutogradError
 from ..backend import Array, get_array_module
 from ..in_place import mark_written
 from ..optim import CombinedOptimizer, Optimizer
-from ..optim.optimizer import clip_gradients, squared_gradient_norm
+from ..optim.optimizer import MASTER, clip_gradients, squared_gradient_norm
 from ..tensor import Tensor
 from .buckets import ALIGNMENT, Bucket, aligned, split_into_buckets
-from .communicator import Communicator
+from .communicator import Communicator, Work
 from .ddp import DistributedDataParallel
 
 
@@ -48,11 +48,11 @@ class Piece(NamedTuple):
 
 
 class ShardedBucket(Bucket):
-    """A bucket of which each rank gets the sum of one part. The parameters lie in one array, in the same order.
+    """A bucket that is cut into one part for each rank, which receives the sum of that part alone.
 
-    If the optimizer updates each element independently, the parts are cut without regard to the parameters. Else, as
-    for Muon, each part has whole parameters: each is given to the rank that has least so far (`loads`), the largest
-    first, and the parts are filled up to the length of the longest.
+    The parameters' values lie in an array with the same layout. If the optimizer updates each element independently,
+    the cuts may go through parameters. Otherwise, as for Muon, each part holds whole parameters: the largest first,
+    each goes to the rank that has the fewest elements so far (`loads`). The shorter parts are padded.
     """
 
     def __init__(
@@ -115,10 +115,19 @@ class ShardedBucket(Bucket):
         del self.part
         self.close()
 
-    def all_gather(self) -> None:
-        """Exchange the parts of the weights."""
-        self.communicator.all_gather(self.weights[self.own], self.weights)
+    def put_together(self, values: Mapping[Tensor, Array]) -> Array:
+        """An array like the bucket's, from the pieces of all ranks. `values` has this rank's, by parameter."""
+        array = get_array_module(self.weights).zeros(self.length, self.dtype)
+        for piece in self.pieces:
+            if piece.parameter in values:
+                piece.in_part(array[self.own])[...] = values[piece.parameter]
+        self.communicator.all_gather(array[self.own], array)
+        return array
+
+    def start_all_gather(self) -> Work:
+        """Start to exchange the parts of the weights."""
         mark_written(self.weights)
+        return self.communicator.start_all_gather(self.weights[self.own], self.weights)
 
 
 class Shard(NamedTuple):
@@ -127,6 +136,7 @@ class Shard(NamedTuple):
     whole: Optimizer  # has the parameters and their settings; its state is empty
     part: Optimizer  # of the same class, has this rank's pieces and their state
     pieces: list[Piece]  # in the order of `part.params`
+    buckets: list[ShardedBucket]
 
 
 class ZeroRedundancyOptimizer:
@@ -139,12 +149,12 @@ class ZeroRedundancyOptimizer:
         optimizer.step()                            # updates this rank's part, then all-gather
 
     The weights are those that the optimizer computes without it. AdamW and SGD update each element independently, so
-    every rank has 1/size of each bucket. Muon needs whole matrices: every rank has some, shared out by size, so that no
-    two ranks differ by more than the largest matrix.
+    every rank has 1/size of each bucket. Muon needs whole matrices, so each rank has some of them. No two ranks differ
+    by more than the largest matrix.
 
     Settings are read and changed in `param_groups`, as usual. `state_dict` is whole, and the same as that of the
     optimizer without sharding, so a run can be continued on any number of ranks. `state_dict`, `masters`,
-    `clip_grad_norm` and `step` must be called on all ranks. Of one rank, this is the optimizer itself.
+    `clip_grad_norm` and `step` must be called on all ranks. With one rank, this is the optimizer itself.
 
     The parameters move into one array for each bucket. Raises ValueError unless the optimizer has exactly the
     parameters of the module that require gradients. AutogradError in `step` if a parameter has a `grad`: it came from
@@ -177,14 +187,14 @@ class ZeroRedundancyOptimizer:
             lists = split_into_buckets(ordered, most)
             buckets = [ShardedBucket(members, self.communicator, whole.elementwise, loads) for members in lists]
             self.buckets += buckets
-            self.shards.append(shard_of(whole, [piece for bucket in buckets for piece in bucket.pieces]))
+            self.shards.append(shard_of(whole, buckets))
         self.buckets.sort(key=lambda bucket: -min(number[p] for p in bucket.params))  # as the backward completes them
         self.hand_over()
         self.parallel.use_buckets(self.buckets)
 
     def hand_over(self) -> None:
         """Cut the state of the whole optimizers: this rank keeps that of its pieces."""
-        for whole, part, pieces in self.shards:
+        for whole, part, pieces, _ in self.shards:
             number = {p: i for i, p in enumerate(whole.params)}
             numbers = [number[piece.parameter] for piece in pieces]
             part.steps = [whole.steps[i] for i in numbers]
@@ -194,27 +204,23 @@ class ZeroRedundancyOptimizer:
             ]
             forget(whole)
 
-    def collect(self) -> None:
-        """Give the whole optimizers their state, from the pieces of all ranks."""
-        for whole, part, pieces in self.shards:
-            number = {p: i for i, p in enumerate(whole.params)}
-            own = [
-                [number[piece.parameter], t, [*kept]]
-                for piece, t, kept in zip(pieces, part.steps, part.state, strict=True)
-            ]
-            slots: dict[int, list[str]] = {}
+    def collect(self, only: str = "") -> None:
+        """Give the whole optimizers their state, from the pieces of all ranks; of the slots, all or `only` this one."""
+        for shard in self.shards:
+            whole, number = shard.whole, {p: i for i, p in enumerate(shard.whole.params)}
+            state = {
+                piece.parameter: {slot: array for slot, array in kept.items() if only in ("", slot)}
+                for piece, kept in zip(shard.pieces, shard.part.state, strict=True)
+            }
+            own = [[number[p], t, [*kept]] for (p, kept), t in zip(state.items(), shard.part.steps, strict=True)]
+            slots: dict[Tensor, list[str]] = {p: [] for p in whole.params}
             for i, t, names in (each for rank in self.communicator.share(own) for each in rank):
-                whole.steps[i], slots[i] = t, names
-            state = {piece.parameter: kept for piece, kept in zip(pieces, part.state, strict=True)}
-            for bucket in self.buckets:
-                for slot in sorted({name for p in bucket.params if p in number for name in slots[number[p]]}):
-                    array = get_array_module(bucket.weights).zeros(bucket.length, bucket.dtype)
-                    for piece in bucket.pieces:
-                        if slot in state[piece.parameter]:
-                            piece.in_part(array[bucket.own])[...] = state[piece.parameter][slot]
-                    self.communicator.all_gather(array[bucket.own], array)
+                whole.steps[i], slots[whole.params[i]] = t, names
+            for bucket in shard.buckets:
+                for slot in sorted({name for p in bucket.params for name in slots[p]}):
+                    array = bucket.put_together({p: kept[slot] for p, kept in state.items() if slot in kept})
                     for p in bucket.params:
-                        if slot in slots[number[p]]:
+                        if slot in slots[p]:
                             whole.state[number[p]][slot] = bucket.view(array, p).copy()
 
     # What optimizers do
@@ -247,23 +253,24 @@ class ZeroRedundancyOptimizer:
             )
         for bucket in self.buckets:
             bucket.take_in()
-        for whole, part, _ in self.shards:
+        for whole, part, *_ in self.shards:
             for group, ours in zip(whole.param_groups, part.param_groups, strict=True):
                 ours.update({name: value for name, value in group.items() if name != "params"})
             part.step()
-        for bucket in self.buckets:
-            bucket.all_gather()
+        works = [(bucket.start_all_gather(), bucket.weights.nbytes) for bucket in self.buckets]
+        for work, nbytes in works:
+            self.parallel.communication.wait(work, nbytes)
 
     def start_masters(self, exact: Mapping[Tensor, Array]) -> None:
         """Start the masters of 16-bit parameters; see `Optimizer.start_masters`."""
         if not self.shards:
             self.optimizer.start_masters(exact)
-        for _, part, pieces in self.shards:
+        for _, part, pieces, _ in self.shards:
             part.start_masters({x.tensor: x.of(exact[x.parameter]) for x in pieces if x.parameter in exact})
 
     def masters(self) -> dict[Tensor, Array]:
         """The float32 masters of 16-bit parameters, by parameter, whole on every rank."""
-        self.collect()
+        self.collect(MASTER)
         masters = self.optimizer.masters()
         forget(*(shard.whole for shard in self.shards))
         return masters
@@ -286,8 +293,9 @@ class ZeroRedundancyOptimizer:
         return sum(array.nbytes for one in optimizers for kept in one.state for array in kept.values())
 
 
-def shard_of(whole: Optimizer, pieces: list[Piece]) -> Shard:
-    """An optimizer like `whole` of these pieces."""
+def shard_of(whole: Optimizer, buckets: list[ShardedBucket]) -> Shard:
+    """An optimizer like `whole`, of this rank's pieces of its parameters."""
+    pieces = [piece for bucket in buckets for piece in bucket.pieces]
     part, ordered = copy.copy(whole), []
     part.param_groups = []
     for group in whole.param_groups:
@@ -296,7 +304,7 @@ def shard_of(whole: Optimizer, pieces: list[Piece]) -> Shard:
         part.param_groups.append({**group, "params": [piece.tensor for piece in inside]})
         ordered += inside
     part.params = [piece.tensor for piece in ordered]
-    return Shard(whole, part, ordered)
+    return Shard(whole, part, ordered, buckets)
 
 
 def forget(*optimizers: Optimizer) -> None:

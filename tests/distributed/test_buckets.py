@@ -1,4 +1,4 @@
-"""Buckets and their parts, without other ranks: a fake communicator notes what is started, and adds nothing."""
+"""Buckets and their parts, without other ranks: a fake communicator notes what is started."""
 
 import numpy as np
 import pytest
@@ -8,24 +8,10 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn
-from minigrad.distributed import Communicator, DistributedDataParallel, Work
+from minigrad.distributed import Communicator, DistributedDataParallel
 from minigrad.distributed.buckets import ALIGNMENT, Communication, split_into_buckets
 from minigrad.distributed.zero import ShardedBucket
-
-
-class FakeCommunicator(Communicator):
-    """One of several ranks. The others have no gradients."""
-
-    def __init__(self, size=2, rank=0, events=None):
-        super().__init__()
-        self.size, self.rank, self.events = size, rank, [] if events is None else events
-
-    def start_all_reduce(self, array, operation="sum"):
-        self.events.append(array.size)
-        return Work()
-
-    def broadcast(self, array, root=0):
-        pass
+from tests.fakes.ranks import FakeCommunicator
 
 
 class Note(mg.Function):
@@ -142,10 +128,8 @@ def test_bad_input():
         parallel(ROWS, ROWS[:1])
     with pytest.raises(ValueError, match="expected a batch of arrays, got a tensor that requires gradients"):
         parallel(mg.Tensor(ROWS, requires_grad=True))
-    elsewhere = FakeCommunicator()
-    elsewhere.device = "cuda"
-    with pytest.raises(ValueError, match="DistributedDataParallel: expected parameters on cuda, got cpu"):
-        DistributedDataParallel(model, model.loss, elsewhere)
+    with pytest.raises(ValueError, match="DistributedDataParallel: expected parameters on cuda:0, got cpu"):
+        DistributedDataParallel(model, model.loss, FakeCommunicator(device="cuda:0"))
 
 
 def test_the_hidden_share():
