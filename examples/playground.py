@@ -51,8 +51,9 @@ def show(args: argparse.Namespace) -> None:
     check_extra()
     from playground import live, server
 
-    names = [args.compare] if args.live else [args.checkpoint, args.compare]
-    models = [load(name, args.adapters if name == args.checkpoint else None, args.device) for name in names if name]
+    models = [] if args.live else [load(args.checkpoint, args.adapters, args.device)]
+    if args.compare:
+        models.append(load(args.compare, None, args.device))
     with server.listen(args.port) as listener:
         follower = None
         if args.live:
@@ -72,7 +73,8 @@ def export(args: argparse.Namespace) -> None:
 
     if args.compare or args.live:
         raise ConfigError("--export writes one model; expected neither --compare nor --live")
-    write_page(args.export, *load_model(args.checkpoint, args.adapters, dropout=0.0))
+    name = Path(args.checkpoint).resolve().name
+    write_page(args.export, name, *load_model(args.checkpoint, args.adapters, dropout=0.0))
     print(f"{args.export}: {args.export.stat().st_size:,} bytes; open it in a browser")
 
 

@@ -83,8 +83,9 @@ class Model:
         """
         model, V = self.model, self.vocab_size
         with self.lock, memory_advice("try a shorter text"):
-            attention = [weights.numpy()[0, :, -1] for weights in model.attention_weights(ids[None])]  # (nh, T)
-            x = mg.Tensor(model.embed(ids[None])[0].data, requires_grad=True)  # (1, T, C)
+            row = mg.Tensor(ids[None], device=model.wte.weight.device)  # (1, T)
+            attention = [weights.numpy()[0, :, -1] for weights in model.attention_weights(row)]  # (nh, T)
+            x = mg.Tensor(model.embed(row)[0].data, requires_grad=True)  # (1, T, C)
             streams = [x]
             for block in model.h:
                 streams.append(block(streams[-1]))
