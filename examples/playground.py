@@ -13,7 +13,6 @@ extra `playground` (starlette and uvicorn); --export needs nothing.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import threading
 import webbrowser
 from pathlib import Path
@@ -22,9 +21,8 @@ from gpt import ConfigError
 from gpt.errors import run_program
 from gpt.loading import load_model
 from gpt.options import MODEL_SOURCES, Parser, add_device_option, add_model_options
+from playground.address import PORT, address_of, check_extra, listen
 from playground.analysis import Model
-
-PORT = 8765
 
 
 def main() -> None:
@@ -54,12 +52,12 @@ def show(args: argparse.Namespace) -> None:
     models = [] if args.live else [load(args.checkpoint, args.adapters, args.device)]
     if args.compare:
         models.append(load(args.compare, None, args.device))
-    with server.listen(args.port) as listener:
+    with listen(args.port) as listener:
         follower = None
         if args.live:
             follower = live.Follower(Path(args.checkpoint), args.parent)
             follower.start()
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        address = address_of(listener.getsockname()[1])
         if args.parent is None:
             print(f"{address}   (Ctrl-C ends it)", flush=True)
         if not args.no_browser:
@@ -80,15 +78,6 @@ def export(args: argparse.Namespace) -> None:
 
 def load(name: str, adapters: str | None, device: str) -> Model:
     return Model(name, *load_model(name, adapters, device, dropout=0.0))  # dropout is for training
-
-
-def check_extra() -> None:
-    """Raise `ConfigError`, which names the extra, if the server's libraries are not installed."""
-    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f'the page needs {" and ".join(missing)}, of the extra "playground": pip install -e ".[playground]"'
-        )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from gpt.metrics import COLUMNS
 from gpt.run import LAST, METRICS
 from gpt.text.tokenizer import first_ids
 
+from .address import address_of, check_extra, listen
 from .analysis import Model
 
 INTERVAL = 0.3  # seconds between looks at the run's files
@@ -127,11 +128,22 @@ def estimate(model: Model, step: int) -> dict[str, Any]:
     }
 
 
+def check(port: int | None) -> None:
+    """Raise `ConfigError` if the page cannot be served at this port. None is for no page."""
+    if port is not None:
+        check_extra()
+        listen(port).close()
+
+
 @contextlib.contextmanager
-def shown(out: Path, port: int) -> Iterator[None]:
-    """Inside this context, a process of its own shows the run in `out` on a local page."""
+def shown(out: Path, port: int | None) -> Iterator[None]:
+    """Inside this context, a process of its own shows the run in `out` on a local page, unless the port is None."""
+    if port is None:
+        yield
+        return
     command = [sys.executable, str(PROGRAM), "--live", "--checkpoint", str(out), "--port", str(port), "--no-browser"]
-    page = subprocess.Popen([*command, "--parent", str(os.getpid())], start_new_session=True)
+    page = subprocess.Popen([*command, "--parent", str(os.getpid())], start_new_session=True)  # not stopped by Ctrl-C
+    print(f"live        {address_of(port)}", flush=True)
     try:
         yield
     finally:

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from gpt import ConfigError, GPTError
-from gpt.errors import printable, reason
+from gpt.errors import printable
 from gpt.options import check_count
 from gpt.sample import Sampling
 
@@ -52,7 +51,7 @@ HEADERS = {
 
 
 def new_server(models: list[Model], follower: Follower | None = None) -> uvicorn.Server:
-    """A server of the page; `run(sockets=[listen(port)])` serves until Ctrl-C."""
+    """A server of the page; `run(sockets=[…])` serves until Ctrl-C."""
     config = uvicorn.Config(
         new_app(models, follower),
         log_level="warning",
@@ -62,18 +61,6 @@ def new_server(models: list[Model], follower: Follower | None = None) -> uvicorn
         server_header=False,
     )
     return uvicorn.Server(config)
-
-
-def listen(port: int) -> socket.socket:
-    """A socket that listens on the loopback interface; port 0 is any free one."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ConfigError(f"port {port}: {reason(error)}; name another with --port") from error
-    return listener
 
 
 def new_app(models: list[Model], follower: Follower | None = None) -> Guard:

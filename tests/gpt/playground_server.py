@@ -25,6 +25,7 @@ if str(EXAMPLES) not in sys.path:
     sys.path.append(str(EXAMPLES))  # where playground.py finds its package
 
 from playground import server  # noqa: E402
+from playground.address import listen  # noqa: E402
 from playground.analysis import Model  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
@@ -47,7 +48,7 @@ def small_model(seed: int = 0, **options: Any) -> Model:
 @contextlib.contextmanager
 def serving(models: list[Model], follower: Any = None) -> Iterator[int]:
     """Inside this context, the page is served at the port that is given."""
-    with server.listen(0) as listener:
+    with listen(0) as listener:
         running = server.new_server(models, follower)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

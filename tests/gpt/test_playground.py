@@ -18,6 +18,7 @@ from tests.gpt.playground_server import (
     ask,
     events,
     ids_of,
+    listen,
     log_probability,
     send,
     server,
@@ -172,7 +173,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(port):
 
 
 def test_only_this_machine_is_listened_to():
-    with server.listen(0) as listener:
+    with listen(0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
@@ -297,7 +298,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         message = run_program("playground", "--checkpoint", tmp_path, "--port", port, "--no-browser")
-    assert message == f"error: port {port}: Address already in use; name another with --port"
+    assert message == f"error: port {port}: Address already in use; expected a free one"
 
 
 def test_the_text_of_the_tests_has_a_vocabulary():
