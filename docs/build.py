@@ -86,7 +86,7 @@ def build(out: Path, models: Callable[[], Iterable[tuple[str, Any, Any]]], root:
     guides = Guides(root, pages | modules, NAMES, operations.links)
     groups = {"Guides": [guides.page(path) for path in pages], "Operations": operations.pages()}
     sources = [guides.source(path) for path in sorted(guides.sources)]
-    layout.write(layout.files_of(groups, sources) | guides.images, out)
+    layout.write(layout.files_of(groups, sources) | guides.images | operations.files, out)
     return operations.problems() + guides.problems
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import linecache
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +42,7 @@ x = mg.Tensor([1.0, 2.0], requires_grad=True)
 w = mg.Tensor([3.0, 4.0], requires_grad=True)
 loss = (x * w + x).sum()
 """
+WALK_FILE, STEPS = "walk.py", "steps.html"  # the name of that code, and the file of its animation in the site
 
 
 def module_of(thing: Any) -> ModuleType:
@@ -123,6 +127,7 @@ class Operations:
 
     def __init__(self, checks: dict[str, list[Check]], models: Mapping[str, dict[type, Layer]]) -> None:
         self.checks, self.models = checks, models
+        self.files: dict[str, bytes] = {}  # that pages show in a frame
         self.modules = chapters_of_operations()
         self.operations = [operation for _, members in self.modules for operation in members]
         self.functions = functions_of_operations(self.operations)
@@ -321,32 +326,23 @@ class Operations:
         return chapter("tape", "The tape", self.doc_of(autograd) + where(autograd), sections)
 
     def walk(self) -> str:
-        """A small loss, computed and walked while the page is built."""
+        """A small loss, computed and walked while the page is built, and the page that plays its steps."""
         names: dict[str, Any] = {"mg": minigrad}
-        exec(WALK, names)
-        leaves = {id(value): name for name, value in names.items() if isinstance(value, Variable)}
-        steps: list[list[str]] = []
-
-        def run(node: Context, grads: list[Any]) -> list[Any]:
-            gradients = autograd.input_gradients(node, grads)
-            sent = []
-            for parent, gradient in zip(node.parents, gradients, strict=True):
-                if parent is not None and gradient is not None:
-                    leaf = leaves[id(parent)] if isinstance(parent, Variable) else ""
-                    to = f"<code>{leaf}.grad</code>" if leaf else self.to(parent[0].function)
-                    sent.append(f"<code>{array(gradient)}</code> to {to}")
-            arrived = f"<code>{array(grads[0])}</code>"
-            steps.append([str(len(steps) + 1), self.to(node.function), arrived, "<br />".join(sent)])
-            return gradients
-
-        loss = names["loss"]
-        autograd.backward(loss, run=run)
+        linecache.cache[WALK_FILE] = len(WALK), None, WALK.splitlines(keepends=True), WALK_FILE
+        exec(compile(WALK, WALK_FILE, "exec"), names)
+        tensors = {name: value for name, value in names.items() if isinstance(value, Variable)}
+        with tempfile.TemporaryDirectory() as folder:
+            minigrad.viz.animate(tensors["loss"], Path(folder, STEPS), names=tensors)
+            self.files[STEPS] = Path(folder, STEPS).read_bytes()
+        code, frame = listing.to_html(WALK, names, self.links), f'<iframe src="{STEPS}" title="The steps"></iframe>'
         ends = " and ".join(f"`{name}.grad` is `{array(names[name].grad)}`" for name in ("x", "w"))
-        start = f"The loss is `{array(loss.data)}`. Its backward starts with dL/dL = 1 and walks the tape from the end:"
+        start = (
+            f"The loss is `{array(names['loss'].data)}`. Its backward starts with dL/dL = 1 and walks the tape from "
+            f'the end. These are its steps, as `viz.animate(loss, "{STEPS}")` shows them:'
+        )
         end = f"x reached the loss in two ways, so two gradients arrive there and add up: {ends}."
-        head = ["Step", "Operation", "Gradient that arrives", "Gradients that it sends on"]
-        code, rows = listing.to_html(WALK, names, self.links), table(head, steps, "steps")
-        return f"{code}<p>{sentence(start)}</p>{rows}<p>{sentence(end)}</p>"
+        alone = f"<p>{link(STEPS, 'The steps on a page of their own')}</p>"
+        return f"{code}<p>{sentence(start)}</p>{frame}{alone}<p>{sentence(end)}</p>"
 
     def own(self) -> Page:
         """How to add an operation, from Function's docstring, whose code is run and checked during the build."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from time import perf_counter
+from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +17,8 @@ from .modes import Scope, mode
 
 if TYPE_CHECKING:
     from .autograd import Function
+
+ENGINE = os.path.dirname(__file__) + os.sep
 
 
 class AutogradError(RuntimeError):
@@ -59,8 +64,8 @@ class Context:
     """
 
     __slots__ = (
-        "function implementation needs_input_grad parents tensor_arguments outputs xp scope started forward_seconds "
-        "traced stack freed retained _saved _saved_at __dict__".split()
+        "function implementation needs_input_grad parents tensor_arguments outputs xp scope place started "
+        "forward_seconds traced stack freed retained _saved _saved_at __dict__".split()
     )
     function: type[Function]  # the operation's class
     implementation: Any  # the class whose forward and backward run: the operation or one of its kernels
@@ -70,6 +75,7 @@ class Context:
     outputs: list[tuple[tuple[int, ...], Any]]  # the shape and dtype of each output
     xp: Any  # numpy or cupy
     scope: Scope | None  # the call of a module that the operation is part of
+    place: tuple[CodeType, int] | None  # the line of the user that called it: its code, and which instruction
     started: float  # when the forward started; viz orders the nodes by it
     forward_seconds: float  # how long the forward took
     traced: Any  # what viz.trace measured in the backward; not set elsewhere
@@ -108,6 +114,10 @@ class Context:
             parents.append((argument.origin or argument) if needs else None)
         self.tensor_arguments, self.outputs = tensor_arguments, []
         self.scope, self.started, self.forward_seconds = mode.scope, started, perf_counter() - started
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename.startswith(ENGINE):
+            frame = frame.f_back  # type: ignore[assignment]
+        self.place = None if frame is None else (frame.f_code, frame.f_lasti)
         if mode.anomaly:
             self.stack = traceback.format_stack()[:-2]
 

@@ -40,7 +40,7 @@ class GetItem(Function):
 
 
 class MaskedFill(Function):
-    """y = value where mask is true, x elsewhere.    An element that was overwritten gets no gradient: dx = 0 there."""
+    """y = value where mask is true, x elsewhere.    An element that was overwritten gets no gradient: dx is 0 there."""
 
     @staticmethod
     def forward(ctx, x, mask, value):

@@ -110,13 +110,8 @@ def draw(
         raise ValueError(f"viz.draw: expected a limit of at least 4, got {limit}")
     if depth is not None and depth < 0:
         raise ValueError(f"viz.draw: expected a depth of at least 0, got {depth}")
-    if names is not None and not isinstance(names, Mapping):
-        raise TypeError(f'viz.draw: expected names as a mapping such as {{"x": x}}, got {type(names).__name__}')
-    for name, named in (names or {}).items():
-        if not isinstance(name, str) or not isinstance(named, Variable):
-            raise TypeError(f"viz.draw: expected names that map str to tensor, got {name!r}: {type(named).__name__}")
     tape = Tape("viz.draw", tensor, model)
-    picture = _Picture(tape, names or {})
+    picture = _Picture(tape, tape.names("viz.draw", names))
     if not tape.nodes or (depth is None and len(tape.nodes) + len(tape.uses) <= limit):
         _draw_all(picture)
     else:
@@ -138,10 +133,8 @@ def escape(text: str) -> str:
 class _Picture:
     """The boxes, each in its module's cluster, and the edges, as lines of DOT."""
 
-    def __init__(self, tape: Tape, names: Mapping[str, Any]) -> None:
-        self.tape = tape
-        self.names: dict[Any, str] = dict(tape.parameter_names)  # of leaves, and of (node, number of the output)
-        self.names.update({tensor.origin or tensor: name for name, tensor in names.items()})
+    def __init__(self, tape: Tape, names: dict[Any, str]) -> None:
+        self.tape, self.names = tape, names
         self.kept = tape.kept()
         for node in tape.nodes:  # freed by a backward, but recorded if viz.trace ran it
             if node.freed and (traced := getattr(node, "traced", None)):

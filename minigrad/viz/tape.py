@@ -1,8 +1,8 @@
-"""What `draw` and `trace` read from a tape: its operations in forward order, their names and their memory."""
+"""What `draw`, `trace` and `animate` read from a tape: its operations in forward order, names, memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -44,6 +44,19 @@ class Tape:
                     self.uses.setdefault(parent, []).append(node)
         self._calls: dict[int, tuple[Scope, ...]] = {}
         self._name(model)
+
+    def names(self, asked: str, given: Mapping[str, Any] | None) -> dict[Any, str]:
+        """The names of leaves and of outputs, (node, number): paths of parameters, and those that the user gives."""
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f'{asked}: expected names as a mapping such as {{"x": x}}, got {type(given).__name__}')
+        names: dict[Any, str] = dict(self.parameter_names)
+        for name, tensor in (given or {}).items():
+            if not isinstance(name, str) or not isinstance(tensor, Variable):
+                raise TypeError(
+                    f"{asked}: expected names that map str to tensor, got {name!r}: {type(tensor).__name__}"
+                )
+            names[tensor.origin or tensor] = name
+        return names
 
     def calls(self, scope: Scope | None) -> tuple[Scope, ...]:
         """The module calls around `scope`, the outermost first and `scope` itself last."""
@@ -112,10 +125,10 @@ def nodes_of(root: Variable) -> list[Context]:
     return sorted(count_uses(root.origin[0]) if root.origin else (), key=lambda node: node.started)
 
 
-def saved_arrays(node: Context) -> list[Array]:
-    """The arrays that a node keeps for its backward, however deeply they are nested."""
+def saved_arrays(kept: Any) -> list[Array]:
+    """The arrays that a node keeps for its backward, or that are in one value it keeps, however deeply nested."""
     arrays, seen = [], set()
-    waiting: list[Any] = [node]
+    waiting: list[Any] = [kept]
     while waiting:
         value = waiting.pop()
         if id(value) in seen:

@@ -1,43 +1,69 @@
-"""Pages in a real browser: headless Chromium, driven by playwright, where both are installed."""
+"""A real browser for tests: Chromium, driven by playwright. Where one of the two is missing, the tests are skipped."""
 
 import contextlib
+import os
 import shutil
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "tests/browser" in item.path.as_posix():
-            item.add_marker(pytest.mark.browser)
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
+    """Chromium without a window: MINIGRAD_TEST_BROWSER names the program, or it is found on the PATH."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason='no playwright: pip install -e ".[browser]"')
+    program = os.environ.get("MINIGRAD_TEST_BROWSER") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        pytest.skip(f"no Chromium: {', '.join(PROGRAMS)}")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
-@pytest.fixture(scope="session")
-def new_page(browser):
-    """A context manager that opens an empty page. At its end nothing may have been written to the page's console."""
+@pytest.fixture
+def page(browser):
+    """Opens pages for a test. See `pages`."""
+    with pages(browser) as open_page:
+        yield open_page
 
-    @contextlib.contextmanager
-    def opened(width=1280, height=900):
-        with browser.new_context(viewport={"width": width, "height": height}) as context:
-            page, problems = context.new_page(), []
-            page.set_default_timeout(10_000)
-            page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.problems = problems
-            yield page
-            assert not problems
 
-    return opened
+@pytest.fixture(scope="module")
+def lasting_page(browser):
+    """Opens pages that several tests share. See `pages`."""
+    with pages(browser) as open_page:
+        yield open_page
+
+
+@contextlib.contextmanager
+def pages(browser):
+    """`page(address, width, dark, motion)` opens an address in a window of that width and returns playwright's page.
+
+    address: a URL, or the path of a file. dark: the color scheme. motion: False for a user who wants none.
+    At the end no page may have written an error or a warning to the console, raised an error, or failed to load
+    something that it did not give up itself. Each page lists these `problems`; a test may remove those that it expects.
+    """
+    contexts, problems = [], []
+    note = problems.append
+
+    def open_page(address, width=1280, height=800, dark=False, motion=True):
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="no-preference" if motion else "reduce",
+        )
+        contexts.append(context)
+        opened = context.new_page()
+        opened.set_default_timeout(10_000)
+        opened.problems = problems
+        opened.on("console", lambda m: note(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+        opened.on("pageerror", lambda error: note(str(error)))
+        opened.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else note(f"failed: {r.url}"))
+        opened.goto(address.as_uri() if hasattr(address, "as_uri") else address)
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []

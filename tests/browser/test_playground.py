@@ -12,6 +12,7 @@ from gpt.sample import Sampling
 from minigrad import functional as F
 from tests.gpt.playground_server import ids_of, serving, small_model, wait_until
 
+pytestmark = pytest.mark.browser
 PROMPT = "the quick fox\njumps over"  # longer than the model's context
 
 
@@ -21,10 +22,10 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def shown(new_page, models):
+def shown(lasting_page, models):
     """A page with two models."""
-    with serving(models) as port, new_page() as page:
-        page.goto(f"http://127.0.0.1:{port}")
+    with serving(models) as port:
+        page = lasting_page(f"http://127.0.0.1:{port}")
         page.wait_for_selector("article >> nth=1 >> .heads figure")
         yield page
 

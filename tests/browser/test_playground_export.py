@@ -16,6 +16,7 @@ if str(EXAMPLES) not in sys.path:
 
 from playground import export  # noqa: E402
 
+pytestmark = pytest.mark.browser
 TEXT = "The quick brown fox jumps over the lazy dog; it's 42 times: naïve café → 東京\n\n  the end of the fox\t!"
 NEWER = {"position": "rotary", "norm": "rms", "activation": "relu2", "qk_norm": True, "logit_softcap": 15.0}
 
@@ -32,16 +33,14 @@ def small_gpt(tokenizer, **options):
 
 
 @pytest.fixture
-def opened(new_page, tmp_path):
+def opened(page, tmp_path):
     """Opens the page of a model and a tokenizer."""
-    with new_page() as page:
 
-        def opened(model, tokenizer):
-            export.write_page(tmp_path / "page.html", "small", model, tokenizer)
-            page.goto((tmp_path / "page.html").as_uri())
-            return page
+    def opened(model, tokenizer):
+        export.write_page(tmp_path / "page.html", "small", model, tokenizer)
+        return page(tmp_path / "page.html")
 
-        yield opened
+    return opened
 
 
 @pytest.mark.parametrize(
