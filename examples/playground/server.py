@@ -11,7 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,22 @@ HEADERS = {
 
 def new_server(models: list[Model], follower: Follower | None = None) -> uvicorn.Server:
     """A server of the page; `run(sockets=[…])` serves until Ctrl-C."""
+    page = Page(models, follower)
     config = uvicorn.Config(
-        new_app(models, follower),
+        new_app(page),
         log_level="warning",
         lifespan="off",
         limit_concurrency=64,
         timeout_graceful_shutdown=1,
         server_header=False,
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    page.is_ending = lambda: server.should_exit
+    return server
 
 
-def new_app(models: list[Model], follower: Follower | None = None) -> Guard:
-    """The application. With a follower, the first model is the run's, as it is now."""
-    page = Page(models, follower)
+def new_app(page: Page) -> Guard:
+    """The application."""
     routes = [
         Route("/", lambda request: FileResponse(STATIC / "page.html")),
         *(Route(f"/{name}", file_response) for name in ("page.css", "sampling.js", "page.js", "run.js")),
@@ -133,10 +135,15 @@ def refusal(request: Request) -> str:
 
 
 class Page:
-    """What the page may ask."""
+    """What the page may ask.
+
+    follower: of a run, whose model of now comes before the others.
+    is_ending: whether the server is about to end, and all streams with it.
+    """
 
     def __init__(self, models: list[Model], follower: Follower | None) -> None:
         self.models, self.follower = models, follower
+        self.is_ending: Callable[[], bool] = lambda: False
 
     async def about(self, request: Request) -> Response:
         """The models, and whether a run is followed."""
@@ -181,9 +188,12 @@ class Page:
 
         async def events() -> AsyncIterator[str]:
             try:
-                while (token := await asyncio.to_thread(model.next_token, tokens)) is not None:
+                while not self.is_ending():
+                    token = await asyncio.to_thread(model.next_token, tokens)
+                    if token is None:
+                        yield event({"end": True})
+                        return
                     yield event({"id": token, "text": model.label(token)})
-                yield event({"end": True})
             except GPTError as error:
                 yield event({"error": one_line(error)})
 
@@ -198,7 +208,7 @@ class Page:
     async def news(self, follower: Follower) -> AsyncIterator[str]:
         rows = estimates = 0
         version = follower.version
-        while True:
+        while not self.is_ending():
             if follower.version != version:  # the run went back, or another one began
                 version, rows, estimates = follower.version, 0, 0
                 yield event({"reset": True})

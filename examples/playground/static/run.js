@@ -9,6 +9,7 @@ const CHARTS = [
 const MOST_POINTS = 400; // of a line
 let rows = [];
 let estimates = [];
+let chosenStep = Infinity; // of the slider, which goes along with the run while it is at its end
 
 /** Follow the run until the server ends. */
 async function follow() {
@@ -26,11 +27,9 @@ async function follow() {
 }
 
 async function addEstimate(estimate) {
-  const step = at("step");
-  const followed = step.value === step.max; // the slider goes along while it is at its end
   estimates.push({ ...estimate, attention: floats(estimate.attention) });
-  step.max = estimates.length - 1;
-  if (followed) step.value = step.max;
+  at("step").max = estimates.length - 1;
+  at("step").value = estimates.findLastIndex(({ step }) => step <= chosenStep);
   at("waiting").hidden = true;
   at("history").hidden = false;
   drawEstimate();
@@ -112,10 +111,11 @@ function drawEstimate() {
   at("step-shown").textContent = estimate.step.toLocaleString("en");
   at("run-layer-shown").textContent = `${layer} of 0–${layers - 1}`;
   at("sample").textContent = estimate.sample;
+  at("labels").textContent = visible(labels.join(""));
   const ink = getComputedStyle(document.body).getPropertyValue("--fill").trim();
   at("maps").replaceChildren(...Array.from({ length: heads }, (_, head) => {
     const start = (layer * heads + head) * T * T;
-    const canvas = make("canvas", { width: T, height: T, title: labels.map(visible).join("") });
+    const canvas = make("canvas", { width: T, height: T });
     const pen = canvas.getContext("2d");
     pen.fillStyle = ink;
     for (let i = 0; i < T * T; i += 1) {
@@ -126,6 +126,9 @@ function drawEstimate() {
   }));
 }
 
-at("step").addEventListener("input", drawEstimate);
+at("step").addEventListener("input", ({ target }) => {
+  chosenStep = target.value === target.max ? Infinity : estimates[Number(target.value)].step;
+  drawEstimate();
+});
 at("run-layer").addEventListener("input", drawEstimate);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawEstimate);
