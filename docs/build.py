@@ -46,6 +46,7 @@ GUIDES = [
     "docs/students.md",
     "examples/exercises/README.md",
     NOTEBOOK,
+    "docs/playground.md",
     "docs/training.md",
     "docs/gpt2.md",
     "docs/gpu.md",
