@@ -3,7 +3,8 @@
 
 const SETTINGS = ["temperature", "top_k", "top_p"];
 let views = []; // one for each model
-let writing = null; // the AbortController of the text that is being written
+let reading = null; // the AbortController of the text that is being read
+let writing = null; // and of the text that is being written
 
 // Asking the server
 
@@ -98,8 +99,8 @@ class View {
 
   get ids() { return this.tokens.map(({ id }) => id); }
 
-  async read(text) {
-    const answer = await ask("tokens", { model: this.number, text });
+  async read(text, signal) {
+    const answer = await ask("tokens", { model: this.number, text }, signal);
     this.tokens = (await answer.json()).tokens;
     this.position = this.tokens.length - 1;
     this.drawTokens();
@@ -274,8 +275,10 @@ function choose(view, position) {
 /** Read the text, and look at its last token. */
 async function readText() {
   const text = at("prompt").value;
+  reading?.abort();
+  reading = new AbortController();
   if (!text) throw new Error("type a text, at least one character");
-  await Promise.all(views.map((view) => view.read(text)));
+  await Promise.all(views.map((view) => view.read(text, reading.signal)));
   await Promise.all(views.map((view) => view.look()));
 }
 
