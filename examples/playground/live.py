@@ -31,7 +31,7 @@ from .analysis import Model
 INTERVAL = 0.3  # seconds between looks at the run's files
 PROMPT_TOKENS = 32  # at most, so that the maps of all heads stay small
 SAMPLE = {"temperature": 0.8, "seed": 1337}
-SAMPLE_TOKENS = 200
+SAMPLE_TOKENS = 120  # beyond the context, each token costs much more
 PROGRAM = Path(__file__).parents[1] / "playground.py"
 
 
