@@ -14,16 +14,20 @@ let chosenStep = Infinity; // of the slider, which goes along with the run while
 /** Follow the run until the server ends. */
 async function follow() {
   at("run").hidden = false;
-  try {
-    for await (const news of events(await ask("run"))) {
-      if (news.reset) [rows, estimates] = [[], []];
-      if (news.rows) rows.push(...news.rows);
-      if (news.rows || news.reset) drawCharts();
-      if (news.estimate) await addEstimate(news.estimate);
-    }
-  } catch { /* the connection was cut */ }
+  for await (const news of newsOfTheRun()) {
+    if (news.reset) [rows, estimates] = [[], []];
+    if (news.rows) rows.push(...news.rows);
+    if (news.rows || news.reset) drawCharts();
+    if (news.estimate) await addEstimate(news.estimate);
+  }
   at("waiting").hidden = false;
   at("waiting").textContent = "The run has ended, or its server has.";
+}
+
+async function* newsOfTheRun() {
+  try {
+    yield* events(await ask("run"));
+  } catch { /* the connection was cut */ }
 }
 
 async function addEstimate(estimate) {
@@ -33,8 +37,7 @@ async function addEstimate(estimate) {
   at("waiting").hidden = true;
   at("history").hidden = false;
   drawEstimate();
-  const about = await (await ask("models")).json();
-  await attempt(() => showModels(about.models));
+  await attempt(async () => showModels((await (await ask("models")).json()).models));
 }
 
 function drawCharts() {
