@@ -14,6 +14,7 @@ import numpy as np
 
 DROPOUT = 0.2
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+WITHOUT_KERNEL = "-x of four numbers", "add", "conv2d, 3 × 3"  # for CUDA
 DRAWN = (1 << 21) + 3  # random numbers on a card, which larger arrays repeat
 UPDATES = ["clip_grad_norm", "AdamW step"]  # over the parameters of a whole model; they have no backward
 
@@ -28,6 +29,7 @@ class Shape(NamedTuple):
     V: int  # vocabulary
     n_layer: int
     bias: bool
+    images: int = 32  # for convolution, which no GPT has
 
 
 class Input(NamedTuple):
@@ -55,6 +57,17 @@ def linear(s: Shape, wide_in: int, wide_out: int, bias: bool) -> Operation:
 
     inputs, call = [Input("activation", (s.B, s.T, wide_in)), *parameters], lambda F, *inputs: F.linear(*inputs)
     return Operation(inputs, call, call, "FLOP", flops, 2 * flops)  # backward: for the input and for the weight
+
+
+def conv2d(images: int, channels: int, side: int) -> Operation:
+    """3 × 3 kernels on images that keep their size, with as many outputs as channels."""
+    inputs = [
+        Input("activation", (images, channels, side, side)),
+        Input("parameter", (channels, channels, 3, 3)),
+        Input("parameter", (channels,)),
+    ]
+    flops, call = 2 * images * 9 * channels**2 * side**2, lambda F, *inputs: F.conv2d(*inputs, padding=1)
+    return Operation(inputs, call, call, "FLOP", flops, 2 * flops)
 
 
 def attention(s: Shape, heads: int, p: float, backward_products: int) -> Operation:
@@ -93,6 +106,7 @@ def operations(s: Shape, number: int = 4, products: int = 4) -> dict[str, Operat
         "linear, C to V": linear(s, C, V, False),
         "attention, causal": attention(s, s.nh, 0.0, products),
         f"attention, causal, dropout {DROPOUT}": attention(s, s.nh, DROPOUT, products),
+        "conv2d, 3 × 3": conv2d(s.images, 64, 28),
         "layer_norm": moving(norm_inputs, 2 * N * C, 3 * N * C, layer_norm, torch_layer_norm),
         "gelu": moving([wide], 8 * N * C, 12 * N * C, lambda F, x: F.gelu(x, approximate="tanh")),
         f"dropout {DROPOUT}": moving([x], 2 * N * C, 2 * N * C, lambda F, x: F.dropout(x, DROPOUT)),
@@ -113,7 +127,7 @@ def parameter_shapes(s: Shape) -> list[tuple[int, ...]]:
 def on_card_too(s: Shape, dtype: str) -> dict[str, Operation]:
     """Those that have a CUDA kernel, for arrays of one dtype."""
     number, scores = BYTES[dtype], Input("activation", (s.B, s.nh, s.T, s.T))
-    known = {name: op for name, op in operations(s, number, 5).items() if name not in ("-x of four numbers", "add")}
+    known = {name: op for name, op in operations(s, number, 5).items() if name not in WITHOUT_KERNEL}
     amount, torch_softmax = number * s.B * s.nh * s.T * s.T, lambda TF, x: TF.softmax(x, dim=-1)
     known["softmax"] = Operation([scores], lambda F, x: F.softmax(x), torch_softmax, "B", 2 * amount, 3 * amount)
     if dtype != "float32" and s.C % 128 == 0:
@@ -171,9 +185,9 @@ def random_input(x: Input, make: Callable[[tuple[int, ...]], Any], send: Callabl
     return make((B, T, 3, nh, hs))[:, :, 0].swapaxes(1, 2)
 
 
-def upstream(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> Any:
+def upstream(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any], of_heads: bool = True) -> Any:
     """A gradient as it arrives from above; that of attention's heads is a view of (B, T, C)."""
-    if len(shape) != 4:
+    if len(shape) != 4 or not of_heads:
         return make(shape)
     B, nh, T, hs = shape
     return make((B, T, nh, hs)).swapaxes(1, 2)

@@ -36,7 +36,9 @@ SHAPES = {
     "124m": Shape(B=1, T=1024, C=768, nh=12, V=50257, n_layer=12, bias=True),
 }
 CUDA_SHAPES = {"124m-batch": Shape(B=32, T=1024, C=768, nh=12, V=50304, n_layer=12, bias=True)}
-TRIAL_SHAPES = {"tiny": Shape(B=2, T=8, C=16, nh=2, V=11, n_layer=1, bias=True)}  # to try the benchmark itself
+TRIAL_SHAPES = {
+    "tiny": Shape(B=2, T=8, C=16, nh=2, V=11, n_layer=1, bias=True, images=2)
+}  # to try the benchmark itself
 ALL_SHAPES = {**SHAPES, **CUDA_SHAPES, **TRIAL_SHAPES}
 WHO = ["minigrad", "reference", "PyTorch", "PyTorch tuned"]
 
@@ -144,7 +146,7 @@ def operation_cycle(library: str, op: Operation, device: str, dtype: str, clock:
         y = forward(xs)
         middle = clock.mark()
         if gradient is None:
-            gradient = operations.upstream(tuple(y.shape), make)
+            gradient = operations.upstream(tuple(y.shape), make, "heads" in kinds)
         again = clock.start()
         backward(y)
         end = clock.mark()

@@ -44,9 +44,11 @@ NOTEBOOK = "examples/self_attention.ipynb"
 GUIDES = [
     "README.md",
     "docs/students.md",
+    "docs/micro.md",
     "examples/exercises/README.md",
     NOTEBOOK,
     "docs/playground.md",
+    "docs/convnet.md",
     "docs/training.md",
     "docs/gpt2.md",
     "docs/gpu.md",

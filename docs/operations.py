@@ -35,7 +35,7 @@ TITLES = {
     "elementwise": "Elementwise operations", "reduce": "Reductions", "shape": "Shapes", "indexing": "Indexing",
     "matmul": "Matrix products", "activation": "Activations", "softmax": "Softmax", "normalization": "Normalization",
     "embedding": "Embedding", "rotary": "Rotary positions", "dropout": "Dropout", "attention": "Attention",
-    "loss": "Losses",
+    "convolution": "Convolution and pooling", "loss": "Losses",
 }  # fmt: skip
 WALK = """\
 x = mg.Tensor([1.0, 2.0], requires_grad=True)

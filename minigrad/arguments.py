@@ -64,6 +64,15 @@ def number(value: Any) -> Any:
     return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
+def pair(operation: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """A setting of two axes, given as one number for both or as one for each."""
+    given = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    numbers = given * 2 if len(given) == 1 else given
+    if len(numbers) != 2 or not all(isinstance(n, (int, np.integer)) and n >= least for n in numbers):
+        raise ValueError(f"{operation}: expected {name} as one or two whole numbers of at least {least}, got {value!r}")
+    return int(numbers[0]), int(numbers[1])
+
+
 def plain_index(index: Any, device: str) -> Any:
     """An index in which tensors and lists, and tuples inside a tuple, are plain arrays on the device."""
     if isinstance(index, tuple):

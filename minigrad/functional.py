@@ -32,6 +32,7 @@ from .arguments import (
     normalize_axis,
     number,
     operand,
+    pair,
     plain_index,
     promote,
     reduced_axes,
@@ -41,7 +42,7 @@ from .arguments import (
 from .autograd import Variable, describe, new_variable
 from .backend import DType, as_array, as_dtype, check_device, device_of, is_array, kind_of
 from .modes import is_recording
-from .ops import activation, attention, elementwise, indexing, loss, normalization, reduce
+from .ops import activation, attention, convolution, elementwise, indexing, loss, normalization, reduce
 from .ops import dropout as dropout_op
 from .ops import embedding as embedding_op
 from .ops import matmul as matmul_op
@@ -364,6 +365,77 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """ln softmax(x) along `axis`, without underflow or overflow."""
     x = floating(x)
     return softmax_op.LogSoftmax.apply(x, normalize_axis("log_softmax", x, axis))
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Every output is the sum of a window's pixels, weighted by one of O kernels, and the kernel's bias.
+
+    x (…, C, H, W); weight (O, C / groups, kh, kw); bias (O,) or None -> (…, O, P, Q), with
+    P = floor((H + 2 padding - dilation (kh - 1) - 1) / stride) + 1, and Q likewise.
+    stride, padding and dilation: one number, or one for each axis. padding="same" pads so that P = H and Q = W, with
+    the larger half at the end, and needs a stride of 1; "valid" is no padding.
+    groups: channels and outputs are cut into so many parts, and each part of the outputs sees its part of the channels.
+    """
+    x, weight, bias = operand(x), operand(weight), bias if bias is None else operand(bias)
+    check_same_dtype("conv2d", x, weight, bias)
+    stride, dilation = pair("conv2d", "stride", stride, 1), pair("conv2d", "dilation", dilation, 1)
+    if not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"conv2d: expected groups of at least 1, got {groups!r}")
+    if padding == "same" and stride != (1, 1):
+        raise ValueError(f'conv2d: expected a stride of 1 for padding="same", got {stride}')
+    if padding == "same":
+        added = [d * (k - 1) for d, k in zip(dilation, shape_of(weight)[-2:], strict=False)]
+        both_sides = tuple((n // 2, n - n // 2) for n in added)
+    elif isinstance(padding, str) and padding != "valid":
+        raise ValueError(f'conv2d: expected padding="same", "valid" or numbers, got {padding!r}')
+    else:
+        both_sides = tuple((n, n) for n in pair("conv2d", "padding", 0 if padding == "valid" else padding, 0))
+    return convolution.Conv2d.apply(x, weight, bias, stride, both_sides, dilation, int(groups))
+
+
+def max_pool2d(
+    x: Any,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+) -> Tensor:
+    """The largest pixel in each window of an image: x (…, H, W) -> (…, P, Q), with P and Q as in `conv2d`.
+
+    stride: kernel_size unless it is given. padding: of at most half of kernel_size; never the largest.
+    Of equal pixels the first in a window, row by row, gets the gradient.
+    """
+    return convolution.MaxPool2d.apply(operand(x), *_pooling("max_pool2d", kernel_size, stride, padding))
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    *,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window of an image: x (…, H, W) -> (…, P, Q), with P and Q as in `conv2d`.
+
+    stride: kernel_size unless it is given. padding: of at most half of kernel_size.
+    count_include_pad: pixels of the padding count, as zeros; otherwise the mean is of the image's pixels alone.
+    """
+    window = _pooling("avg_pool2d", kernel_size, stride, padding)
+    return convolution.AvgPool2d.apply(operand(x), *window, bool(count_include_pad))
+
+
+def _pooling(operation: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[tuple[int, int], ...]:
+    """The settings of pooling as pairs."""
+    kernel = pair(operation, "kernel_size", kernel_size, 1)
+    return kernel, pair(operation, "stride", stride, 1) if stride else kernel, pair(operation, "padding", padding, 0)
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:

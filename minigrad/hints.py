@@ -58,7 +58,7 @@ NN = {
         name: f"call F.{function} in the forward of a module of your own"
         for name, function in (
             *(("Tanh", "tanh"), ("Sigmoid", "sigmoid"), ("SiLU", "silu"), ("Softmax", "softmax")),
-            *(("LogSoftmax", "log_softmax"), ("Flatten", "reshape")),
+            ("LogSoftmax", "log_softmax"),
         )
     },
 }
@@ -81,6 +81,7 @@ FUNCTIONAL = {
     "amin": "write F.min",
     "std": "write F.var(x) ** 0.5",
     "norm": "write (x * x).sum() ** 0.5",
+    "adaptive_avg_pool2d": "for one pixel write F.mean(x, (-2, -1), keepdims=True)",
     "one_hot": "write np.eye(n, dtype=np.float32)[ids]",
     "pow": "write F.power, or x ** y",
     "sub": "write F.subtract, or x - y",

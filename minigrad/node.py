@@ -64,7 +64,7 @@ class Context:
     """
 
     __slots__ = (
-        "function implementation needs_input_grad parents tensor_arguments outputs xp scope place started "
+        "function implementation needs_input_grad parents tensor_arguments outputs xp scope called_at started "
         "forward_seconds traced stack freed retained _saved _saved_at __dict__".split()
     )
     function: type[Function]  # the operation's class
@@ -75,7 +75,7 @@ class Context:
     outputs: list[tuple[tuple[int, ...], Any]]  # the shape and dtype of each output
     xp: Any  # numpy or cupy
     scope: Scope | None  # the call of a module that the operation is part of
-    place: tuple[CodeType, int] | None  # the line of the user that called it: its code, and which instruction
+    called_at: tuple[CodeType, int] | None  # where the user's program called it: code and instruction
     started: float  # when the forward started; viz orders the nodes by it
     forward_seconds: float  # how long the forward took
     traced: Any  # what viz.trace measured in the backward; not set elsewhere
@@ -117,7 +117,7 @@ class Context:
         frame = sys._getframe(2)
         while frame is not None and frame.f_code.co_filename.startswith(ENGINE):
             frame = frame.f_back  # type: ignore[assignment]
-        self.place = None if frame is None else (frame.f_code, frame.f_lasti)
+        self.called_at = None if frame is None else (frame.f_code, frame.f_lasti)
         if mode.anomaly:
             self.stack = traceback.format_stack()[:-2]
 

@@ -11,8 +11,6 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def load_program(name: str) -> Any:
     """The module of examples/{name}.py."""
     spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
-    if str(EXAMPLES) not in sys.path:
-        sys.path.append(str(EXAMPLES))  # Python has a script's folder there; examples/playground is a package in it
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module

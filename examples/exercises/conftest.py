@@ -13,6 +13,10 @@ TRAIN = Path(gpt.__file__).parents[1] / "examples" / "train_shakespeare.py"  # F
 COLORS = {"right": "green", "wrong": "red", "not written yet": "yellow"}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--show", action="store_true", help="draw each wrong gradient beside the right one")
+
+
 def pytest_configure(config):
     tests = {FOLDER / each.file: f"{FOLDER / 'test_backward.py'}::test_backward[{each.name}]" for each in EXERCISES}
     config.args = [tests.get(Path(argument).resolve(), argument) for argument in config.args]  # ex01_add.py is no test
@@ -32,21 +36,24 @@ def pytest_terminal_summary(terminalreporter):
     if not graded:
         return
     terminalreporter.write_sep("=", "exercises")
-    for (file, name, state, message), printed in sorted(graded.items()):
+    for (file, name, state, message, picture), printed in sorted(graded.items()):
         terminalreporter.write(f"{file:<22}{name:<14}")
         terminalreporter.write_line(state, **{COLORS[state]: True})
         if state == "wrong":
             terminalreporter.write_line(f"    {message}")
+        if picture:
+            path = Path(picture)
+            terminalreporter.write_line(f"    picture: {os.path.relpath(path) if path.exists() else picture}")
         for line in printed.splitlines():
             terminalreporter.write_line(f"    printed: {line}")
-    right = sum(state == "right" for _, _, state, _ in graded)
+    right = sum(state == "right" for _, _, state, *_ in graded)
     terminalreporter.write_line(f"{right} of {len(graded)} right; {next_step(sorted(graded))}")
 
 
 def next_step(graded):
     """What to do now: the first exercise to fix, else the next one to write, else the command that trains with all."""
     for pending, what in (("wrong", "fix"), ("not written yet", "next is")):
-        for file, _, state, _ in graded:
+        for file, _, state, *_ in graded:
             if state == pending:
                 return f"{what} {file}"
     program, folder = map(os.path.relpath, (TRAIN, FOLDER))  # from where pytest was run

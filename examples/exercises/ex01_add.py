@@ -1,4 +1,4 @@
-"""Exercise 1 of 10: addition. The GPT adds positions to tokens, and every layer's output to the residual stream."""
+"""Exercise 1 of 11: addition. The GPT adds positions to tokens, and every layer's output to the residual stream."""
 
 from __future__ import annotations
 

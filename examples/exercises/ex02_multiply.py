@@ -1,4 +1,4 @@
-"""Exercise 2 of 10: multiplication, element by element."""
+"""Exercise 2 of 11: multiplication, element by element."""
 
 from __future__ import annotations
 

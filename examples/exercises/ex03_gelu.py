@@ -1,4 +1,4 @@
-"""Exercise 3 of 10: GELU, the activation function between the two layers of the GPT's MLP."""
+"""Exercise 3 of 11: GELU, the activation function between the two layers of the GPT's MLP."""
 
 from __future__ import annotations
 

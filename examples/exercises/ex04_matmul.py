@@ -1,4 +1,4 @@
-"""Exercise 4 of 10: the matrix product."""
+"""Exercise 4 of 11: the matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exercise 5 of 10: the linear layer. Nearly all of the GPT's arithmetic happens here."""
+"""Exercise 5 of 11: the linear layer. Nearly all of the GPT's arithmetic happens here."""
 
 from __future__ import annotations
 

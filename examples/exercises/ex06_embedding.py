@@ -1,4 +1,4 @@
-"""Exercise 6 of 10: the embedding, which turns the GPT's tokens into vectors."""
+"""Exercise 6 of 11: the embedding, which turns the GPT's tokens into vectors."""
 
 from __future__ import annotations
 

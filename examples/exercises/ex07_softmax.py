@@ -1,4 +1,4 @@
-"""Exercise 7 of 10: softmax, which turns numbers into probabilities. Attention and cross-entropy both contain it."""
+"""Exercise 7 of 11: softmax, which turns numbers into probabilities. Attention and cross-entropy both contain it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exercise 8 of 10: cross-entropy, the GPT's loss."""
+"""Exercise 8 of 11: cross-entropy, the GPT's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exercise 9 of 10: layer normalization, which comes before every attention and every MLP of the GPT."""
+"""Exercise 9 of 11: layer normalization, which comes before every attention and every MLP of the GPT."""
 
 from __future__ import annotations
 

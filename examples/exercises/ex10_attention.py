@@ -1,4 +1,4 @@
-"""Exercise 10 of 10: attention, the heart of the Transformer. You have written all of its parts already."""
+"""Exercise 10 of 11: attention, the heart of the Transformer. You have written all of its parts already."""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ class OwnOperation(NamedTuple):
 
 
 def load_operations(path: Path) -> list[OwnOperation]:
-    """The operations in a Python file, or in all Python files of a folder except test_*.py, conftest.py and _*.py.
+    """The operations in a Python file, or in all Python files of a folder that define or import a class.
+
+    In a folder, test_*.py, conftest.py and _*.py are left out.
 
     Raises `ConfigError` for a file that cannot be imported (with the line, if known), a file without operations, an
     operation that the engine does not have, two operations of the same name, and a folder without operations.
@@ -74,7 +76,10 @@ def load_operations(path: Path) -> list[OwnOperation]:
     for file in files:
         if path.is_dir() and file.name.startswith(("test_", "conftest.", "_")):
             continue
-        for operation in operations_in(file):
+        module = load_module(file)
+        if path.is_dir() and not any(isinstance(value, type) for value in vars(module).values()):
+            continue  # functions alone: a helper, or an exercise without an operation
+        for operation in operations_in(module, file):
             if operation.name in found:
                 raise ConfigError(f"{file}: {operation.name} is also in {found[operation.name].file}")
             found[operation.name] = operation
@@ -83,9 +88,8 @@ def load_operations(path: Path) -> list[OwnOperation]:
     return list(found.values())
 
 
-def operations_in(file: Path) -> list[OwnOperation]:
+def operations_in(module: ModuleType, file: Path) -> list[OwnOperation]:
     """The operations that a Python file defines; at least one."""
-    module = load_module(file)
     engine = {operation.__name__: operation for operation in operations()}
     own = [
         value

@@ -16,20 +16,25 @@ read-only arrays, in other memory layouts, for one output or one input alone (co
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..viz.figures import NO_FIGURE, draw_comparison
 from .conduct import check_inputs, check_neighbors, check_repeats, examine
 from .numeric import (
+    EACH_UP_TO,
     Tolerance,
     check_step_and_kinks,
     derivatives,
+    elements_of,
     groups_of,
     random_directions,
     slope_along,
 )
-from .problem import GradcheckError, prepare
+from .problem import GradcheckError, Gradients, Problem, prepare
 
 
 def gradcheck(
@@ -39,6 +44,7 @@ def gradcheck(
     atol: float = 1e-7,
     rtol: float = 1e-5,
     seed: int = 0,
+    show: bool | str | PathLike[str] = False,
 ) -> bool:
     """Check the gradient of `fn` for every element of every floating input. Returns True or raises `GradcheckError`.
 
@@ -48,8 +54,10 @@ def gradcheck(
         on unchanged. With more than 10,000 elements, 100 groups of elements are checked in each input.
     eps: the step of finite differences. The inputs must be farther than this from every kink of fn.
     atol, rtol: two gradients agree where |analytic - numeric| <= atol + rtol |numeric|.
+    show: draw a gradient that is wrong beside the right one, as heat maps, to gradcheck.png or to the path given. The
+        error says where the picture is. It needs matplotlib, and an input of at most 10,000 elements.
     """
-    largest_error(fn, inputs, eps, atol, rtol, seed)
+    largest_error(fn, inputs, eps, atol, rtol, seed, show)
     return True
 
 
@@ -60,9 +68,11 @@ def largest_error(
     atol: float = 1e-7,
     rtol: float = 1e-5,
     seed: int = 0,
+    show: bool | str | PathLike[str] = False,
 ) -> float:
     """Like `gradcheck`, but returns the largest |analytic - numeric| / max(1, |numeric|)."""
     problem, tolerance = prepare(fn, inputs, seed), Tolerance(eps, atol, rtol)
+    path = Path("gradcheck.png" if isinstance(show, bool) else show)
     directions = random_directions(problem, seed)
     found = check_repeats(problem, directions, eps)
     check_step_and_kinks(problem, directions, tolerance)
@@ -78,11 +88,29 @@ def largest_error(
                 f"the gradient of input {i}, of shape {x.shape}, is wrong "
                 f"(largest difference {np.max(error[mine]):.3g})\nbackward gives\n{analytic[mine].reshape(shape)}\n"
                 f"finite differences give\n{numeric[mine].reshape(shape)}"
+                + (f"\npicture: {picture(problem, found, k, directions, tolerance, path)}" if show else "")
             )
     problem.gradients(run=examine)
     check_inputs(problem, found)
     check_neighbors(problem, directions, seed, tolerance)
     return float(np.max(error / np.maximum(1, np.abs(numeric)), initial=0))
+
+
+def picture(
+    problem: Problem, found: Gradients, k: int, directions: Any, tolerance: Tolerance, path: Path
+) -> Path | str:
+    """Draw the gradient of tensor k beside the numeric one. Returns the path, or why there is no picture."""
+    x, i = problem.tensors[k], problem.positions[k]
+    if x.size > EACH_UP_TO:
+        return f"none: input {i} has {x.size:,} elements, more than {EACH_UP_TO:,}; check a smaller input"
+    numeric = derivatives(problem, elements_of(k, x.size), found.grads[k].ravel(), directions, tolerance)
+    fn = getattr(problem.fn, "__self__", problem.fn)  # of MyOperation.apply, the class
+    name = getattr(fn, "__name__", type(fn).__name__).replace("<lambda>", "fn")
+    title = f"{name}: gradient of input {i}, of shape {x.shape}"
+    try:
+        return draw_comparison(title, found.grads[k], numeric.reshape(x.shape), path) or NO_FIGURE
+    except OSError as error:
+        return f"none: {error}"
 
 
 def gradcheck_directional(

@@ -145,3 +145,14 @@ def cases() -> Iterator[Case]:
     yield Case("Rotary", "", F.rotary, [normal(2, 3, 4)])
     yield Case("Rotary", "offset and base", lambda x: F.rotary(x, 5, base=10.0), [normal(3, 6)])
     yield Case("Softplus", "", F.softplus, [3 * normal(3, 2)])
+
+    image = normal(2, 4, 5, 6)
+    settings: Any = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
+    yield Case("Conv2d", "", F.conv2d, [image, normal(3, 4, 3, 2), normal(3)])
+    yield Case("Conv2d", "all settings", lambda x, w: F.conv2d(x, w, **settings), [image, normal(6, 2, 3, 2)])
+    yield Case("Conv2d", "same size", lambda x, w: F.conv2d(x, w, padding="same"), [image[0], normal(2, 4, 2, 3)])
+    yield Case("MaxPool2d", "", lambda x: F.max_pool2d(x, 2), [apart(2, 3, 4, 5)])
+    yield Case("MaxPool2d", "overlapping, padded", lambda x: F.max_pool2d(x, (3, 2), 1, (1, 0)), [apart(2, 4, 3)])
+    yield Case("AvgPool2d", "overlapping, padded", lambda x: F.avg_pool2d(x, 3, 2, 1), [normal(2, 3, 4, 5)])
+    pixels = lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)  # noqa: E731
+    yield Case("AvgPool2d", "without the padding", pixels, [normal(2, 4, 5)])

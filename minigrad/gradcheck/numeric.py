@@ -176,9 +176,14 @@ class Group(NamedTuple):
 def groups_of(problem: Problem, directions: Sequence[Array]) -> list[Group]:
     sizes = [x.size for x in problem.tensors]
     if sum(sizes) <= EACH_UP_TO:
-        return [Group(k, np.array([i]), np.ones(1)) for k, size in enumerate(sizes) for i in range(size)]
+        return [group for k, size in enumerate(sizes) for group in elements_of(k, size)]
     places = [(k, np.arange(size)[i::GROUPS]) for k, size in enumerate(sizes) for i in range(min(GROUPS, size))]
     return [Group(k, part, directions[k].flat[part]) for k, part in places]
+
+
+def elements_of(tensor: int, size: int) -> list[Group]:
+    """Each element of a tensor by itself."""
+    return [Group(tensor, np.array([i]), np.ones(1)) for i in range(size)]
 
 
 def derivatives(

@@ -2,15 +2,33 @@
 
 from .. import hints
 from .checkpoint import checkpoint
-from .layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, Softplus, SquaredReLU
+from .layers import (
+    GELU,
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Embedding,
+    Flatten,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    RMSNorm,
+    Softplus,
+    SquaredReLU,
+)
 from .module import Module, ModuleList, Parameter, Sequential
 
 __all__ = [
     "GELU",
+    "AvgPool2d",
+    "Conv2d",
     "Dropout",
     "Embedding",
+    "Flatten",
     "LayerNorm",
     "Linear",
+    "MaxPool2d",
     "Module",
     "ModuleList",
     "Parameter",

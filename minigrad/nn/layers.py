@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
 from .. import random
+from ..arguments import pair
 from ..tensor import Tensor
 from .module import Module, Parameter
 
@@ -26,6 +28,68 @@ class Linear(Module):
 
     def forward(self, x: Any) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(Module):
+    """Convolution of images: (…, C, H, W) -> (…, O, P, Q), from C in_channels to O out_channels; see `F.conv2d`.
+
+    weight (O, C / groups, kh, kw), bias (O,). Both are initialized uniformly within ±1/sqrt(n), where n is the number
+    of pixels that an output sees, C / groups kh kw, as in PyTorch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: expected channels that are multiples of groups, got {in_channels} in_channels and "
+                f"{out_channels} out_channels in {groups} groups"
+            )
+        shape = (out_channels, in_channels // groups, *pair("Conv2d", "kernel_size", kernel_size, 1))
+        bound = 1 / math.sqrt(max(math.prod(shape[1:]), 1))
+        self.weight = Parameter(random.uniform(shape, -bound, bound))
+        self.bias = Parameter(random.uniform((out_channels,), -bound, bound)) if bias else None
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, x: Any) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class MaxPool2d(Module):
+    """The largest pixel in each window: (…, H, W) -> (…, P, Q); see `F.max_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+    ) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Any) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(MaxPool2d):
+    """The mean of each window: (…, H, W) -> (…, P, Q); see `F.avg_pool2d`."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class Flatten(Module):
+    """All axes but the first in one: (N, …) -> (N, C)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.reshape(x, len(x), math.prod(x.shape[1:]))
 
 
 class Embedding(Module):

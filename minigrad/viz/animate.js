@@ -49,7 +49,8 @@ function written(lines, kind = "") {
     : make("div", { class: `formulas ${kind}` }, make("div", {}, ...line.map(cell => / = |^[\w^]+$/.test(cell) ? math(cell) : make("span", { class: "remark" }, ...math(cell).childNodes)))));
 }
 
-const short = value => typeof value === "string" ? value : Number.isInteger(value) ? String(value).replace("-", "−") : String(parseFloat(value.toPrecision(4))).replace("-", "−");
+/** A number with four digits, or fewer; text for one that is not finite. */
+const short = (value, digits = 4) => typeof value === "string" ? value : String(Number.isInteger(value) ? value : parseFloat(value.toPrecision(digits))).replace("-", "−");
 const shapeOf = shape => shape.length === 0 ? "scalar" : shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(", ")})`;
 
 // Arrays
@@ -71,16 +72,16 @@ function view(index) {
   if (values && shape.length === 0) return make("b", { class: "scalar", title: `${values[0]} ${array.dtype}` }, short(values[0]));
   const between = `from ${short(range[0])} to ${short(range[1])}`;
   if (values && columns <= 8 && rows <= 8) {
-    const cell = (_, i) => heated(make("td", { title: values[i] }, short(values[i])), values[i], 2.2 * top);
+    const cell = (_, i) => heated(make("td", { title: values[i] }, short(values[i], columns > 4 ? 3 : 4)), values[i], 2.2 * top);
     const row = (_, r) => make("tr", {}, ...Array.from({ length: columns }, (_, c) => cell(_, r * columns + c)));
-    const table = make("table", {}, ...Array.from({ length: rows }, row));
+    const table = make("table", columns > 6 ? { class: "tight" } : {}, ...Array.from({ length: rows }, row));
     return make("div", { class: "array" }, make("div", { class: "scroll" }, table), make("div", { class: "about" }, about));
   }
   const codes = values ?? Array.from(atob(array.cells), c => (c.charCodeAt(0) << 24) >> 24).map(code => code === -128 ? "nan" : code);
   const [tall, broad] = array.block ?? [1, 1];
   const cells = codes.map((code, i) => heated(make("i", values ? { title: code } : {}), code, values ? top : 127));
   const size = Math.max(4, Math.min(14, Math.floor(208 / columns)));
-  const style = `grid-template-columns: repeat(${columns}, var(--cell)); --cell: ${size}px`;
+  const style = `grid-template-columns: repeat(${columns}, var(--cell)); --cell: ${size}px; --tall: ${rows > 4 ? size : 14}px`;
   const heat = make("div", { class: "heat", style, role: "img", "aria-label": `${about}, ${between}` }, ...cells);
   const sampled = tall * broad > 1 ? ` Each cell shows the largest of ${tall} × ${broad} numbers, by magnitude.` : "";
   return make("div", { class: "array" }, make("div", { class: "scroll" }, heat), make("div", { class: "about" }, `${about}, ${between}.${sampled}`));
@@ -96,18 +97,23 @@ function marker(id, color) {
   return make("marker", { id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto-start-reverse" }, head);
 }
 
-/** Where the edges of one side of a box end: beside each other, in the order of where they come from. */
-function ports(own, box, other) {
-  const sorted = [...own].sort((a, b) => other(a) - other(b));
-  return new Map(sorted.map((edge, i) => [edge, box.at[0] + (i - (own.length - 1) / 2) * Math.min(18, (box.width - 16) / own.length)]));
+/** Where edges end at a box: beside each other, in the order of where they come from; `[edges that share a place, x]`. */
+function ports(groups, box, other) {
+  const sorted = [...groups].sort(([a], [b]) => other(a) - other(b)), apart = Math.min(18, (box.width - 16) / groups.length);
+  return sorted.map((group, i) => [group, box.at[0] + (i - (groups.length - 1) / 2) * apart]);
 }
 
 function drawGraph() {
   svg.append(make("defs", {}, marker("down", "--wire"), marker("up", "--accent")));
+  for (const edge of edges) edge.bends = boxes[edge.from].trunk.filter(([, y]) => y < boxes[edge.to].at[1]);
   boxes.forEach((box, i) => {
     const into = edges.filter(edge => edge.to === i), out = edges.filter(edge => edge.from === i);
-    for (const [edge, x] of ports(into, box, edge => (edge.bends.at(-1) ?? boxes[edge.from].at)[0])) edge.end = [x, box.at[1] - HALF(box)];
-    for (const [edge, x] of ports(out, box, edge => (edge.bends[0] ?? boxes[edge.to].at)[0])) edge.start = [x, box.at[1] + HALF(box)];
+    const near = out.filter(edge => !edge.bends.length).map(edge => [edge]), far = out.filter(edge => edge.bends.length);
+    const ends = ports(into.map(edge => [edge]), box, edge => (edge.bends.at(-1) ?? boxes[edge.from].at)[0]);
+    const starts = ports(far.length ? [...near, far] : near, box, edge => (edge.bends[0] ?? boxes[edge.to].at)[0]);
+    box.uses = out.filter(edge => edge.to !== boxes.length - 1).length;
+    for (const [[edge], x] of ends) edge.end = [x, box.at[1] - HALF(box)];
+    for (const [group, x] of starts) for (const edge of group) edge.start = [x, box.at[1] + HALF(box)];
   });
   for (const edge of edges) {
     const points = [edge.start, ...edge.bends, edge.end];
@@ -176,7 +182,7 @@ function paintGraph(step) {
   [reached[last.from], sum[last.from]] = [reached[last.from] + 1, arrays[steps[0].arrived[0][0]]];
   const sent = new Map(step.sent.filter(message => "array" in message).map(message => [message.argument, message]));
   boxes.forEach((box, i) => {
-    const uses = edges.filter(edge => edge.from === i && edge !== last).length;
+    const { uses } = box;
     const leaf = box.kind === "leaf" || box.kind === "parameter";
     const met = step.sent.some(message => message.to === i && "before" in message);
     const state = i === step.box ? "active" : done.has(i) ? "done" : reached[i] ? (leaf && reached[i] === uses ? "done" : "reached") : "later";
@@ -193,7 +199,8 @@ function paintGraph(step) {
     edge.path.setAttribute("marker-start", message || gone ? "url(#up)" : "none");
     edge.label.textContent = message?.letter ? `dL/d${math(message.letter).textContent}` : "";
     if (message?.letter) {
-      const at = edge.path.getPointAtLength(Math.min(edge.path.getTotalLength() / 2, 34));
+      const length = edge.path.getTotalLength(), near = edge.bends.length ? length - 72 : Math.min(length / 2, 34);
+      const at = edge.path.getPointAtLength(near);
       edge.label.setAttribute("x", at.x + 7);
       edge.label.setAttribute("y", at.y + 4);
     }
@@ -213,7 +220,10 @@ const note = (...text) => make("span", { class: "to" }, ...text);
 const toBox = (word, i) => note(`${word} `, make("code", {}, boxes[i].name));
 
 function panelOf(step) {
-  if (step.box === null) return [make("h2", {}, "The gradients of the leaves"), ...step.grads.map(([leaf, array]) => value(make("code", {}, `${boxes[leaf].name}.grad`), array))];
+  if (step.box === null) return [
+    make("h2", {}, "The gradients of the leaves"),
+    make("div", { class: "values" }, ...step.grads.map(([leaf, array]) => value(make("code", {}, `${boxes[leaf].name}.grad`), array))),
+  ];
   const box = boxes[step.box], heading = make("h2", {}, box.title);
   if (box.kind === "result") return [heading, value(make("code", {}, box.name), box.array), make("h3", {}, "The gradient to start from"), value(math("dL/dL"), step.arrived[0][0])];
   return [
@@ -262,9 +272,10 @@ function sentOf(step) {
 }
 
 function freedOf(step) {
-  const names = step.saved.map(([name]) => name).join(", ");
-  if (!names) return "";
-  return make("p", { class: "freed" }, step.freed ? `After this step ${names} ${step.saved.length > 1 ? "are" : "is"} freed.` : `${names} stays saved, for another backward.`);
+  const names = step.saved.flatMap(([name], i) => [i ? ", " : "", math(name)]), several = step.saved.length > 1;
+  if (!names.length) return "";
+  const [before, after] = step.freed ? ["After this step ", several ? " are freed." : " is freed."] : ["", several ? " stay saved." : " stays saved."];
+  return make("p", { class: "freed" }, before, ...names, after);
 }
 
 const size = bytes => bytes < 1000 ? `${bytes} bytes` : bytes < 1e6 ? `${(bytes / 1e3).toPrecision(3)} kB` : `${(bytes / 1e6).toPrecision(3)} MB`;

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import AutogradError, Context, Variable, backward, count_uses, input_gradients
+from ..autograd import AutogradError, Context, Variable, backward, input_gradients
 from ..backend import Array, is_array, to_device
 from ..nn import Module, Parameter
 from ..serialization import write_atomically
@@ -97,7 +97,6 @@ class _Animation:
         self.rules: dict[str, int] = {}  # each rule of the page once, as JSON, and its number; also the arrays
         self.arrays: dict[str, int] = {}
         self.place: dict[Any, int] = {}  # the box of a leaf or a node
-        self.uses = count_uses(tape.nodes[-1])  # for each node, how many gradients it still waits for
         self.arrived: dict[Any, int] = Counter()  # how many gradients have reached a leaf or an output
         self.sums: dict[Any, Array] = {}  # of the gradients that have reached a leaf or an output
         self.added: dict[Variable, dict[str, Any]] = {}  # for each leaf, what the last step added to its grad
@@ -127,11 +126,9 @@ class _Animation:
         self._box("end", name, "result", root.data)
         self._edge(root.origin, "end", 0)
         widths = [_width(box) for box in self.boxes]
-        self.size, places, bends = arrange(widths, [(edge["from"], edge["to"]) for edge in self.edges])
-        for box, width, place in zip(self.boxes, widths, places, strict=True):
-            box |= {"at": place, "width": width}
-        for edge, points in zip(self.edges, bends, strict=True):
-            edge["bends"] = points
+        self.size, places, trunks = arrange(widths, [(edge["from"], edge["to"]) for edge in self.edges])
+        for box, width, place, trunk in zip(self.boxes, widths, places, trunks, strict=True):
+            box |= {"at": place, "width": width, "trunk": trunk}
 
     def _box(self, key: Any, name: str, kind: str, array: Array | None = None) -> dict[str, Any]:
         self.place[key] = len(self.boxes)
@@ -161,12 +158,23 @@ class _Animation:
         self.steps.append({"box": len(self.boxes) - 1, "sent": [], "held": self.held})
         backward(self.tape.root, grad, retain_graph, self._step)
         self._settle()
+        self._say_what_waits()
         unreached = len(self.tape.nodes) + 1 - len(self.steps)
         words = "Done. The `grad` of each leaf holds the sum of the gradients of all the ways from it to the end."
         words += " What was saved stays for another backward: `retain_graph=True`." if retain_graph else ""
         words += f" No gradient reached {_count(unreached, 'operation')}." if unreached else ""
         grads = [[self.place[leaf], self._array(leaf.grad)] for leaf in self.tape.uses if leaf.grad is not None]
         self.steps.append({"box": None, "words": words, "grads": grads, "sent": [], "held": self.held})
+
+    def _say_what_waits(self) -> None:
+        """Add to the words of each step which operations it reached that more gradients reach later."""
+        later: set[int] = set()
+        for step in reversed(self.steps[1:]):
+            reached = {message["to"] for message in step["sent"] if "array" in message}
+            for box in sorted(reached & later):
+                if self.boxes[box]["kind"] == "operation":
+                    step["words"] += f" `{self.boxes[box]['name']}` waits for another gradient."
+            later |= reached
 
     def _step(self, node: Context, grads: list[Array]) -> list[Array | None]:
         self._settle()
@@ -198,8 +206,6 @@ class _Animation:
         """What a node says to one of its inputs, and the input's name."""
         maker = parent[0] if isinstance(parent, tuple) else parent
         letter, to = letters_of(node)[i], self.place[maker]
-        if maker in self.uses:
-            self.uses[maker] -= 1
         return {"argument": i, "letter": letter, "formula": formula_of(node, letter), "to": to}, self.boxes[to]["name"]
 
     def _words(self, step: dict[str, Any], grads: list[Array], sends: list[str], notes: list[str]) -> str:
@@ -231,14 +237,13 @@ class _Animation:
         message["array"] = self._array(gradient)
         if isinstance(to, Variable):
             self.added[to] = message
-        waits = [f"`{name}` waits for another gradient."] if isinstance(to, tuple) and self.uses[to[0]] else []
         if before is None:
-            return waits
+            return []
         message |= {"before": self._array(before), "after": self._array(self.sums[to])}
         ordinal = {2: "second", 3: "third"}.get(times, f"{times}th")
         why = f"`{name}` is reached a {ordinal} time" if times > 1 else f"`{name}` had a `grad` before this backward"
         added, there = (_equals(array).removeprefix(" = ") for array in (gradient, before))
-        return [f"{why}: " + (f"${added}$ is added to ${there}$." if added else "the gradients are added."), *waits]
+        return [f"{why}: " + (f"${added}$ is added to ${there}$." if added else "the gradients are added.")]
 
     def _settle(self) -> None:
         """Look at what the last step left behind."""

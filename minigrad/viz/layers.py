@@ -1,6 +1,7 @@
 """Where the boxes of a graph go: in layers from the leaves down to the result, with few crossings (Sugiyama, 1981).
 
-An edge that skips layers bends at a point of no width in each of them, so no edge runs behind a box.
+An edge that skips layers bends at a point of no width in each of them, so no edge runs behind a box. The edges of one
+box share these points: its trunk.
 """
 
 from __future__ import annotations
@@ -13,45 +14,54 @@ Point = tuple[float, float]
 
 
 def arrange(widths: list[int], edges: list[tuple[int, int]]) -> tuple[Point, list[Point], list[list[Point]]]:
-    """Place boxes of the given widths. Returns the size of the whole, the middle of each box, the bends of each edge.
+    """Place boxes of the given widths. Returns the size of the whole, and for each box its middle and its trunk.
 
-    Edges are pairs (start, end) of boxes, with start < end unless start is a leaf: a box without edges to it.
+    Edges are pairs (start, end) of boxes, with start < end unless start is a leaf: a box without edges to it. An edge
+    bends at the points of its start's trunk that lie above its end.
     """
     n = len(widths)
     widths, rank = list(widths), _ranks(n, edges)
-    chains: list[list[int]] = []  # the points of each edge, with its boxes
+    trunks: list[list[int]] = [[i] for i in range(n)]  # each box, and the points below it
+    links: set[tuple[int, int]] = set()
     for start, end in edges:
-        points = range(len(widths), len(widths) + rank[end] - rank[start] - 1)
-        widths += [0] * len(points)
-        rank += range(rank[start] + 1, rank[end])
-        chains.append([start, *points, end])
+        trunk = trunks[start]
+        while rank[trunk[-1]] < rank[end] - 1:
+            rank.append(rank[trunk[-1]] + 1)
+            trunk.append(len(widths))
+            widths.append(0)
+        points = trunk[: rank[end] - rank[start]]
+        links.update(itertools.pairwise([*points, end]))
     above: list[list[int]] = [[] for _ in widths]
     below: list[list[int]] = [[] for _ in widths]
-    for chain in chains:
-        for upper, lower in itertools.pairwise(chain):
-            above[lower].append(upper)
-            below[upper].append(lower)
+    for upper, lower in sorted(links):
+        above[lower].append(upper)
+        below[upper].append(lower)
     layers = _ordered(_layers(rank, above), above, below)
     x = _positions(layers, widths, above, below)
-    left = min(x[i] - widths[i] / 2 for layer in layers for i in layer)
-    right = max(x[i] + widths[i] / 2 for layer in layers for i in layer)
-    at = [(round(x[i] - left + GAP, 1), round((rank[i] + 0.5) * LAYER, 1)) for i in range(len(widths))]
-    bends = [[at[i] for i in chain[1:-1]] for chain in chains]
-    return (round(right - left) + 2 * GAP, len(layers) * LAYER), at[:n], bends
+    left, right = min(x[i] - widths[i] / 2 for i in range(n)), max(x[i] + widths[i] / 2 for i in range(n))
+    left, right = min(left, *x), max(right, *x)
+    at = [(round(x[i] - left + GAP, 1), (rank[i] + 0.5) * LAYER) for i in range(len(widths))]
+    size = round(right - left) + 2 * GAP, len(layers) * LAYER
+    return size, at[:n], [[at[i] for i in trunk[1:]] for trunk in trunks]
 
 
 def _ranks(n: int, edges: list[tuple[int, int]]) -> list[int]:
-    """The layer of each box: below all boxes that lead to it; leaves just above their first use."""
+    """The layer of each box: below all that lead to it, and no further above its first use than it has to be."""
     before: list[list[int]] = [[] for _ in range(n)]
+    after: list[list[int]] = [[] for _ in range(n)]
     for start, end in edges:
         before[end].append(start)
+        after[start].append(end)
     rank = [0] * n
     for i in range(n):  # the boxes that lead to a box have smaller numbers
         if before[i]:
             rank[i] = 1 + max(rank[j] for j in before[i])
-    for leaf in (i for i in range(n) if not before[i]):
-        rank[leaf] = min((rank[end] for start, end in edges if start == leaf), default=1) - 1
-    return rank
+    inner = [sum(bool(before[j]) for j in before[i]) for i in range(n)]
+    for i in sorted(range(n), key=lambda i: (not before[i], -i)):  # the last first, leaves at the end
+        if after[i] and inner[i] <= 1:
+            rank[i] = min(rank[j] for j in after[i]) - 1
+    top = min(rank)
+    return [layer - top for layer in rank]
 
 
 def _layers(rank: list[int], above: list[list[int]]) -> list[list[int]]:

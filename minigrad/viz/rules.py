@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 import linecache
@@ -34,6 +35,7 @@ def rule_of(node: Context) -> dict[str, Any]:
     head, _, rest = text.partition("\n\n")
     if start := BACKWARD.search(text):
         forward, backward = text[: start.start()], text[start.start() :]
+        backward = re.sub(r"^Backward[.:]\s*?( \w)?", lambda after: (after[1] or "").strip().upper(), backward)
     else:
         forward, _, derivative = head.partition("    ")
         slopes = re.sub(r"^d\S+ = ", r"    \g<0>", derivative.strip()).replace(", dy/d", "    dy/d")
@@ -131,6 +133,7 @@ def _saved_names(node: Context, n: int) -> list[str]:
     return [f"array {i + 1}" for i in range(n)]
 
 
+@functools.lru_cache(maxsize=200)  # to find a class, inspect parses the whole file
 def _source(implementation: Any, name: str) -> str:
     """The code of a method; "" where there is none, as in an interactive session."""
     try:
@@ -143,9 +146,9 @@ def _source(implementation: Any, name: str) -> str:
 
 def line_of(node: Context) -> dict[str, Any]:
     """The line of the user's program that called an operation, and which part of the line the call is."""
-    if node.place is None:
+    if node.called_at is None:
         return {}
-    code, instruction = node.place
+    code, instruction = node.called_at
     line, last, start, end = next(itertools.islice(code.co_positions(), instruction // 2, None))
     linecache.checkcache(code.co_filename)
     text = linecache.getline(code.co_filename, line or 0).rstrip()

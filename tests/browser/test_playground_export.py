@@ -1,20 +1,13 @@
 """The page with the model inside, in a browser: the same tokens as Python with the same rounded weights."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from gpt import GPT, BPETokenizer, CharTokenizer, GPTConfig
 from gpt.sample import Sampling
 from minigrad import functional as F
+from playground import export
 from tests.gpt.gpt2_files import gpt2_tokenizer
-from tests.programs import EXAMPLES
-
-if str(EXAMPLES) not in sys.path:
-    sys.path.append(str(EXAMPLES))  # where playground.py finds its package
-
-from playground import export  # noqa: E402
 
 pytestmark = pytest.mark.browser
 TEXT = "The quick brown fox jumps over the lazy dog; it's 42 times: naïve café → 東京\n\n  the end of the fox\t!"

@@ -86,9 +86,9 @@ class TestWithoutPyTorch:
         monkeypatch.setattr(ops.Contestant, "machine_rates", lambda self: {"FLOP": 1e11, "B": 1e10})
         output = run(ops, "--against", "none", "--shapes", "tiny", "--quick", "--rounds", 1)
         lines = re.findall(
-            r"^\| (linear|attention|layer_norm|gelu|dropout|add|embedding|cross|clip|AdamW)", output, re.M
+            r"^\| (linear|attention|conv2d|layer_norm|gelu|dropout|add|embedding|cross|clip|AdamW)", output, re.M
         )
-        assert len(lines) == 2 * 13 + 2
+        assert len(lines) == 2 * 14 + 2
         for title in ("gelu: forward", "cross_entropy: backward", "AdamW step"):
             ours, reference, *theirs, rate, share = cells(output, title)[0]
             assert number(ours) > 0

@@ -62,6 +62,16 @@ def test_the_tour_prints_what_it_says():
     assert printed.getvalue().splitlines() == expected
 
 
+def test_the_way_from_one_file_to_the_engine_can_be_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (code,) = blocks("docs/micro.md", "python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "docs/micro.md", "exec"), {})
+    assert printed.getvalue() == "True\nTrue\n"
+
+
 def test_the_backward_pass_of_layer_norm_is_one_click_from_the_readme():
     (target,) = re.findall(r"\[LayerNorm\]\(([^)]+)\)", TEXT["README.md"])
     source = (ROOT / target).read_text(encoding="utf-8")
@@ -151,6 +161,8 @@ def help_of():
         if words[0].endswith(".sh"):
             return (ROOT / words[0]).read_text(encoding="utf-8")
         name = words[:2] if words[0] == "-m" else words[:1]
+        if words[:2] == ["-m", "pytest"]:
+            name = [*name, "tests", "examples/exercises"]  # which add options
         call = [sys.executable, *name, "--help"]
         result = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
         return result.stdout if result.returncode == 0 else None

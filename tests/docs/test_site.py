@@ -461,6 +461,14 @@ def test_a_browser_opens_the_file_itself(site, tmp_path):
     assert all(f'#{name}">' in dom for name in OPERATIONS)
 
 
+@needs_browser
+def test_in_a_browser_the_steps_of_the_tape_can_be_played(site, tmp_path):
+    dom = browse((site / "steps.html").as_uri(), tmp_path / "profile")
+    assert "The backward pass starts at the end" in dom
+    assert ">0 of 4</output>" in dom
+    assert dom.count('class="box ') == 6
+
+
 # Where it is written
 
 

@@ -68,6 +68,16 @@ CALLS = {
     "masked_fill": Call(lambda x: F.masked_fill(x, mask, -7.0), [x]),
     "matmul": Call(F.matmul, [normal((2, 1, 3, 4)), normal((2, 4, 2), 1)]),
     "linear": Call(F.linear, [normal((2, 3, 4)), normal((5, 4), 1), normal((5,), 2)]),
+    "conv2d": Call(F.conv2d, [normal((2, 4, 5, 6)), normal((3, 4, 2, 3), 1), normal((3,), 2)]),
+    "conv2d grouped": Call(
+        lambda x, w: F.conv2d(x, w, None, (2, 1), (1, 2), (1, 2), groups=2),
+        [normal((2, 4, 5, 6)), normal((6, 2, 3, 2), 1)],
+    ),
+    "max_pool2d": Call(lambda x: F.max_pool2d(x, 3, 2, 1), [distinct((2, 3, 5, 6))]),
+    "avg_pool2d": Call(lambda x: F.avg_pool2d(x, 3, 2, 1), [normal((2, 3, 5, 6))]),
+    "avg_pool2d of pixels": Call(
+        lambda x: F.avg_pool2d(x, (3, 2), 1, (1, 0), count_include_pad=False), [normal((3, 5, 6))]
+    ),
     "softmax": Call(F.softmax, [x]),
     "log_softmax": Call(lambda x: F.log_softmax(x, axis=0), [x]),
     "layer_norm": Call(F.layer_norm, [normal((2, 3, 4)), normal((4,), 1), normal((4,), 2)]),

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minigrad as mg
@@ -251,6 +251,30 @@ def test_gelu_of_infinities_and_of_what_is_no_number():
     x = np.array([[np.inf, -np.inf, np.nan, 0.0, 40.0, -40.0, 1e20, -1e20]], np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         assert_equals_reference(F.gelu, x, kernel=cpu.GELUTanh)
+
+
+@given(
+    images=st.integers(2, 7),
+    c=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    layout=layouts,
+    bias=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=30)
+def test_convolution_and_pooling(images, c, groups, layout, bias, seed):
+    x, weight = normal(layout.base_shape((images, c * groups, 5, 4)), seed), normal((2 * groups, c, 2, 3), seed + 1)
+    parameters = [weight, normal((2 * groups,), seed + 2)] if bias else [weight]
+    conv2d = lambda x, *p: F.conv2d(layout.view(x), *p, stride=2, padding=1, groups=groups)  # noqa: E731
+    assert_equals_reference(conv2d, x, *parameters, kernel=cpu.ImageByImage)
+    assert_equals_reference(lambda x: F.max_pool2d(layout.view(x), 2, 1, 1), x, kernel=cpu.ImageByImage)
+    assert_equals_reference(lambda x: F.avg_pool2d(layout.view(x), 3, 2, 1), x, kernel=cpu.ImageByImage)
+
+
+def test_convolution_of_images_or_with_kernels_that_need_no_gradient():
+    x, weight = normal((5, 2, 4, 5)), normal((3, 2, 3, 3), 1)
+    assert_equals_reference(lambda x: F.conv2d(x, weight.astype(x.dtype)), x, kernel=cpu.ImageByImage)
+    assert_equals_reference(lambda w: F.conv2d(x.astype(w.dtype), w), weight, kernel=cpu.ImageByImage)
 
 
 def test_gradients_that_all_rows_share_are_added_up():

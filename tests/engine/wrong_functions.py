@@ -170,6 +170,25 @@ def two_outputs(backward):
     return operation(lambda x: ((x * 2, x * x), x), backward)
 
 
+def slide(x, w):
+    """A convolution along one axis, written as a sum over the places of the kernel."""
+    n = len(x) - len(w) + 1
+    return sum(w[i] * x[i : i + n] for i in range(len(w))), x, w
+
+
+def slide_backward(g, x, w):
+    """dx is g and w convolved, which numpy.convolve does: here w is flipped once too often."""
+    return np.convolve(g, w[::-1]), np.array([g @ x[i : i + len(g)] for i in range(len(w))])
+
+
+def largest_of_pairs_backward(g, x):
+    """A pixel that two windows chose gets the gradient of the second alone."""
+    dx = np.zeros_like(x)
+    for p in range(len(g)):
+        dx[p + np.argmax(x[p : p + 2])] = g[p]
+    return dx
+
+
 row, matrix = np.array([0.5, -1.0, 2.0]), np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
 square_matrix = np.array([[1.0, 2.0], [-1.0, 0.5]])
 noise = np.random.default_rng(0)
@@ -204,6 +223,12 @@ WRONG = {
     "wrong for large inputs": Wrong(square(lambda g, x: 2 * g * np.clip(x, -50, 50)), [hundreds], "input 0.* is wrong"),
     "wrong in one element of many": Wrong(
         square(lambda g, x: 2 * g * x * (np.arange(x.size) != 15_000)), [np.ones(20_000)], "input 0.* is wrong"
+    ),
+    "a flipped kernel": Wrong(operation(slide, slide_backward), [np.cos(np.arange(6.0)), row], "input 0.* is wrong"),
+    "windows that overwrite each other's gradients": Wrong(
+        operation(lambda x: (np.maximum(x[1:], x[:-1]), x), largest_of_pairs_backward),
+        [np.array([1.0, 3.0, 2.0])],
+        "input 0.* is wrong",
     ),
     "last of repeated places wins": Wrong(
         operation(lambda x: (x[[0, 0]],), lambda g: np.array([g[1], 0, 0])), [row], "input 0.* is wrong"

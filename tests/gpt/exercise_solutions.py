@@ -1,4 +1,4 @@
-"""The ten exercises solved, as a student would write it: what takes the place of `raise NotImplementedError`.
+"""The exercises solved, as a student would write it: what takes the place of `raise NotImplementedError`.
 
 A mistake is a solution with one piece of it exchanged, so that tests can say what a student might have written.
 """
@@ -17,6 +17,64 @@ SUM_TO = """
     g = g.sum(axis=tuple(range(new)))
     return g.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 """
+
+# For the exercises of plain functions: what stands in each of them.
+FUNCTIONS = {
+    "ex00_slopes.py": {
+        "derivative": """
+    return (f(x + h) - f(x - h)) / (2 * h)
+""",
+        "gradient": """
+    slopes = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        above, below = x.copy(), x.copy()
+        above[place] += h
+        below[place] -= h
+        slopes[place] = (f(above) - f(below)) / (2 * h)
+    return slopes
+""",
+        "count_pairs": """
+    counts = np.zeros((V, V), int)
+    for a, b in zip(ids[:-1], ids[1:]):
+        counts[a, b] += 1
+    return counts
+""",
+        "probabilities": """
+    more = counts + 1
+    return more / more.sum(axis=1, keepdims=True)
+""",
+    },
+    "ex11_walk.py": {
+        "order": """
+    uses, found = {root: 0}, [root]
+    for node in found:
+        for x in node.inputs:
+            if x not in uses:
+                found.append(x)
+                uses[x] = 0
+            uses[x] += 1
+    listed, ready = [], [root]
+    while ready:
+        node = ready.pop()
+        listed.append(node)
+        for x in node.inputs:
+            uses[x] -= 1
+            if uses[x] == 0:
+                ready.append(x)
+    return listed
+""",
+        "backward": """
+    grads = {root: g}
+    for node in order(root):
+        g = grads.pop(node)
+        if not node.inputs:
+            node.grad = g.copy() if node.grad is None else node.grad + g
+            continue
+        for x, new in zip(node.inputs, node.backward(g)):
+            grads[x] = grads[x] + new if x in grads else new
+""",
+    },
+}
 
 BACKWARD = {
     "ex01_add.py": """
@@ -75,7 +133,7 @@ BACKWARD = {
 def handed_out(file: str) -> str:
     """The text of an exercise. Skips the test that asks for it if somebody has solved it, as is their good right."""
     text = (EXERCISES / file).read_text(encoding="utf-8")
-    if text.count(UNWRITTEN) != 1 + (file == "ex01_add.py"):
+    if text.count(UNWRITTEN) != len(FUNCTIONS.get(file, [0])) + (file == "ex01_add.py"):
         pytest.skip(f"{file} has been worked on; this test wants it as it was handed out")
     return text
 
@@ -89,8 +147,19 @@ def with_backward(file: str, body: str) -> str:
     return text.removesuffix("    " + UNWRITTEN) + body.removeprefix("\n")
 
 
+def with_functions(file: str, bodies: dict[str, str]) -> str:
+    """The text of an exercise of plain functions, with these bodies in them."""
+    text = handed_out(file)
+    for name, body in bodies.items():
+        start = text.index(f"def {name}(")
+        text = text[:start] + text[start:].replace(UNWRITTEN, body.removeprefix("\n"), 1)
+    return text
+
+
 def write_solutions(folder: Path) -> None:
     """All exercises, solved, in a folder of their own."""
     folder.mkdir(exist_ok=True)
     for file, body in BACKWARD.items():
         (folder / file).write_text(with_backward(file, body), encoding="utf-8")
+    for file, bodies in FUNCTIONS.items():
+        (folder / file).write_text(with_functions(file, bodies), encoding="utf-8")

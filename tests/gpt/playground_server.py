@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,13 +15,9 @@ import pytest
 
 import minigrad as mg
 from gpt import GPT, CharTokenizer, GPTConfig
-from tests.programs import EXAMPLES
 
 pytest.importorskip("starlette", reason='the playground\'s server needs the extra "playground"')
 pytest.importorskip("uvicorn", reason='the playground\'s server needs the extra "playground"')
-
-if str(EXAMPLES) not in sys.path:
-    sys.path.append(str(EXAMPLES))  # where playground.py finds its package
 
 from playground import server  # noqa: E402
 from playground.address import listen  # noqa: E402

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,26 @@ from minigrad import functional as F
 from minigrad import kernels
 from minigrad.ops.activation import GELUTanh, Tanh
 from minigrad.ops.elementwise import Add
-from tests.gpt.exercise_solutions import BACKWARD, EXERCISES, SUM_TO, handed_out, with_backward, write_solutions
+from tests.gpt.exercise_solutions import (
+    BACKWARD,
+    EXERCISES,
+    FUNCTIONS,
+    SUM_TO,
+    handed_out,
+    with_backward,
+    with_functions,
+    write_solutions,
+)
 from tests.programs import run_program
 
 sys.path.insert(0, str(EXERCISES))
-from grading import EXERCISES as TEN  # noqa: E402
+from grading import EXERCISES as ALL  # noqa: E402
+from grading import OPERATIONS as TEN  # noqa: E402
 from grading import grade, grade_file  # noqa: E402
 from grading.diagnosis import diagnose, same  # noqa: E402
 from grading.grade import is_floating, numeric_gradient  # noqa: E402
 
-BY_FILE = {exercise.file: exercise for exercise in TEN}
+BY_FILE = {exercise.file: exercise for exercise in ALL}
 
 
 def graded(tmp_path, file, body, sum_to=SUM_TO):
@@ -39,12 +50,12 @@ def graded(tmp_path, file, body, sum_to=SUM_TO):
 # The exercises themselves
 
 
-def test_there_are_ten_and_none_is_written():
-    assert [exercise.file for exercise in TEN] == sorted(path.name for path in EXERCISES.glob("ex*.py"))
-    assert len(TEN) == 10
-    for exercise in TEN:
-        handed_out(exercise.file)
-        assert grade_file(exercise, EXERCISES) == ("not written yet", f"open {exercise.file}")
+def test_there_are_twelve_and_none_is_written():
+    assert [exercise.file for exercise in ALL] == sorted(path.name for path in EXERCISES.glob("ex*.py"))
+    assert (len(ALL), len(TEN)) == (12, 10)
+    for i, exercise in enumerate(ALL):
+        assert handed_out(exercise.file).startswith(f'"""Exercise {i} of 11: ')
+        assert grade_file(exercise, EXERCISES)[:2] == ("not written yet", f"open {exercise.file}")
 
 
 @pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
@@ -54,7 +65,7 @@ def test_the_engines_own_operation_passes(exercise):
 
 @pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
 def test_what_is_saved_is_enough_to_solve_it(exercise, tmp_path):
-    assert graded(tmp_path, exercise.file, BACKWARD[exercise.file]) == ("right", "")
+    assert graded(tmp_path, exercise.file, BACKWARD[exercise.file])[:2] == ("right", "")
 
 
 @pytest.mark.parametrize("exercise", TEN, ids=lambda exercise: exercise.name)
@@ -107,6 +118,74 @@ def exercise_output(exercise, values):
 
 
 # Every mistake is called by its name
+
+# Pieces of code that a student may write in the exercises of plain functions.
+ONE_COPY = """
+slopes, now = np.zeros(x.shape), x.copy()
+for place in np.ndindex(x.shape):
+    above, below = now.copy(), now.copy()
+    above[place] += h
+    below[place] -= h
+    slopes[place] = (f(above) - f(below)) / (2 * h)
+    now[place] += {}
+return slopes"""
+RECURSION = """
+listed, seen = [], set()
+def visit(node):
+    if node not in seen:
+        seen.add(node)
+        for x in node.inputs:
+            visit(x)
+        listed.append(node)
+visit(root)
+return listed[::-1]"""
+DEEP_RECURSION = f"""
+import sys
+sys.setrecursionlimit(10**5){RECURSION}"""
+EVERY_PATH = """
+last, waiting = {}, [root]
+for i, node in enumerate(waiting):
+    last[node] = i
+    waiting += node.inputs
+return sorted(last, key=last.get)"""
+IN_A_LIST = """
+listed, seen, path = [], [], [(root, iter(root.inputs))]
+while path:
+    node, rest = path[-1]
+    x = next(rest, None)
+    if x is None:
+        listed.append(node)
+        path.pop()
+    elif x not in seen:
+        seen.append(x)
+        path.append((x, iter(x.inputs)))
+return listed[::-1]"""
+IN_PLACE = """
+grads = {root: g}
+for node in order(root):
+    g = grads.pop(node)
+    if not node.inputs:
+        node.grad = g.copy() if node.grad is None else node.grad + g
+        continue
+    for x, new in zip(node.inputs, node.backward(g)):
+        if x in grads:
+            grads[x] += new
+        else:
+            grads[x] = new"""
+BREADTH_FIRST = """
+if not root.inputs:
+    root.grad = g.copy() if root.grad is None else root.grad + g
+waiting, grads = [root] if root.inputs else [], {root: g}
+while waiting:
+    node = waiting.pop(0)
+    for x, new in zip(node.inputs, node.backward(grads[node])):
+        if not x.inputs:
+            x.grad = new.copy() if x.grad is None else x.grad + new
+        elif x in grads:
+            grads[x] = grads[x] + new
+        else:
+            grads[x] = new
+            waiting.append(x)"""
 
 
 # For each exercise: a piece of its solution (None: all of it), what the student wrote instead, and what is said of it.
@@ -483,7 +562,7 @@ def test_another_forward_is_told_from_a_wrong_backward(tmp_path):
     text = with_backward("ex02_multiply.py", BACKWARD["ex02_multiply.py"]).replace("return a * b", "return 2 * a * b")
     (tmp_path / "ex02_multiply.py").write_text(text, encoding="utf-8")
     result = grade_file(BY_FILE["ex02_multiply.py"], tmp_path)
-    assert result == (
+    assert result[:2] == (
         "wrong",
         "a and b of one shape: forward gives a different result than the engine's; change only backward",
     )
@@ -514,12 +593,12 @@ def test_a_forward_that_fails_is_told_from_a_backward_that_is_not_written(line, 
 def test_empty_files_zeros_and_programs_that_end_are_graded_too(exercise, tmp_path):
     path = tmp_path / exercise.file
     path.write_text("", encoding="utf-8")
-    assert grade_file(exercise, tmp_path) == (
+    assert grade_file(exercise, tmp_path)[:2] == (
         "wrong",
         f"{path}: expected a class derived from minigrad.Function, found none",
     )
     path.write_text("raise SystemExit", encoding="utf-8")
-    assert grade_file(exercise, tmp_path) == ("wrong", f"{path}: ends the program when it is imported")
+    assert grade_file(exercise, tmp_path)[:2] == ("wrong", f"{path}: ends the program when it is imported")
     body = (
         BACKWARD[exercise.file].replace("return", "right =")
         + "        return tuple(0 * x for x in right if x is not None)\n"
@@ -531,11 +610,171 @@ def test_empty_files_zeros_and_programs_that_end_are_graded_too(exercise, tmp_pa
     assert re.search(r"dL/d\w+ is zero everywhere$", result.message)
 
 
+# The exercises of plain functions, in the same form: a function, a piece of its solution or None, and the mistake
+FUNCTION_MISTAKES = {
+    "ex00_slopes.py": [
+        ("derivative", "f(x - h)) / (2 * h)", "f(x)) / h", "only the step from x to x + h is taken"),
+        ("derivative", "(f(x + h) - f(x - h)) / (2 * h)", "(f(x) - f(x - h)) / h", "only the step from x - h to x is"),
+        ("derivative", "(2 * h)", "h", "divided by h; from x - h to x + h it is 2h"),
+        ("derivative", "f(x + h) - f(x - h)", "f(x - h) - f(x + h)", "wrong sign; it is f(x + h) minus f(x - h)"),
+        ("derivative", "(2 * h)", "2 * h", "divided by 2, then multiplied by h; write / (2 * h)"),
+        ("derivative", "(2 * h)", "2", "divided by 2; the distance is 2h"),
+        ("derivative", " / (2 * h)", "", "not divided by the distance, 2h"),
+        ("derivative", "return", "h = 1e-5; return", "another step than h is used"),
+        ("derivative", None, "return 0", "derivative of x^3 at 2, with h = 0.5: the result is zero everywhere"),
+        ("derivative", None, "f(x)", "derivative returns None; is its `return` missing?"),
+        ("derivative", None, "return f", "derivative returns function <function"),
+        ("derivative", None, "return f(x)", "with h = 0.5: got 8; expected 12.25"),
+        ("derivative", None, "return 1 / 0", "line 14, return 1 / 0: ZeroDivisionError: division by zero"),
+        ("derivative", None, "raise SystemExit", "line 14, raise SystemExit: SystemExit: "),
+        ("gradient", "f(below)) / (2 * h)", "f(x)) / h", "of an array (3,): only the step from x to x + h"),
+        ("gradient", "(2 * h)", "h", "of an array (3,): divided by h; from x - h to x + h it is 2h"),
+        ("gradient", "x.copy(), x.copy()", "x, x.copy()", "gradient: its argument has changed; work on a copy"),
+        (
+            "gradient",
+            "above[place] += h\n        below[place] -= h",
+            "above += h\n        below -= h",
+            "of an array (3,): all elements are moved at once; move one, while the others stay",
+        ),
+        ("gradient", None, ONE_COPY.format("h"), "elements that were moved by h before are still moved"),
+        ("gradient", None, ONE_COPY.format("-h"), "elements that were moved by -h before are still moved"),
+        ("gradient", "np.ndindex(x.shape)", "range(len(x))", "of an array (2, 3): whole rows are moved"),
+        ("gradient", "return slopes", "return slopes.ravel()", "the result has the shape (6,); expected (2, 3)"),
+        ("gradient", None, "return np.zeros(x.shape)", "gradient of an array (3,): the result is zero everywhere"),
+        ("count_pairs", "counts[a, b]", "counts[b, a]", "rows and columns are exchanged"),
+        ("count_pairs", "+= 1", "= 1", "every pair counts once, however often it occurs"),
+        ("count_pairs", "ids[:-1], ids[1:]", "ids[:-2], ids[1:]", "the last pair is missing"),
+        ("count_pairs", "ids[:-1], ids[1:]", "ids[1:], ids[2:]", "the first pair is missing"),
+        (
+            "count_pairs",
+            "ids[:-1], ids[1:]",
+            "ids, ids[1:] + ids[:1]",
+            "the last id and the first are counted as a pair",
+        ),
+        ("count_pairs", "ids[:-1], ids[1:]", "ids, ids", "each id is paired with itself"),
+        (
+            "count_pairs",
+            None,
+            "return np.bincount(ids, minlength=V)",
+            "single ids are counted; a pair is an id and the",
+        ),
+        ("count_pairs", None, "return np.zeros((V, V))", "count_pairs of [2, 0, 0, 1]: the result is zero everywhere"),
+        ("probabilities", "axis=1", "axis=0", "each column adds up to 1; each row should"),
+        ("probabilities", ", keepdims=True", "", "the sum of row i divides column i; keepdims=True keeps the axis"),
+        ("probabilities", "axis=1, ", "", "divided by the sum of the whole array; divide each row by its own"),
+        ("probabilities", "counts + 1", "counts", "a row without pairs becomes 0/0; add one to each count first"),
+        ("probabilities", "/ more.sum(axis=1, keepdims=True)", "/ counts.sum(axis=1, keepdims=True)", "not in the sum"),
+        ("probabilities", " / more.sum(axis=1, keepdims=True)", "", "the counts are not divided"),
+        ("probabilities", "return more", "return counts", "expected 0.571429"),
+        (
+            "probabilities",
+            "return more / more.sum(axis=1, keepdims=True)",
+            "return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)",
+            "one is not added to the counts, so that a pair that never occurred is impossible",
+        ),
+        ("probabilities", None, "return np.zeros((3, 3))", "probabilities: the result is zero everywhere"),
+    ],
+    "ex11_walk.py": [
+        ("order", None, "return None", "a root that is a leaf: order: it returns None; expected a list of nodes"),
+        ("order", None, "return []", "a root that is a leaf: order: x is missing"),
+        ("order", "return listed", "return listed[::-1]", "a chain of 3 nodes: order: the order is reversed"),
+        ("order", "return listed", "return found", "x comes before a, which uses it; a node comes after all its uses"),
+        ("order", "return listed", "return listed[:-1] or listed", "a chain of 3 nodes: order: x is missing"),
+        (
+            "order",
+            "return listed",
+            "return listed + listed",
+            "a root that is a leaf: order: x is listed more than once",
+        ),
+        ("order", "return listed", "return [*listed, 1]", "something in the list that root was not computed from"),
+        ("order", "if uses[x] == 0", "if uses[x] >= 0", "order: x is listed more than once"),
+        ("order", None, RECURSION, "a chain of 3,000 nodes: order calls itself, which Python allows only about a"),
+        ("order", None, DEEP_RECURSION, "a root that is a leaf: order calls itself, which Python allows only about a"),
+        ("order", None, EVERY_PATH, "40 diamonds in a row: order: every path to a node is followed"),
+        ("order", None, IN_A_LIST, "nodes are searched for in a list, which compares all of them; use a set"),
+        ("order", None, "return root + 1", "a root that is a leaf: order: line 19, return root + 1: TypeError"),
+        ("backward", "x in grads", "False", "only the last of 3 gradients; add them, do not overwrite"),
+        ("backward", "grads[x] + new if x in grads else new", "grads.get(x, new)", "only the first of 3 gradients"),
+        (
+            "backward",
+            "grads[x] = grads[x] + new if x in grads else new",
+            "grads[x] = 0 * new",
+            "a chain of 3 nodes: backward: n1",
+        ),
+        ("backward", None, IN_PLACE, "adds in place to a gradient that is borrowed: another node may hold the same"),
+        ("backward", "g.copy()", "g", "x.grad is an array that others hold too; make a copy"),
+        ("backward", " if node.grad is None else node.grad + g", "", "for a second time: x.grad is the new gradient"),
+        ("backward", None, BREADTH_FIRST, "is visited before all its uses: "),
+        ("backward", None, "pass", "a root that is a leaf: backward: x.grad is still None"),
+        ("backward", None, "root.grad = 0 * g", "a root that is a leaf: backward: x.grad is zeros"),
+        ("backward", None, "root.grad = 1.0", "x.grad is 1.0; expected an array of shape (2,)"),
+        ("backward", "if not node.inputs:", "if False:", "backward of x is called, but it is a leaf"),
+        ("backward", None, "root.backward(g)", "backward of x is called, but it is a leaf"),
+        ("backward", "in order(root)", "in [*order(root), root]", "KeyError"),
+        (
+            "backward",
+            "for x, new in zip(node.inputs, node.backward(g)):",
+            "node.backward(g)\n        for x, new in zip(node.inputs, node.backward(g)):",
+            "is visited twice; visit it once, when its whole gradient has arrived",
+        ),
+        ("backward", "node.grad + g", "node.grad + g / 2", "expected"),
+        (
+            "backward",
+            "if not node.inputs:",
+            "if len(order(root)) > 6:\n            g = g / 2\n        if not node.inputs:",
+            "expected [",
+        ),
+    ],
+}
+
+
+def all_function_mistakes():
+    for file, mistakes in FUNCTION_MISTAKES.items():
+        for name, right, wrong, message in mistakes:
+            body = FUNCTIONS[file][name]
+            assert right is None or right in body
+            body = textwrap.indent(wrong, "    ") + "\n" if right is None else body.replace(right, wrong)
+            yield pytest.param(file, {**FUNCTIONS[file], name: body}, message, id=f"{file[2:-3]}: {wrong}")
+
+
+@pytest.mark.parametrize(("file", "bodies", "message"), list(all_function_mistakes()))
+def test_a_mistake_in_a_function_is_called_by_its_name(file, bodies, message, tmp_path):
+    (tmp_path / file).write_text(with_functions(file, bodies), encoding="utf-8")
+    result = grade_file(BY_FILE[file], tmp_path)
+    assert result.state == "wrong"
+    assert message in result.message
+
+
+@pytest.mark.parametrize("file", FUNCTIONS)
+def test_functions_can_be_written_in_turn_and_are_right_in_the_end(file, tmp_path):
+    bodies = {}
+    for name in BY_FILE[file].functions:
+        (tmp_path / file).write_text(with_functions(file, bodies), encoding="utf-8")
+        assert grade_file(BY_FILE[file], tmp_path)[:2] == ("not written yet", f"open {file}")
+        bodies[name] = FUNCTIONS[file][name]
+    (tmp_path / file).write_text(with_functions(file, bodies), encoding="utf-8")
+    assert grade_file(BY_FILE[file], tmp_path)[:2] == ("right", "")
+
+
+@pytest.mark.parametrize("file", FUNCTIONS)
+def test_files_without_the_functions_are_graded_too(file, tmp_path):
+    (tmp_path / file).write_text("", encoding="utf-8")
+    first = BY_FILE[file].functions[0]
+    assert grade_file(BY_FILE[file], tmp_path)[:2] == ("wrong", f"{file} has no function {first}")
+    (tmp_path / file).write_text("raise SystemExit", encoding="utf-8")
+    assert grade_file(BY_FILE[file], tmp_path)[:2] == (
+        "wrong",
+        f"{tmp_path / file}: ends the program when it is imported",
+    )
+    (tmp_path / file).unlink()
+    assert grade_file(BY_FILE[file], tmp_path)[:2] == ("wrong", f"there is no {file} in {tmp_path}")
+
+
 def test_a_missing_file_and_a_missing_class(tmp_path):
     exercise = BY_FILE["ex04_matmul.py"]
-    assert grade_file(exercise, tmp_path) == ("wrong", f"there is no ex04_matmul.py in {tmp_path}")
+    assert grade_file(exercise, tmp_path)[:2] == ("wrong", f"there is no ex04_matmul.py in {tmp_path}")
     shutil.copy(EXERCISES / "ex05_linear.py", tmp_path / "ex04_matmul.py")
-    assert grade_file(exercise, tmp_path) == ("wrong", "ex04_matmul.py has no class MatMul")
+    assert grade_file(exercise, tmp_path)[:2] == ("wrong", "ex04_matmul.py has no class MatMul")
 
 
 # What pytest shows
@@ -553,18 +792,20 @@ def show(path, *options):
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the exercises, in which a test may write."""
-    for exercise in TEN:
+    for exercise in ALL:
         handed_out(exercise.file)
     folder = tmp_path / "exercises"
     shutil.copytree(EXERCISES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    walk = folder / "grading" / "walk.py"  # the longest chain is walked once, in a test above
+    walk.write_text(walk.read_text(encoding="utf-8").replace("1_000_000", "10_000"), encoding="utf-8")
     return folder
 
 
 def test_before_the_first_is_written_pytest_says_where_to_begin(copied):
     result = show(copied)
     assert result.returncode == 0
-    assert "0 of 10 right; next is ex01_add.py" in result.stdout
-    assert len(result.stdout.splitlines()) < 25
+    assert "0 of 12 right; next is ex00_slopes.py" in result.stdout
+    assert len(result.stdout.splitlines()) < 27
 
 
 def test_one_line_for_each_exercise_and_one_for_what_is_wrong(copied):
@@ -580,9 +821,10 @@ def test_one_line_for_each_exercise_and_one_for_what_is_wrong(copied):
     assert "ex02_multiply.py      Multiply      wrong\n    a and b of one shape: dL/da does not depend on g" in listed
     assert "ex03_gelu.py          GELUTanh      not written yet\n" in listed
     assert f"{copied / 'ex04_matmul.py'}, line 1: expected ':': class MatMul(mg.Function)\n" in listed
-    assert "1 of 10 right; fix ex02_multiply.py" in listed
+    assert "1 of 12 right; fix ex02_multiply.py" in listed
     assert "Traceback" not in result.stdout
-    assert len(result.stdout.splitlines()) < 30
+    assert "picture" not in result.stdout
+    assert len(result.stdout.splitlines()) < 32
 
 
 def test_a_forward_that_fails_is_not_counted_out(copied):
@@ -592,7 +834,7 @@ def test_a_forward_that_fails_is_not_counted_out(copied):
     (copied / "ex03_gelu.py").write_text(text, encoding="utf-8")
     result = show(copied)
     assert result.returncode == 1
-    assert "9 of 10 right; fix ex03_gelu.py" in result.stdout
+    assert "11 of 12 right; fix ex03_gelu.py" in result.stdout
 
 
 def test_one_exercise_can_be_named_by_its_file_and_what_it_prints_is_shown(copied):
@@ -609,12 +851,18 @@ def test_one_exercise_can_be_named_by_its_file_and_what_it_prints_is_shown(copie
     assert listed.count("printed") == 1  # not once more for each finite difference
 
 
+def test_a_wrong_gradient_is_drawn_if_asked_for(copied):
+    (copied / "ex01_add.py").write_text(with_backward("ex01_add.py", "        return g, g\n"), encoding="utf-8")
+    assert "\n    picture: ex01_add.png\n" in show(copied / "ex01_add.py", "--show").stdout
+    assert (copied / "ex01_add.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_when_all_are_right_pytest_says_how_to_train_with_them(copied):
     write_solutions(copied)
     result = show(copied)
     assert result.returncode == 0
     (program,) = re.findall(
-        r"10 of 10 right; train with them: python (\S+) --preset cpu --ops \. --max-iters 100", result.stdout
+        r"12 of 12 right; train with them: python (\S+) --preset cpu --ops \. --max-iters 100", result.stdout
     )
     assert (copied / program).resolve() == EXERCISES.parent / "train_shakespeare.py"  # from where pytest was run
 
@@ -820,6 +1068,13 @@ def test_attention_that_forgets_that_heads_share_their_queries_cannot_train(tmp_
         ConfigError, match=re.escape("Attention.backward returned a gradient (2, 3, 4) float32 for argument 0")
     ):
         check(own)
+
+
+def test_a_file_of_functions_alone_is_no_operation(tmp_path):
+    folder = written(tmp_path, mine=CUBE, helper="def double(x):\n    return 2 * x\n")
+    assert [own.name for own in load_operations(folder)] == ["Tanh"]
+    with pytest.raises(ConfigError, match=r"helper\.py: expected a class derived from minigrad.Function, found none"):
+        load_operations(folder / "helper.py")
 
 
 def test_a_folder_without_operations_and_one_with_two_of_a_name(tmp_path):

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -12,13 +11,9 @@ import pytest
 from gpt import GPT, BPETokenizer, CharTokenizer, ConfigError, GPTConfig, checkpoint
 from gpt.config import PRESETS
 from gpt.options import fields_of, pick
-from tests.programs import EXAMPLES, run_program
-
-if str(EXAMPLES) not in sys.path:
-    sys.path.append(str(EXAMPLES))  # where playground.py finds its package
-
-from playground import export  # noqa: E402
-from playground.analysis import Model  # noqa: E402
+from playground import export
+from playground.analysis import Model
+from tests.programs import run_program
 
 CHARACTERS = CharTokenizer("\n abcdefghijklmnopqrstuvwxyz")
 

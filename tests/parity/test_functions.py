@@ -223,6 +223,25 @@ for name, torch_fn in {"softmax": torch.softmax, "log_softmax": torch.log_softma
     case(name, "with -inf", torch_fn, np.where(np.eye(3) > 0, -np.inf, normal(3, 3)), -1)
 
 
+images, kernels, biases = normal(2, 4, 7, 8), normal(6, 4, 3, 2), normal(6)
+case("conv2d", "", TF.conv2d, images, kernels, biases)
+case("conv2d", "one image, no bias", TF.conv2d, images[0], kernels)
+case("conv2d", "no images", TF.conv2d, images[:0], kernels, biases)
+case("conv2d", "stride, padding, dilation", TF.conv2d, images, kernels, biases, 2, 1, 2)
+case("conv2d", "pairs and groups", TF.conv2d, images, kernels[:, :2], biases, (2, 1), (1, 2), (1, 2), 2)
+case("conv2d", "depthwise", TF.conv2d, images, normal(8, 1, 3, 3), None, 1, 1, 1, 4)
+case("conv2d", "same", TF.conv2d, images, normal(6, 4, 3, 5), biases, 1, "same", (2, 1))
+case("conv2d", "valid", TF.conv2d, images, kernels, None, 2, "valid")
+case("conv2d", "more padding than kernel", TF.conv2d, images, kernels, None, 1, 5)
+case("max_pool2d", "", TF.max_pool2d, images, 2)
+case("max_pool2d", "overlapping, padded", TF.max_pool2d, images, (3, 4), (2, 1), (1, 2))
+case("max_pool2d", "the first of ties", TF.max_pool2d, whole(3, 9, 8), 3, 1, 1)
+case("max_pool2d", "minus infinity", TF.max_pool2d, np.full((1, 4, 4), -np.inf), 3, 1, 1)
+case("max_pool2d", "NaN", TF.max_pool2d, np.where(mask(3, 6, 8), np.nan, normal(3, 6, 8)), 3, 2, 1)
+case("avg_pool2d", "", TF.avg_pool2d, images, 2)
+case("avg_pool2d", "overlapping, padded", TF.avg_pool2d, images, (3, 4), (2, 1), (1, 2))
+
+
 def layer_norm(x, weight=None, bias=None, eps=1e-5):
     return TF.layer_norm(x, x.shape[-1:], weight, bias, eps)
 

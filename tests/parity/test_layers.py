@@ -27,6 +27,25 @@ LAYERS = {
 }
 
 
+IMAGES = np.random.default_rng(1).standard_normal((2, 4, 7, 8))
+IMAGE_LAYERS = {
+    "Conv2d": (nn.Conv2d(4, 6, 3), torch.nn.Conv2d(4, 6, 3)),
+    "Conv2d, all settings": (
+        nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, bias=False),
+        torch.nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, bias=False),
+    ),
+    "Conv2d of the same size": (nn.Conv2d(4, 6, 3, padding="same"), torch.nn.Conv2d(4, 6, 3, padding="same")),
+    "MaxPool2d": (nn.MaxPool2d(3, 2, 1), torch.nn.MaxPool2d(3, 2, 1)),
+    "AvgPool2d": (nn.AvgPool2d(2), torch.nn.AvgPool2d(2)),
+    "Flatten": (nn.Flatten(), torch.nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), IMAGE_LAYERS.values(), ids=IMAGE_LAYERS)
+def test_layer_of_images(ours, theirs):
+    assert_same_layer(ours, theirs, IMAGES)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), LAYERS.values(), ids=LAYERS)
 def test_layer(ours, theirs):
     assert_same_layer(ours, theirs, X)

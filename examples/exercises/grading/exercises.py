@@ -1,4 +1,4 @@
-"""The ten exercises: the engine's operation, the cases to check, the terms of the gradients, and known mistakes.
+"""Exercises 1 to 10: the engine's operation, the cases to check, the terms of the gradients, and known mistakes.
 
 This file contains the answers. It is written for the checker; the derivations are in minigrad/ops.
 """
@@ -487,7 +487,7 @@ def attention_mistakes(g, q, k, v, causal, mask, dropout_p):
     return found
 
 
-EXERCISES = [
+OPERATIONS = [
     Exercise("ex01_add.py", Add, PAIRS, add_terms, no_mistakes),
     Exercise("ex02_multiply.py", Multiply, PAIRS, multiply_terms, multiply_mistakes),
     Exercise(

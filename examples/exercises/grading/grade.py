@@ -7,42 +7,40 @@ import io
 import math
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import minigrad as mg
-from gpt.course.own_ops import NOT_WRITTEN, RIGHT, WRONG, load_operations
+from gpt.course.own_ops import NOT_WRITTEN, RIGHT, WRONG, load_module, load_operations
 from gpt.errors import ConfigError
 from minigrad.autograd import Context
 
 from .diagnosis import diagnose
 from .exercises import Case, Exercise
+from .verdict import Grade, Mistake, NotWritten, WrongGradient
 
 
-class Grade(NamedTuple):
-    """The state of an exercise, RIGHT, WRONG or NOT_WRITTEN, and a message about it."""
+class Functions(NamedTuple):
+    """An exercise of plain functions. `check` takes the module, and raises `Mistake` or `NotWritten` if they fail."""
 
-    state: str
-    message: str = ""
-
-
-class Mistake(Exception):
-    """Something is wrong; the message says what."""
+    file: str
+    name: str
+    functions: tuple[str, ...]
+    check: Callable[[ModuleType], None]
 
 
-class NotWritten(Exception):
-    """The backward raises NotImplementedError."""
-
-
-def grade_file(exercise: Exercise, folder: Path) -> Grade:
-    """The grade of the class in the exercise's file in `folder`. Whatever the file does, it gets a grade."""
+def grade_file(exercise: Exercise | Functions, folder: Path) -> Grade:
+    """The grade of the exercise's file in `folder`. Whatever the file does, it gets a grade."""
     path = folder / exercise.file
     if not path.exists():
         return Grade(WRONG, f"there is no {exercise.file} in {folder}")
     try:
+        if isinstance(exercise, Functions):
+            return grade_functions(exercise, load_module(path))
         found = load_operations(path)
     except ConfigError as error:
         return Grade(WRONG, str(error))
@@ -54,6 +52,20 @@ def grade_file(exercise: Exercise, folder: Path) -> Grade:
     return grade(exercise, own)
 
 
+def grade_functions(exercise: Functions, own: ModuleType) -> Grade:
+    """The grade of the functions in a module."""
+    for name in exercise.functions:
+        if not callable(getattr(own, name, None)):
+            return Grade(WRONG, f"{exercise.file} has no function {name}")
+    try:
+        exercise.check(own)
+    except NotWritten:
+        return Grade(NOT_WRITTEN, f"open {exercise.file}")
+    except Mistake as mistake:
+        return Grade(WRONG, str(mistake))
+    return Grade(RIGHT)
+
+
 def grade(exercise: Exercise, own: type[mg.Function]) -> Grade:
     """The grade of a class. The cases go from simple to tricky; the first that fails gives the message."""
     for case in exercise.cases:
@@ -62,7 +74,7 @@ def grade(exercise: Exercise, own: type[mg.Function]) -> Grade:
         except NotWritten:
             return Grade(NOT_WRITTEN, f"open {exercise.file}")
         except Mistake as mistake:
-            return Grade(WRONG, f"{case.what}: {mistake}")
+            return Grade(WRONG, f"{case.what}: {mistake}", mistake.wrong)
     return Grade(RIGHT)
 
 
@@ -89,7 +101,9 @@ def check(exercise: Exercise, case: Case, own: type[mg.Function]) -> None:
             raise Mistake(f"backward returns None for {names[i]}; expected dL/d{names[i]}")
         given = np.asarray(gradients[i])
         if given.shape != right.shape or not np.allclose(given, right, rtol=1e-5, atol=1e-7):
-            raise Mistake(diagnose(exercise, case, names[i], given, right, g))
+            title = f"{exercise.name}, {case.what}: dL/d{names[i]}, {names[i]} {np.shape(values[i])}"
+            message = diagnose(exercise, case, names[i], given, right, g)
+            raise Mistake(message, WrongGradient(title, given, right))
 
     values = [value.astype(np.float32) if is_floating(value) else value for value in values]
     with quiet(), explained("forward", exercise, names, values):

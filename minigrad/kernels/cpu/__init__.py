@@ -15,7 +15,7 @@ from .attention import Attention
 from .dropout import Dropout
 from .losses import CrossEntropy
 from .normalization import LayerNorm
-from .pieces import RowByRow, in_pieces, in_whole, squared_norm
+from .pieces import ImageByImage, RowByRow, in_pieces, in_whole, squared_norm
 from .products import Linear, MatMul
 from .threads import get_num_threads, set_num_threads
 
@@ -24,6 +24,7 @@ __all__ = [
     "CrossEntropy",
     "Dropout",
     "GELUTanh",
+    "ImageByImage",
     "LayerNorm",
     "Linear",
     "MatMul",

@@ -7,6 +7,7 @@ pieces are shared among the threads of the pool.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from .threads import in_parallel, parts_for, stretch
 ALONE = 64 * 1024  # elements in a piece with one thread: several arrays of this size fit into a core's own cache
 TOGETHER = 128 * 1024  # with several threads: with fewer calls they wait less for Python's interpreter lock
 LEAST = 256 * 1024  # elements that justify another thread
+VISITS = 8  # how often a pixel is read: a window of 3 × 3 sees it 9 times
 LEAST_WHOLE = 32 * 1024  # the same for work on whole matrices, which costs more per element
 
 
@@ -45,11 +47,41 @@ def for_each(cut: Sequence[Any], parts: int, work: Callable[[int, Any], None]) -
     in_parallel(share, parts)
 
 
+def forward_in_pieces(ctx: Any, x: Any, y: Any, cost: int, rest: Any) -> None:
+    """y = f(x, …), piece by piece along the first axis, for the operation of `ctx`. `cost`: elements in a piece of one.
+
+    Each piece has its own context.
+    """
+    ctx.cut, ctx.parts = pieces(len(x), cost)
+    ctx.contexts = [type(ctx)(ctx.function, ctx.needs_input_grad) for _ in ctx.cut]
+
+    def work(number: int, piece: slice) -> None:
+        y[piece] = ctx.function.forward(ctx.contexts[number], x[piece], *rest)
+
+    for_each(ctx.cut, ctx.parts, work)
+
+
+def backward_in_pieces(ctx: Any, g: Any, dx: Any) -> list[Any]:
+    """The backward of `forward_in_pieces`. The gradients of the pieces make up `dx`, unless it is None.
+
+    Returns the gradients of the other arguments, which all pieces share: they are summed.
+    """
+    shared: list[Any] = [None] * len(ctx.cut)
+
+    def work(number: int, piece: slice) -> None:
+        gradients = ctx.function.backward(ctx.contexts[number], g[piece])
+        own, *shared[number] = gradients if isinstance(gradients, tuple) else (gradients,)
+        if dx is not None:
+            dx[piece] = own
+
+    for_each(ctx.cut, ctx.parts, work)
+    return [None if parts[0] is None else sum(parts) for parts in zip(*shared, strict=True)]
+
+
 class RowByRow:
     """For operations f(x, …) in which each row of the result depends only on the same row of x, like SiLU or RMSNorm.
 
-    The operation's own forward and backward run piece by piece, each piece with its own context. The gradients of the
-    pieces make up the gradient of x. The gradients of other arguments, which all rows share, are summed.
+    The operation's own forward and backward run piece by piece. The gradients of other arguments are summed.
     """
 
     returns_new_arrays = False
@@ -61,29 +93,40 @@ class RowByRow:
     @staticmethod
     def forward(ctx: Any, x: Any, *rest: Any) -> Any:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
-        ctx.cut, ctx.parts = pieces(*rows.shape)
-        ctx.contexts = [type(ctx)(ctx.function, ctx.needs_input_grad) for _ in ctx.cut]
         y = np.empty_like(rows)
-
-        def work(number: int, piece: slice) -> None:
-            y[piece] = ctx.function.forward(ctx.contexts[number], rows[piece], *rest)
-
-        for_each(ctx.cut, ctx.parts, work)
+        forward_in_pieces(ctx, rows, y, rows.shape[1], rest)
         return y.reshape(x.shape)
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
         g_rows = g.reshape(-1, g.shape[-1])
         dx = np.empty_like(g_rows)
-        shared: list[Any] = [None] * len(ctx.cut)
+        return dx.reshape(g.shape), *backward_in_pieces(ctx, g_rows, dx)
 
-        def work(number: int, piece: slice) -> None:
-            gradients = ctx.function.backward(ctx.contexts[number], g_rows[piece])
-            dx[piece], *shared[number] = gradients if isinstance(gradients, tuple) else (gradients,)
 
-        for_each(ctx.cut, ctx.parts, work)
-        added = [None if parts[0] is None else sum(parts) for parts in zip(*shared, strict=True)]
-        return dx.reshape(g.shape), *added
+class ImageByImage:
+    """For operations f(x, …) in which each image of the result depends only on the same image of x (N, C, H, W).
+
+    As `RowByRow`. The operation has a function `output_shape(x, …)`: the shape of the result.
+    """
+
+    returns_new_arrays = False
+
+    @staticmethod
+    def fits(x: Any, *rest: Any) -> bool:
+        return x.ndim == 4 and len(x) > 1 and VISITS * x.size > ALONE and x.dtype.kind == "f"
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *rest: Any) -> Any:
+        ctx.shape = x.shape
+        y = np.empty(ctx.function.output_shape(x, *rest), x.dtype)
+        forward_in_pieces(ctx, x, y, VISITS * math.prod(x.shape[1:]), rest)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        dx = np.empty(ctx.shape, g.dtype) if ctx.needs_input_grad[0] else None
+        return dx, *backward_in_pieces(ctx, g, dx)
 
 
 def in_pieces(jobs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
