@@ -52,6 +52,7 @@ GUIDES = [
     "docs/training.md",
     "docs/gpt2.md",
     "docs/gpu.md",
+    "docs/distributed.md",
     "docs/speed.md",
     "benchmarks/README.md",
     "docs/pytorch.md",

@@ -9,7 +9,8 @@ cycle and disappears as soon as the last tensor that needs it does.
     x.grad   ◄── Multiply ◄── Sum ◄── 1            backward: gradients flow along the parents
 
 Beside this file: node.py is a node and what it keeps, modes.py decides whether a call is recorded, in_place.py notices
-saved arrays that were written to, and accumulate.py adds up gradients that meet.
+saved arrays that were written to, accumulate.py adds up gradients that meet, and hooks.py calls functions when the
+gradient of a leaf is complete.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from .accumulate import Accumulator
 from .backend import Array, as_array, check_same_device, device_of, get_array_module, is_array
+from .hooks import complete, waiting_leaves
 from .kernels import implementation
 from .modes import mode
 from .node import AnomalyError, AutogradError, Context, Variable, describe, new_variable
@@ -170,31 +172,36 @@ def backward(root: Variable, grad: Any = None, retain_graph: bool = False, run: 
     grad = _starting_gradient(root, grad)
     if root.origin is None:
         Accumulator.add_to_leaf(root, grad)
+        complete(root)
         return
     gradients = Accumulator()
     gradients.add_to_output(root.origin, grad)
     uses = count_uses(root.origin[0])
     ready = [root.origin[0]]
-    while ready:
-        node = ready.pop()
-        arrived = _output_gradients(node, gradients)
-        if arrived is None:  # no gradient reached this node, but its parents may wait for it
-            results: list[Array | None] = [None] * len(node.parents)
-        else:
-            node.retained = retain_graph
-            results = run(node, arrived)
-            if not retain_graph:
-                node.free()
-        for parent, gradient in zip(node.parents, results, strict=True):
-            if isinstance(parent, tuple):
-                if gradient is not None:
-                    gradients.add_to_output(parent, gradient)
-                uses[parent[0]] -= 1
-                if not uses[parent[0]]:
-                    ready.append(parent[0])
-            elif parent is not None and gradient is not None:
-                is_new = node.implementation.returns_new_arrays and _is_once(gradient, results, arrived)
-                gradients.add_to_leaf(parent, gradient, is_new)
+    with waiting_leaves(uses) as waiting:
+        while ready:
+            node = ready.pop()
+            arrived = _output_gradients(node, gradients)
+            if arrived is None:  # no gradient reached this node, but its parents may wait for it
+                results: list[Array | None] = [None] * len(node.parents)
+            else:
+                node.retained = retain_graph
+                results = run(node, arrived)
+                if not retain_graph:
+                    node.free()
+            for parent, gradient in zip(node.parents, results, strict=True):
+                if isinstance(parent, tuple):
+                    if gradient is not None:
+                        gradients.add_to_output(parent, gradient)
+                    uses[parent[0]] -= 1
+                    if not uses[parent[0]]:
+                        ready.append(parent[0])
+                elif parent is not None:
+                    if gradient is not None:
+                        is_new = node.implementation.returns_new_arrays and _is_once(gradient, results, arrived)
+                        gradients.add_to_leaf(parent, gradient, is_new)
+                    if waiting is not None:
+                        waiting.arrived(parent, gradient is not None)
 
 
 def _is_once(gradient: Array, results: list[Array | None], arrived: list[Array] | None) -> bool:

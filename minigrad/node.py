@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from time import perf_counter
 from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,7 @@ from .modes import Scope, mode
 
 if TYPE_CHECKING:
     from .autograd import Function
+    from .hooks import HookHandle
 
 ENGINE = os.path.dirname(__file__) + os.sep
 
@@ -36,14 +38,21 @@ class Variable:
     recorded operation made. The gradient of a leaf with `requires_grad` is accumulated in its `grad`.
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "origin", "__weakref__")
+    __slots__ = ("data", "grad", "requires_grad", "origin", "hooks", "__weakref__")
 
     data: Array
     grad: Array | None
     requires_grad: bool
     origin: tuple[Context, int] | None
+    hooks: dict[HookHandle, Callable[[Any], object]]  # of a leaf; hooks.py sets it at the first, and it is unset before
 
     result_class: ClassVar[type[Variable]]  # what operations return; tensor.py, which imports this file, sets it
+
+    def __getstate__(self) -> Any:
+        """Copies have no hooks."""
+        state: Any = object.__getstate__(self)  # (the attributes of a subclass or None, the slots)
+        state[1].pop("hooks", None)
+        return state
 
 
 def new_variable(result: Any, origin: tuple[Context, int] | None = None) -> Any:

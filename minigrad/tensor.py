@@ -12,6 +12,7 @@ from . import autograd, hints, numpy_calls
 from . import functional as F
 from .arguments import any_requires_grad, plain_index
 from .backend import Array, DType, as_array, check_same_device, device_of, is_array, kind_of, to_device
+from .hooks import HookHandle
 from .in_place import mark_written
 from .modes import is_recording
 
@@ -98,6 +99,32 @@ class Tensor(autograd.Variable):
     def zero_grad(self) -> None:
         """Set the gradient to None."""
         self.grad = None
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], object]) -> HookHandle:
+        """Call `hook(self)` in every backward pass, when the gradient of this leaf is complete.
+
+        Every use of the leaf has then added to `grad`. It is called once in a pass, while the pass still goes on to
+        other leaves, and not at all if no gradient reaches the leaf. The hook may read, change or drop `grad`. For
+        example, it can update a parameter at once, so that not all gradients are in memory at the same time:
+
+            def update(p):
+                with mg.no_grad():
+                    p -= 0.1 * p.grad
+                p.grad = None
+
+            handles = [p.register_post_accumulate_grad_hook(update) for p in model.parameters()]
+            loss.backward()                 # updates every parameter on the way
+            handles[0].remove()             # or use a handle in a `with` block
+
+        Hooks are called in the order in which they were registered. A copy of the tensor has none. AutogradError if
+        this tensor does not require gradients, or is not a leaf.
+        """
+        if not self.requires_grad or self.origin is not None:
+            kind = "the result of an operation" if self.origin is not None else "a tensor without requires_grad"
+            raise autograd.AutogradError(
+                f"register_post_accumulate_grad_hook: expected a leaf that requires gradients, got {kind}"
+            )
+        return HookHandle(self, hook)
 
     def detach(self) -> Tensor:
         """The same array, not a copy, as a tensor that is not connected to the tape."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import random
-from ..autograd import AutogradError, Function
+from ..autograd import AutogradError
 from ..kernels.cpu import get_num_threads, threads
 from ..modes import is_recording
 from ..nn.module import Module
 from ..tensor import Tensor
+from .shared_loss import ParallelLoss, SharedLoss
 from .workers import Worker, shared_arrays
 
 
@@ -29,7 +29,7 @@ def can_share() -> bool:
     return hasattr(os, "fork") and sys.platform != "darwin" and not multiprocessing.current_process().daemon
 
 
-class DataParallel:
+class DataParallel(ParallelLoss):
     """The mean loss over the rows of a batch, and its gradients, by several processes on the CPU.
 
         parallel = DataParallel(model, lambda ids, targets: model(ids, targets)[1], processes=2)
@@ -38,14 +38,8 @@ class DataParallel:
             loss.backward()             # accumulates the gradients of model's parameters in their `grad`, as usual
             optimizer.step()
 
-    Let process i have n_i of the n rows, and let L_i be the mean loss over them. The mean over all rows is the mean of
-    these means, weighted by their numbers of rows, and a derivative is linear:
-
-        L = sum_i (n_i / n) L_i        dL/dw = sum_i (n_i / n) dL_i/dw
-
-    So process i computes L_i for its rows and walks its own tape with n_i / n as the first gradient. The sum over the
-    processes is the whole gradient. It is added up in a fixed order, so the same number of processes gives the same
-    result, bit for bit.
+    Each process computes the loss of some rows and walks its own tape; shared_loss.py has the formula. The gradients
+    are added up in a fixed order, so the same number of processes gives the same result, bit for bit.
 
     module: its parameters, in float32 or float64, are moved into memory that all processes share, so an optimizer
     changes them for all. loss: a function of arrays (n, …) that returns a scalar tensor, the mean over the rows of
@@ -65,8 +59,8 @@ class DataParallel:
             raise ValueError(f"DataParallel: expected at least 1 process, got {processes}")
         if processes > 1 and not can_share():
             raise ValueError("DataParallel: this process cannot be forked; use processes=1")
-        self.module, self.loss, self.processes = module, loss, processes
-        self.params = list(module.parameters())
+        super().__init__(module, loss)
+        self.processes = processes
         elsewhere = {p.device for p in self.params} - {"cpu"}
         if processes > 1 and elsewhere:
             raise ValueError(f"DataParallel: expected parameters on the CPU, got {', '.join(sorted(elsewhere))}")
@@ -80,15 +74,10 @@ class DataParallel:
 
         Raises ValueError for a tensor that requires gradients: none would come back from the other processes.
         """
-        if any(isinstance(x, Tensor) and x.requires_grad for x in batch):
-            raise ValueError("DataParallel: expected a batch of arrays, got a tensor that requires gradients")
-        batch = tuple(x.data if isinstance(x, Tensor) else x for x in batch)
-        rows = {len(array) for array in batch}
-        if len(rows) != 1 or rows == {0}:
-            raise ValueError(f"DataParallel: expected arrays with one number of rows, at least 1, got {sorted(rows)}")
+        batch = self.arrays_of(batch)
         if self.processes == 1:
             return self.loss(*batch)
-        n = rows.pop()
+        n = len(batch[0])
         parts = [threads.stretch(n, i, min(n, self.processes)) for i in range(min(n, self.processes))]
         own, *weights = [(part.stop - part.start) / n for part in parts]
         recording = is_recording() and any(p.requires_grad for p in self.params)
@@ -105,13 +94,6 @@ class DataParallel:
         if recording:
             self.latest = Parts(loss, own, workers)
         return SharedLoss.apply(loss.dtype.type(mean), self, self.latest, *self.params)
-
-    def __enter__(self) -> DataParallel:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def start(self) -> None:
         """Start the other processes if they are not running, and restart them if a parameter has a new array."""
@@ -132,14 +114,17 @@ class DataParallel:
             worker.close()
         self.workers, self.latest = [], None
 
-    @contextlib.contextmanager
-    def closed_on_error(self) -> Iterator[None]:
-        """Close if something fails: the other processes may still send an answer that nobody reads."""
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
+    def walk(self, part: Parts, g: Any, retain_graph: bool) -> None:
+        """Add the gradients of all processes to the parameters' `grad`."""
+        if part is not self.latest:
+            raise AutogradError("DataParallel: the other processes keep only the latest loss; this is an earlier one")
+        with self.closed_on_error():
+            for worker in part.workers:
+                worker.ask("backward", g, retain_graph)
+            with threads.using(self.pool):
+                part.loss.backward(g * g.dtype.type(part.weight), retain_graph=retain_graph)
+            for worker in part.workers:
+                worker.add_gradients(worker.answer())
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,26 +134,3 @@ class Parts:
     loss: Tensor
     weight: float
     workers: list[Worker]
-
-
-class SharedLoss(Function):
-    """L = sum_i (n_i / n) L_i; see `DataParallel`. The gradients are added to the parameters' `grad`."""
-
-    @staticmethod
-    def forward(ctx, mean, parallel, parts, *parameters):
-        ctx.parallel, ctx.parts = parallel, parts
-        return mean
-
-    @staticmethod
-    def backward(ctx, g):
-        parallel, parts = ctx.parallel, ctx.parts
-        if parts is not parallel.latest:
-            raise AutogradError("DataParallel: the other processes keep only the latest loss; this is an earlier one")
-        with parallel.closed_on_error():
-            for worker in parts.workers:
-                worker.ask("backward", g, ctx.retained)
-            with threads.using(parallel.pool):
-                parts.loss.backward(g * g.dtype.type(parts.weight), retain_graph=ctx.retained)
-            for worker in parts.workers:
-                worker.add_gradients(worker.answer())
-        return (None,) * len(ctx.needs_input_grad)

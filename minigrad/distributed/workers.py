@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import random
+from ..hooks import forget_hooks
 from ..in_place import mark_written
 from ..kernels.cpu import in_pieces, set_num_threads
 from ..modes import enable_grad, no_grad
@@ -141,6 +142,7 @@ class Server:
         for other in others:  # inherited from the first process; open, they would hide that it closed its own
             other.close()
         set_num_threads(self.parallel.pool.size)
+        forget_hooks()  # the first process calls them, when all gradients have been added up
         for p in self.parallel.params:
             p.grad = None
         with contextlib.suppress(EOFError, OSError), enable_grad():

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..backend import Array, get_array_module
 from ..tensor import Tensor
-from .optimizer import Optimizer
+from .optimizer import Optimizer, clip_grad_norm
 
 
 def orthogonalize(x: Array, steps: int = 5) -> Array:
@@ -108,6 +108,10 @@ class CombinedOptimizer:
         """Set the gradients of all parameters to None."""
         for one in self.optimizers:
             one.zero_grad()
+
+    def clip_grad_norm(self, max_norm: float, loss_scale: float = 1.0) -> Any:
+        """`clip_grad_norm` of all parameters: their gradients have one norm."""
+        return clip_grad_norm(self.params, max_norm, loss_scale)
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""

@@ -105,6 +105,10 @@ class Optimizer:
             for job, arrays in jobs:
                 job(*arrays)
 
+    def clip_grad_norm(self, max_norm: float, loss_scale: float = 1.0) -> Any:
+        """`clip_grad_norm` of this optimizer's parameters."""
+        return clip_grad_norm(self.params, max_norm, loss_scale)
+
     def count(self, changed: Iterable[int]) -> None:
         """Count an update of the parameters with these numbers."""
         for i in changed:
@@ -305,31 +309,47 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float, loss_scale: float 
     loss_scale: what the loss was multiplied by, see `GradScaler`. The gradients are divided by it first; 16-bit ones
     become float32, since they may be too small for 16 bits without it.
     """
-    params = [params] if isinstance(params, Tensor) else params
-    with_grad = [p for p in params if p.grad is not None]
+    with_grad = _with_gradient(params)
     if not with_grad:
         return 0.0
     if loss_scale != 1:
         widen_gradients(with_grad)
-    grads: list[Array] = [p.grad for p in with_grad]
-    if fused.usable([p.data for p in with_grad], grads):
+    data, grads = [p.data for p in with_grad], [p.grad for p in with_grad]
+    if fused.usable(data, grads):
         for g in grads:
             mark_written(g)
-        return fused.clip_grad_norm([p.data for p in with_grad], grads, max_norm, loss_scale)
-    xp = get_array_module(grads[0])
-    on_gpu = xp is not np
-    in_pieces_too = kernels.in_use() and not on_gpu
+        return fused.clip_grad_norm(data, grads, max_norm, loss_scale)
+    return clip_gradients(with_grad, squared_gradient_norm(with_grad), max_norm, loss_scale)
+
+
+def _with_gradient(params: Iterable[Tensor]) -> list[Tensor]:
+    return [p for p in ([params] if isinstance(params, Tensor) else params) if p.grad is not None]
+
+
+def squared_gradient_norm(params: Iterable[Tensor]) -> Any:
+    """The sum of the squares of all gradients; on a GPU it stays there. 0.0 if there are none."""
+    grads: list[Array] = [p.grad for p in _with_gradient(params)]
+    if not grads:
+        return 0.0
     wide = [g.astype("float32") if g.dtype.itemsize == 2 else g for g in grads]  # whose squares do not overflow
-    norm = xp.sqrt(squared_norm(wide) if in_pieces_too else sum(xp.vdot(g, g) for g in wide)) / loss_scale
+    in_pieces_too = kernels.in_use() and isinstance(wide[0], np.ndarray)
+    return squared_norm(wide) if in_pieces_too else sum(get_array_module(g).vdot(g, g) for g in wide)
+
+
+def clip_gradients(params: Iterable[Tensor], squares: Any, max_norm: float, loss_scale: float = 1.0) -> Any:
+    """What `clip_grad_norm` does, given `squares`, the sum of the squares of these gradients and perhaps of others."""
+    xp = get_array_module(squares)
+    norm = xp.sqrt(squares) / loss_scale
     factor = xp.minimum(max_norm / (norm + 1e-6), 1) / loss_scale
-    if on_gpu or not factor >= 1:
-        for g in grads:
+    if xp is not np or not factor >= 1:
+        for p in _with_gradient(params):
+            g: Array = p.grad
             if g.dtype.itemsize == 2:
                 g[...] = g * factor  # in float32: in half precision the factor could be 0
             else:
                 g *= factor.astype(g.dtype)
             mark_written(g)
-    return norm if on_gpu else float(norm)
+    return float(norm) if xp is np else norm
 
 
 def widen_gradients(params: Iterable[Tensor]) -> None:

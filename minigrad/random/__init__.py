@@ -26,6 +26,7 @@ __all__ = [
     "blank",
     "check_state",
     "current_seed",
+    "derived",
     "derived_seed",
     "draws",
     "dropout_mask",
@@ -59,9 +60,7 @@ def manual_seed(seed: int) -> None:
 
 def get_state() -> dict[str, Any]:
     """The seed and the state of the generators, as plain Python numbers and lists."""
-    state: dict[str, Any] = dict(_cpu.bit_generator.state)
-    state["state"] = {"state": _words()}
-    return {"seed": current_seed(), "cpu": state, "gpu": draws()}
+    return {"seed": current_seed(), "cpu": _plain(_cpu.bit_generator.state), "gpu": draws()}
 
 
 def check_state(state: Any) -> None:
@@ -101,9 +100,9 @@ def replay(state: dict[str, Any]) -> Iterator[None]:
         set_state(before)
 
 
-def _words() -> list[int]:
-    """The words that the state of the CPU's generator consists of."""
-    return [int(word) for word in _cpu.bit_generator.state["state"]["state"]]
+def _plain(state: Any) -> dict[str, Any]:
+    """The state of a generator of NumPy's, with Python numbers in place of an array."""
+    return {**state, "state": {"state": [int(word) for word in state["state"]["state"]]}}
 
 
 def generator(device: str = "cpu") -> Any:
@@ -123,7 +122,23 @@ def seeds(n: int) -> list[int]:
 
 def derived_seed(number: int) -> int:
     """The seed of process `number`, derived from the state of the CPU's generator. Nothing is drawn."""
-    return int(np.random.SeedSequence([*_words(), number]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([*get_state()["cpu"]["state"]["state"], number]).generate_state(1, np.uint64)[0])
+
+
+@contextlib.contextmanager
+def derived(number: int) -> Iterator[None]:
+    """Inside this context, process `number` draws from generators that are derived from the state before.
+
+    After it, the generators go on as before. If anything was drawn inside, one word is then drawn from the CPU's, so
+    the next context derives others. Either way the generators of all processes stay equal.
+    """
+    seed = derived_seed(number)
+    inside = {"seed": seed, "cpu": _plain(np.random.SFC64(seed).state), "gpu": 0}
+    with replay(inside):
+        yield
+        drawn = get_state() != inside
+    if drawn:
+        seeds(1)
 
 
 # Drawing

@@ -80,7 +80,7 @@ def test_the_step_waits_for_nothing(launches, tmp_path):
 
 def test_the_streams_wait_for_each_other(launches, tmp_path):
     trainer = new_gpu_trainer(tmp_path)
-    caller = fake_cupy.Stream.current[-1]
+    caller = fake_cupy.cupy.cuda.get_current_stream()
     for n in range(1, 6):
         trainer.step(1e-3)
         own = trainer.graph.stream

@@ -3,6 +3,7 @@
 A program is what Hypothesis makes of the rules below: it makes leaves, computes with them inside and outside of no_grad
 and checkpoints, goes backward from anywhere with and without keeping the graph, writes in place, detaches, zeroes
 gradients and drops tensors. After every step the values agree, and after every backward the gradients of all leaves.
+Every second leaf has a hook, which each backward calls once, with the gradient that the leaf has at the end.
 A backward that must fail fails, and one that may fail because of a write in place fails or is right.
 """
 
@@ -113,6 +114,7 @@ class RandomPrograms(RuleBasedStateMachine):
         self.contexts = []  # the no_grad and enable_grad that the program is inside
         self.modes = [True]  # whether the tape records, outside of all of them and in each
         self.pool, self.leaves = [], []
+        self.completed = []  # the leaves whose hook the latest backward has called, with their gradients then
         self.clock = 0  # the number of the latest operation or write
         self.freed = set()  # nodes
         self.owners, self.written = {}, {}  # the memory of a node's inputs and outputs; when it was last written to
@@ -132,6 +134,8 @@ class RandomPrograms(RuleBasedStateMachine):
         if tensor.requires_grad:
             leaf.leaves = frozenset([leaf])
             self.leaves.append(leaf)
+            if len(self.leaves) % 2:
+                tensor.register_post_accumulate_grad_hook(lambda t: self.completed.append((t, t.grad.copy())))
         return leaf
 
     def pick(self, data, suits=lambda x: True):
@@ -374,6 +378,7 @@ class RandomPrograms(RuleBasedStateMachine):
 
     def go_backward(self, root, g, retain):
         failure = ""
+        self.completed.clear()
         try:
             root.tensor.backward(g, retain_graph=retain)
         except mg.AutogradError as error:
@@ -395,6 +400,12 @@ class RandomPrograms(RuleBasedStateMachine):
                 leaf.grad = new if leaf.grad is None else leaf.grad + new
         for leaf in self.leaves:
             self.check_gradient(leaf)
+        self.check_hooks(root)
+
+    def check_hooks(self, root):
+        called = [id(tensor) for tensor, _ in self.completed]
+        assert sorted(called) == sorted(id(leaf.tensor) for leaf in self.leaves[::2] if leaf in root.leaves)
+        assert all((tensor.grad == gradient).all() for tensor, gradient in self.completed)
 
     def check_failure(self, root, failure):
         """A node was freed before, or memory that it may have saved was written to after it ran."""

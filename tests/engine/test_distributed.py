@@ -110,6 +110,23 @@ def test_training_changes_the_weights_of_all_processes():
     np.testing.assert_allclose(*np.transpose(losses), rtol=1e-10)
 
 
+def test_a_hook_is_called_once_with_the_gradient_of_all_processes():
+    """It changes a weight here, which all processes share: a second call would show."""
+    one, several = net(), net()
+    one.loss(*batch(7)).backward()
+    before = several.first.weight.data.copy()
+
+    def update(p):
+        p.data -= 0.1 * p.grad
+
+    with (
+        several.first.weight.register_post_accumulate_grad_hook(update),
+        DataParallel(several, several.loss, 3) as parallel,
+    ):
+        parallel(*batch(7)).backward()
+        np.testing.assert_allclose(several.first.weight.data, before - 0.1 * one.first.weight.grad, rtol=1e-12)
+
+
 def test_the_weights_outlive_the_processes():
     model = net()
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}

@@ -382,6 +382,18 @@ def test_a_parameter_may_be_a_number(make):
     assert p.item() < 1
 
 
+def test_optimizers_clip_their_parameters():
+    for several in (False, True):
+        params = [mg.Tensor([3.0, 0.0], requires_grad=True), mg.Tensor([4.0], requires_grad=True)]
+        for p in params:
+            p.grad = p.data.copy()
+        one = optim.SGD(params, lr=0.1)
+        optimizer = optim.CombinedOptimizer(*(optim.SGD([p], lr=0.1) for p in params)) if several else one
+        assert optimizer.clip_grad_norm(0.5) == pytest.approx(5)
+        np.testing.assert_allclose([*params[0].grad, *params[1].grad], [0.3, 0, 0.4], rtol=1e-6)
+        assert optimizer.clip_grad_norm(0.5, 0.25) == pytest.approx(2)
+
+
 def test_clipping_takes_one_tensor():
     (p,) = parameters((2,))
     p.grad = np.array([3.0, 4.0])

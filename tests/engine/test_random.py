@@ -54,6 +54,24 @@ def test_processes_get_seeds_of_their_own_and_nothing_is_drawn_for_them():
     assert random.derived_seed(1) != 4354850009587027692
 
 
+def test_inside_derived_other_numbers_are_drawn_and_the_generators_of_all_processes_stay_equal():
+    drawn, states = [], []
+    for number in (0, 1, 1):
+        mg.manual_seed(3)
+        generator = random.generator()
+        with random.derived(number):
+            drawn.append(draw_some())
+        with random.derived(number):
+            assert draw_some() != drawn[-1]
+        states.append(random.get_state())
+        assert random.generator() is generator
+    assert drawn[0] != drawn[1] == drawn[2]
+    assert states[0] == states[1] == states[2]
+    with random.derived(0):
+        pass
+    assert random.get_state() == states[0]  # nothing was drawn inside, so nothing is drawn after it
+
+
 def test_dropout_draws_from_the_seed():
     masks = []
     for _ in range(2):

@@ -20,7 +20,9 @@ import functools
 import inspect
 import math
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +34,15 @@ DTYPES = "?bBhHiIlLqQefdFDE"  # the last is bfloat16
 
 synchronizations = 0
 _may_synchronize = True
-_current = 0  # the current GPU
+
+
+class OfThread(threading.local):
+    """What CuPy keeps for each thread."""
+
+    def __init__(self) -> None:
+        self.gpu = 0  # the current GPU
+        self.streams = [Stream(null=True)]  # the last is the current one
+
 
 cupy: Any = types.ModuleType("cupy")
 cupyx: Any = types.ModuleType("cupyx")
@@ -40,8 +50,8 @@ cupyx: Any = types.ModuleType("cupyx")
 
 def install(monkeypatch: Any) -> None:
     """Let `import cupy` and `import cupyx` find the fake until the test ends."""
-    global synchronizations, _current, _capturing, _tape, _allocate_pinned
-    synchronizations = _current = 0
+    global synchronizations, _capturing, _tape, _allocate_pinned
+    synchronizations = _of_thread.gpu = 0
     _capturing = _tape = _allocate_pinned = None
     for module in (cupy, cupyx, cupyx.scipy, cupyx.scipy.special):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -143,36 +153,49 @@ class Graph:
             work()
 
 
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def streams() -> list[Stream]:
+    """All streams that there are."""
+    return list(_streams)
+
+
 class Stream:
     """As cupy.cuda.Stream."""
-
-    current: list[Stream] = []
 
     def __init__(
         self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None
     ) -> None:
         self.null, self.non_blocking, self.waits_for = null, non_blocking, []
+        self.ptr = 0 if null else id(self)
+        _streams.add(self)
 
     def __enter__(self) -> Stream:
-        Stream.current.append(self)
+        _of_thread.streams.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        Stream.current.pop()
+        _of_thread.streams.pop()
 
     def record(self, event: Any = None) -> Any:
         if self is _capturing:
             raise CaptureError("an event of a stream that captures")
-        return types.SimpleNamespace(stream=self)
+        event = event or Event()
+        event.stream = self
+        return event
 
     def wait_event(self, event: Any) -> None:
         self.waits_for.append(event.stream)
+
+    def synchronize(self) -> None:
+        _synchronize()
 
     def begin_capture(self, mode: Any = None) -> None:
         global _capturing, _tape, _pool_of_capture
         if self.null:
             raise RuntimeError("cannot capture on the default (legacy) stream")
-        assert Stream.current[-1] is self, "what is to be captured would go to another stream"
+        assert _of_thread.streams[-1] is self, "what is to be captured would go to another stream"
         _capturing, _tape, _pool_of_capture = self, [], _pools[-1]
 
     def end_capture(self) -> Graph:
@@ -183,7 +206,16 @@ class Stream:
         return graph
 
 
-Stream.current.append(Stream(null=True))
+class Event:
+    """As cupy.cuda.Event. What a stream is given runs at once here, so that every recorded event is done."""
+
+    done = True
+
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self.stream: Stream | None = None
+
+
+_of_thread = OfThread()
 
 
 class MemoryPointer(types.SimpleNamespace):
@@ -244,10 +276,10 @@ def _upload(host: np.ndarray) -> np.ndarray:
 def _host(value: Any) -> Any:
     """The NumPy array inside an argument of an operation, on the current GPU; scalars as they are."""
     if isinstance(value, ndarray):
-        if value.device.id != _current:
+        if value.device.id != _of_thread.gpu:
             raise ValueError(
                 f"The device where the array resides ({value.device.id}) is different from the current device "
-                f"({_current}). Peer access is unavailable between these devices."
+                f"({_of_thread.gpu}). Peer access is unavailable between these devices."
             )
         return value._host
     if isinstance(value, SCALARS):
@@ -265,7 +297,7 @@ def _array(host: Any, base: ndarray | None = None) -> Any:
     made = object.__new__(ndarray)
     made._host = host
     made.base = None if base is None else base if base.base is None else base.base
-    made._gpu = _current if base is None else base._gpu
+    made._gpu = _of_thread.gpu if base is None else base._gpu
     return made
 
 
@@ -757,15 +789,14 @@ class Device:
     """As cupy.cuda.Device."""
 
     def __init__(self, device: int | None = None) -> None:
-        self.id = _current if device is None else int(device)
+        self.id = _of_thread.gpu if device is None else int(device)
 
     def use(self) -> Device:
-        global _current
-        _current = self.id
+        _of_thread.gpu = self.id
         return self
 
     def __enter__(self) -> Device:
-        self.before = _current
+        self.before = _of_thread.gpu
         return self.use()
 
     def __exit__(self, *exception: object) -> None:
@@ -801,13 +832,14 @@ class Memory:
 cupy.cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
+    Event=Event,
     Graph=Graph,
     MemoryPool=MemoryPool,
     using_allocator=using_allocator,
     set_pinned_memory_allocator=set_pinned_memory_allocator,
     Memory=Memory,
     MemoryPointer=lambda memory, offset: memory,
-    get_current_stream=lambda: Stream.current[-1],
+    get_current_stream=lambda: _of_thread.streams[-1],
     is_available=lambda: True,
     get_cublas_handle=lambda: 1,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

@@ -42,12 +42,14 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
     "minigrad/autograd.py": ENGINE + " engine/test_viz",
     "minigrad/accumulate.py": "engine/test_autograd " + ENGINE,
     "minigrad/node.py": "engine/test_autograd engine/test_viz " + ENGINE,
+    "minigrad/hooks.py": "engine/test_hooks engine/test_random_programs",
     "minigrad/in_place.py": "engine/test_autograd " + ENGINE,
     "minigrad/modes.py": "engine/test_autograd engine/test_viz " + ENGINE,
     "minigrad/nn/*.py": ENGINE + " engine/test_autograd engine/test_viz gpt/test_model",
     "minigrad/optim/*.py": "engine/test_optim engine/test_muon gpt/test_training_precision gpt/test_survivors "
     "gpt/test_trainer cuda/test_fake_cupy",
-    "minigrad/distributed/*.py": "engine/test_distributed engine/test_survivors gpt/test_trainer",
+    "minigrad/distributed/*.py": "distributed/test_buckets distributed/test_training engine/test_distributed "
+    "engine/test_survivors gpt/test_trainer",
     "gpt/model.py": "gpt/test_model gpt/test_survivors gpt/test_model_options gpt/test_sample gpt/test_pretrained "
     "gpt/test_attention_maps gpt/test_trainer",
     "gpt/sample.py": "gpt/test_sample gpt/test_survivors gpt/test_translate",
