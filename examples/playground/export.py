@@ -25,7 +25,7 @@ from minigrad.serialization import write_atomically
 from .analysis import Model
 
 STATIC = Path(__file__).parent / "static"
-MOST_PARAMETERS = 16_000_000  # 43 MB as base64; a browser computes a token of it in about 20 ms
+MOST_PARAMETERS = 16_000_000  # 43 MB as base64, about the most that a browser still opens at once
 SCRIPTS = ("sampling.js", "model.js", "exported.js")
 
 
