@@ -47,6 +47,7 @@ GUIDES = [
     "docs/micro.md",
     "examples/exercises/README.md",
     NOTEBOOK,
+    "docs/playground.md",
     "docs/convnet.md",
     "docs/training.md",
     "docs/gpt2.md",

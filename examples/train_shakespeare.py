@@ -51,7 +51,9 @@ from gpt.sample import stream
 from gpt.text.data import Dataset, Tokens, load_data
 from gpt.text.tokenizer import StreamDecoder, first_ids
 from gpt.trainer import Trainer
-from minigrad.distributed import communicator
+from minigrad.distributed import communicator, is_first
+from playground import live
+from playground.address import PORT
 
 MODEL_OPTIONS = fields_of(GPTConfig, without=("vocab_size",))
 TRAIN_OPTIONS = fields_of(TrainConfig)
@@ -69,6 +71,14 @@ def parse_arguments() -> argparse.Namespace:
     add_graph_option(parser)
     add_run_options(parser, out="out")
     parser.add_argument(
+        "--live",
+        metavar="PORT",
+        nargs="?",
+        type=int,
+        const=PORT,
+        help="show the run on a local web page while it trains (default port: %(const)s; needs the extra playground)",
+    )
+    parser.add_argument(
         "--ops",
         metavar="FOLDER",
         type=folder,
@@ -79,6 +89,8 @@ def parse_arguments() -> argparse.Namespace:
     add_options(parser.add_argument_group("training"), TRAIN_OPTIONS, PRESETS)
     args = parser.parse_args()
     args.device = args.device or ("cuda" if mg.cuda_is_available() else "cpu")
+    args.live = args.live if is_first() else None
+    live.check(args.live)
     return args
 
 
@@ -91,7 +103,8 @@ def main() -> None:
     with run_folder(args.out), lasting_screen():
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)
-        finished = trainer.train()
+        with live.shown(args.out, args.live):
+            finished = trainer.train()
         if trainer.ranks.writes:
             report(run, trainer, finished)
 
@@ -206,7 +219,8 @@ def train_with_own_operations(args: argparse.Namespace) -> None:
         print(f"ops         {own.describe(run.config)}")
         trainer = run.new_trainer(args.out, run.saved)
         announce(run, trainer)
-        finished = own.train(trainer)
+        with live.shown(args.out, args.live):
+            finished = own.train(trainer)
         report(run, trainer, finished)
         if finished:
             engine, finished = train_engine(trainer, run.new_trainer, args.resume)

@@ -78,13 +78,21 @@ class Sampling:
         Samples with the Gumbel-max trick: token i has the largest logit + Gumbel noise with probability
         softmax(logits)_i. Raises `GPTError` for a row whose largest logit is not finite.
         """
+        logits = self.adjusted(logits)
+        return logits.argmax(axis=-1) if self.temperature == 0 else (logits + rng.gumbel(size=logits.shape)).argmax(-1)
+
+    def adjusted(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (B, V) whose softmax is the distribution that `choose` samples from: -inf for tokens left out.
+
+        At temperature 0 they are the logits themselves, of which `choose` takes the largest.
+        """
         logits = logits[:, : self.vocab_size]
         largest = logits.max(axis=-1, keepdims=True)  # NaN if any logit is
         if not np.isfinite(largest).all():
             found = largest[~np.isfinite(largest)][0]
             raise GPTError(f"the largest logit is {found}; expected a finite number: the model has diverged")
         if self.temperature == 0:
-            return logits.argmax(axis=-1)
+            return logits
         logits = logits.astype(np.float64) - largest
         with np.errstate(over="ignore"):  # near temperature 0, all but the largest become -inf
             logits /= self.temperature
@@ -97,7 +105,7 @@ class Sampling:
             before = probabilities.cumsum(axis=-1) - probabilities  # total of the likelier tokens; 0 for the first
             last = (before < self.top_p).sum(axis=-1, keepdims=True) - 1  # the last rank to keep
             logits[logits < np.take_along_axis(ranked, last, axis=-1)] = -np.inf
-        return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+        return logits
 
 
 def stream(model: LanguageModel, ids: Any, max_new_tokens: int, *sampling: Any, **options: Any) -> Iterator[np.ndarray]:

@@ -413,6 +413,8 @@ class Spoke(Control):
         selector = selectors.DefaultSelector()
         selector.register(self.lines.socket, selectors.EVENT_READ)
         before = next_beat = time.monotonic()
+        for message in self.lines.early:
+            self._handle(message, before)
         while self.last_of_hub is None:
             messages: list[dict[str, Any]] | None = []
             if selector.select(BEAT / 4):
@@ -486,6 +488,7 @@ class Lines:
         connection.settimeout(5)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket, self.received = connection, b""
+        self.early: list[dict[str, Any]] = []  # messages that came together with the welcome
         self.rank: int | None = None  # of the other end, once it has said the secret
         self.refused = False
         self.sending = threading.Lock()
@@ -527,7 +530,8 @@ def join(rank: int, addresses: list[tuple[str, int]], token: str) -> Lines:
                 continue
             lines.send({"token": token, "rank": rank, "host": socket.gethostname()})
             with contextlib.suppress(OSError):
-                if any(message.get("welcome") for message in lines.receive() or []):
+                welcome, *lines.early = lines.receive() or [{}]
+                if welcome.get("welcome"):
                     return lines
             lines.socket.close()
         time.sleep(min(0.2, BEAT))

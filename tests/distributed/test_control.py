@@ -186,3 +186,21 @@ def test_rank_0_cannot_be_reached(monkeypatch):
             DistributedError, match=rf"^rank 3 on .* cannot reach rank 0 at 127.0.0.1:{port}: .*refused"
         ):
             control.join(3, [("127.0.0.1", port)], "secret")
+
+
+def test_messages_that_come_with_the_welcome_are_kept():
+    """Rank 0 may end the job as soon as all are connected."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def welcome():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 12)
+                connection.sendall(b'{"welcome": true}\n{"end": "a test"}\n')
+
+        thread = threading.Thread(target=welcome)
+        thread.start()
+        lines = control.join(1, [server.getsockname()[:2]], "secret")
+        thread.join()
+        lines.socket.close()
+    assert lines.early == [{"end": "a test"}]
