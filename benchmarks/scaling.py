@@ -310,9 +310,9 @@ def predicted_tables(result: Result, clusters: dict[str, Cluster], args: Any) ->
         checked.append([f"{method}, {scaling}", ranks, spread, f"{model:,.0f}", f"{model / x.median - 1:+.0%}"])
     for name, cluster in clusters.items():
         for ranks in PREDICTED:
-            given = work, cluster, ranks
-            shares = [cost_model.weak(method, *given, result.case.sequences, args.interval) for method in METHODS]
-            shares += [cost_model.strong(method, *given, args.batch, args.interval) for method in METHODS]
+            here = work, cluster, ranks
+            shares = [cost_model.weak(method, *here, result.case.sequences, args.interval) for method in METHODS]
+            shares += [cost_model.strong(method, *here, args.batch, args.interval) for method in METHODS]
             predicted.append([name, f"{ranks:,}", *(f"{share:.1%}" for share in shares)])
     header = ["predicted efficiency", "ranks", *(f"{method}, {way}" for way in (WEAK, STRONG) for method in METHODS)]
     facts = (
@@ -372,24 +372,25 @@ def networks(given: str, way: str) -> dict[str, Network]:
     for each in given.split(","):
         if ":" not in each:
             command.choose("network", [*NETWORKS, "LATENCY:BANDWIDTH"], each)
-            title, *figures = NETWORKS[each]
+            title, latency, bandwidth = NETWORKS[each]
         else:
             try:
-                latency, bandwidth = map(float, each.split(":"))
+                latency, bandwidth = (float(x) / scale for x, scale in zip(each.split(":"), (1e6, 1e-9), strict=True))
             except ValueError:
                 latency = bandwidth = math.nan
             if not (latency >= 0 and bandwidth > 0):
                 raise workers.BenchmarkError(f"expected LATENCY:BANDWIDTH in µs and GB/s, such as 25:1.25, got {each}")
-            title, figures = f"{latency:g} µs, {bandwidth:g} GB/s", [latency * 1e-6, bandwidth * 1e9]
-        found[title] = Network(*figures, way)
+            title = f"{latency * 1e6:g} µs, {bandwidth / 1e9:g} GB/s"
+        found[title] = Network(latency, bandwidth, way)
     return found
 
 
 def benchmark(args: Any) -> dict[str, Any] | None:
     if args.job:
-        return do_job(args.job[0], int(args.job[1]))
+        do_job(args.job[0], int(args.job[1]))
+        return None
     between = networks(args.networks, args.way)
-    kept = json.loads(args.figures.read_text()) if args.figures else {"cores": cores(), "models": {}}
+    kept: dict[str, Any] = json.loads(args.figures.read_text()) if args.figures else {"cores": cores(), "models": {}}
     names = command.choose("model", kept["models"] or CASES, args.models)
     if not args.figures:
         mpirun(max(args.ranks))  # if there is none, says so before anything is measured
