@@ -323,7 +323,7 @@ def predicted_tables(result: Result, clusters: dict[str, Cluster], args: Any) ->
     )
     machine = next(iter(clusters.values()))
     given = (
-        f"Machines of {machine.cores} cores and {machine.ranks_per_machine} ranks. Weak: {result.case.sequences} "
+        f"Machines of {machine.cores} cores and {machine.ranks_per_machine} rank(s). Weak: {result.case.sequences} "
         f"sequences on each rank; strong: {args.batch} in the whole batch. DiLoCo: {args.interval} local steps."
     )
     tables = table(["tokens/s here", "ranks", "measured", "predicted", "difference"], checked), table(header, predicted)
@@ -334,11 +334,11 @@ def plot(results: Sequence[Result], clusters: Sequence[dict[str, Cluster]], args
     """For each model a panel of what was measured (markers) and predicted (lines) here, and one for each network."""
     from minigrad.viz.figures import new_figure, save_figure
 
-    rows = math.ceil((1 + len(clusters[0])) / 2)
-    figure = new_figure((9.5, 3.6 * rows * len(results)))
+    rows = math.ceil(len(results) * (1 + len(clusters[0])) / 2)
+    figure = new_figure((9.5, 3.6 * rows))
     if figure is None:
         raise workers.BenchmarkError("--plot needs matplotlib, which is not installed (pip install matplotlib)")
-    panels = iter(figure.subplots(rows * len(results), 2, squeeze=False).ravel())
+    panels = iter(figure.subplots(rows, 2, squeeze=False).ravel())
     for result, of_result in zip(results, clusters, strict=True):
         axes, checked = next(panels), result.checked()
         for method, scaling in dict.fromkeys(line[:2] for line in checked):
@@ -385,12 +385,20 @@ def networks(given: str, way: str) -> dict[str, Network]:
     return found
 
 
+def read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {"cores": kept["cores"], "models": kept["models"]}
+    except (ValueError, KeyError, TypeError):
+        raise workers.BenchmarkError(f"expected a file that --json has written, got {path}") from None
+
+
 def benchmark(args: Any) -> dict[str, Any] | None:
     if args.job:
         do_job(args.job[0], int(args.job[1]))
         return None
     between = networks(args.networks, args.way)
-    kept: dict[str, Any] = json.loads(args.figures.read_text()) if args.figures else {"cores": cores(), "models": {}}
+    kept: dict[str, Any] = read(args.figures) if args.figures else {"cores": cores(), "models": {}}
     names = command.choose("model", kept["models"] or CASES, args.models)
     if not args.figures:
         mpirun(max(args.ranks))  # if there is none, says so before anything is measured

@@ -193,6 +193,13 @@ class TestCommand:
     def test_mistakes_get_one_clear_line(self, monkeypatch, options, message):
         assert run_here(monkeypatch, scaling, *options) == ("", f"error: {message}")
 
+    @pytest.mark.parametrize("text", ["", "[]", '{"runs": []}'])
+    def test_other_files_are_refused(self, monkeypatch, tmp_path, text):
+        file = tmp_path / "figures.json"
+        file.write_text(text)
+        error = f"error: expected a file that --json has written, got {file}"
+        assert run_here(monkeypatch, scaling, "--figures", file) == ("", error)
+
     @pytest.mark.parametrize(
         ("version", "user", "ranks", "options"),
         [
