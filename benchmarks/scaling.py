@@ -270,8 +270,8 @@ class Result:
         for method, scaling in [*((method, WEAK) for method in METHODS), (METHODS[0], STRONG)]:
             for ranks, modes in self.by_ranks.items():
                 here = Cluster(self.cores, ranks, self.inside, self.inside)
-                sequences = self.case.sequences / (ranks if scaling == STRONG else 1)
-                tokens = ranks * sequences * self.case.model.block_size
+                batch = self.case.sequences * (ranks if scaling == WEAK else 1)
+                sequences, tokens = max(1.0, batch / ranks), batch * self.case.model.block_size
                 measured = Spread.of(tokens / seconds for seconds in modes[f"{method}, {scaling}"]["step"])
                 step = cost_model.step(method, self.work, here, ranks, sequences, self.case.steps)
                 lines.append((method, scaling, ranks, measured, tokens / step))
