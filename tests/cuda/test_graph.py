@@ -28,7 +28,12 @@ def launches(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape"), [("float32", {}), ("bfloat16", {}), ("bfloat16", {"bias": False, "checkpoint": True})]
+    ("dtype", "shape"),
+    [
+        ("float32", {}),
+        pytest.param("bfloat16", {}, marks=pytest.mark.slow),
+        ("bfloat16", {"bias": False, "checkpoint": True}),
+    ],
 )
 def test_a_run_with_a_graph_is_the_run_without(launches, tmp_path, dtype, shape):
     runs, numbers = [], []

@@ -132,7 +132,7 @@ class TestScreen:
             assert sys.stderr is None
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-    @pytest.mark.parametrize("broken", ["stdout", "stderr", "closed pipe"])
+    @pytest.mark.parametrize("broken", ["stdout", pytest.param("stderr", marks=pytest.mark.slow), "closed pipe"])
     def test_a_program_trains_to_its_end(self, tmp_path, broken):
         """As a process of its own: the exit status, too, is that of a run that could print."""
         (tmp_path / "text.txt").write_text(TEXT)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("inputs", [15, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inputs", [8, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mutated_files_are_accepted_or_refused_in_one_line(inputs):
     """2,000 for each reader take about ten minutes."""
     results = [check(reader, range(inputs)) for reader in readers()]
