@@ -324,6 +324,14 @@ def test_attention(b, h, t, more, d, causal, seed):
     assert_equals_reference(fn, q, k, v, kernel=None if causal and t == 1 else cpu.Attention)
 
 
+@given(b=st.integers(1, 5), h=st.integers(1, 5), t=st.integers(1, 9), parts=st.integers(1, 4))
+def test_each_head_of_each_sequence_is_in_one_group(b, h, t, parts):
+    q, times = np.empty((b, h, t, 1)), np.zeros((b, h))
+    for group in attention.groups(q, q, parts):
+        times[group] += 1
+    np.testing.assert_array_equal(times, 1)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 def test_attention_with_scores_that_would_overflow(causal, scale):

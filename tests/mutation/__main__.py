@@ -42,7 +42,8 @@ OPS = "engine/test_survivors engine/test_calls engine/test_gradcheck engine/test
     cuda/test_packed_gradients"
 NETWORK = ["activation", "attention", "dropout", "embedding", "loss", "normalization", "precision", "softmax"]
 TARGETS = {  # the files that are changed, and the tests that run for each, besides those that have its name
-    **{f"minigrad/ops/{name}.py": OPS + " engine/test_ops_network" for name in NETWORK},
+    **{f"minigrad/ops/{name}.py": OPS + " engine/test_ops_network engine/test_kernels" for name in NETWORK},
+    "minigrad/ops/matmul.py": OPS + " engine/test_kernels",
     "minigrad/ops/*.py": OPS,
     "minigrad/kernels/cpu/*.py": "engine/test_survivors engine/test_kernels engine/test_kernel_choice \
         engine/test_threads engine/test_accumulate engine/test_autograd engine/test_half_precision engine/test_muon \
