@@ -170,8 +170,9 @@ def test_dropping_all_attention_leaves_zeros(kinds):
 
 
 @pytest.mark.parametrize("size", [1000, 100_000])
-def test_dropout_of_integers_gives_floats(size):
-    assert set(np.unique(F.dropout(np.full(size, 3), 0.25).data)) == {0, 4}
+def test_dropout_refuses_integers_of_any_size(size):
+    with pytest.raises(TypeError, match="Dropout: .* int64"):
+        F.dropout(np.full(size, 3), 0.25)
 
 
 IN_PIECES = {
@@ -189,7 +190,8 @@ IN_PIECES = {
 
 @pytest.mark.parametrize("name", IN_PIECES)
 def test_large_float16_arrays_give_what_float32_gives_rounded(name):
-    x = (3 * normal((300, 300)) if "gelu" in name else normal((300, 300)) / 4).astype(np.float16)
+    scale = 3 if "gelu" in name else 300 if "norm" in name else 0.25  # the square of 300 is too large for float16
+    x = (scale * normal((300, 300))).astype(np.float16)
     half, single = leaf(x, "float16"), leaf(x, "float32")
     y, expected = IN_PIECES[name](half), IN_PIECES[name](single)
     g = normal(y.shape, 1).astype(np.float16)

@@ -57,7 +57,7 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
     "minigrad/optim/*.py": "engine/test_survivors engine/test_accumulate engine/test_hints engine/test_muon \
         engine/test_optim engine/test_serialization gpt/test_errors gpt/test_survivors \
         gpt/test_training_precision cuda/test_fake_cupy",
-    "minigrad/distributed/*.py": "engine/test_survivors engine/test_distributed gpt/test_divergence",
+    "minigrad/distributed/*.py": "engine/test_survivors engine/test_distributed gpt/test_divergence cuda/test_training",
     "gpt/model.py": "gpt/test_survivors gpt/test_model_options gpt/test_attention_maps gpt/test_errors \
         gpt/test_evaluate gpt/test_lora gpt/test_pretrained gpt/test_sample gpt/test_seq2seq",
     "gpt/sample.py": "gpt/test_survivors gpt/test_seq2seq gpt/test_translate",
@@ -103,11 +103,12 @@ def suite_of(path: Path) -> list[str]:
 class Quick:
     """A plugin of pytest that runs the quick tests first, and ends the process at a test that hangs.
 
-    times: how many seconds each test takes without a mutant.
+    times: how many seconds each test takes without a mutant. word: tests with this word in their name, or in that of
+    their file, come before all others.
     """
 
-    def __init__(self, times: dict[str, float], first: str = "") -> None:
-        self.times, self.first = times, first  # the file whose tests come before all others
+    def __init__(self, times: dict[str, float], word: str = "") -> None:
+        self.times, self.word = times, word
 
     def pytest_configure(self) -> None:
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # a failure need not be made small
@@ -119,7 +120,7 @@ class Quick:
 
     def run(self, items: list[pytest.Item]) -> bool:
         """Run tests up to the first that fails. Returns whether all passed."""
-        items = sorted(items, key=lambda item: (not item.nodeid.startswith(self.first), self.times.get(item.nodeid, 0)))
+        items = sorted(items, key=lambda item: (self.word not in item.nodeid, self.times.get(item.nodeid, 0)))
         for item, following in zip(items, [*items[1:], None], strict=True):
             signal.alarm(PATIENCE + int(10 * self.times.get(item.nodeid, PATIENCE)))
             began = time.monotonic()
@@ -145,9 +146,8 @@ class Runner(Quick):
             files = suite_of(mutant.path)
             for file in files:
                 self.measure(items[file])
-            self.first = files[0]
-            survived = self.passes(mutant, [item for file in files for item in items[file]])
-            self.result(mutant, survived)
+            self.word = mutant.path.stem
+            self.result(mutant, self.passes(mutant, [item for file in files for item in items[file]]))
         return True
 
     def measure(self, items: list[pytest.Item]) -> None:
@@ -176,7 +176,7 @@ class Runner(Quick):
             for name in [name for name in sys.modules if name.partition(".")[0] in ("minigrad", "gpt", "tests")]:
                 del sys.modules[name]
             sys.meta_path.insert(0, Hook(mutant.path, mutant.changed()))
-            return pytest.main([*OPTIONS, *suite_of(mutant.path)], plugins=[Quick(self.times, self.first)]) == 0
+            return pytest.main([*OPTIONS, *suite_of(mutant.path)], plugins=[Quick(self.times, self.word)]) == 0
 
         return in_fork(imported_again if functions is None else with_changed_functions)
 
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="add the results to this file; mutants that it has are left out")
     options = parser.parse_args()
     os.chdir(ROOT)
-    names = options.files or [str(path) for pattern in TARGETS for path in sorted(Path().glob(pattern))]
+    names = options.files or sorted({str(path) for pattern in TARGETS for path in Path().glob(pattern)})
     found: list[Mutant] = []
     for name in names:
         file, _, line = name.partition(":")
