@@ -20,11 +20,12 @@ def gradients(shape, steps, seed=0):
 def test_sgd_follows_its_formula(momentum, weight_decay):
     (p,) = parameters((2, 3))
     w, v = p.data.copy(), 0
-    train(optim.SGD([p], lr=0.05, momentum=momentum, weight_decay=weight_decay), steps=10)
+    train(optimizer := optim.SGD([p], lr=0.05, momentum=momentum, weight_decay=weight_decay), steps=10)
     for g in gradients((2, 3), steps=10):
         v = momentum * v + (g + weight_decay * w)
         w = w - 0.05 * v
     np.testing.assert_allclose(p.data, w, rtol=1e-12)
+    assert list(optimizer.state[0]) == (["momentum"] if momentum else [])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -65,6 +66,23 @@ def test_groups_have_settings_of_their_own_and_inherit_the_rest():
     optimizer.step()
     np.testing.assert_allclose(decayed.data, before[0] * (1 - 0.1 * 0.5))
     np.testing.assert_allclose(plain.data, before[1] * (1 - 0.3 * 0.01))
+
+
+def test_defaults():
+    (p,) = parameters((2, 2))
+    for optimizer, settings in (
+        (optim.SGD([p], lr=0.1), {"momentum": 0, "weight_decay": 0}),
+        (optim.AdamW([p], lr=0.1), {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
+        (
+            optim.Muon([p], lr=0.1),
+            {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight_decay": 0, "split": 1},
+        ),
+    ):
+        assert optimizer.param_groups == [{"params": [p], "lr": 0.1, **settings}]
+    scaler = optim.GradScaler()
+    assert (scaler.scale, scaler.patience) == (65536, 2000)
+    np.testing.assert_array_equal(optim.orthogonalize(p.data), optim.orthogonalize(p.data, 5))
+    assert optim.warmup_linear(5, 1.0, 0.1, 4, 20) == optim.warmup_linear(5, 1.0, 0.1, 4, 20, 0)
 
 
 def test_settings_may_change_between_steps():
@@ -174,7 +192,7 @@ EACH = {
 
 
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_training_continues_bit_for_bit_from_saved_state(name, dtype, tmp_path):
     straight, make = parameters((3, 4), (4,), dtype=dtype), EACH[name]
     train(optimizer := make(straight), steps=5)

@@ -55,8 +55,8 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
     "minigrad/modes.py": ENGINE + " engine/test_viz",
     "minigrad/nn/*.py": ENGINE + " engine/test_serialization engine/test_viz gpt/test_model",
     "minigrad/optim/*.py": "engine/test_survivors engine/test_accumulate engine/test_hints engine/test_muon \
-        engine/test_optim engine/test_serialization gpt/test_errors gpt/test_survivors \
-        gpt/test_training_precision cuda/test_fake_cupy",
+        engine/test_optim engine/test_serialization gpt/test_errors gpt/test_precision \
+        gpt/test_survivors gpt/test_training_precision cuda/test_fake_cupy",
     "minigrad/distributed/*.py": "engine/test_survivors engine/test_distributed gpt/test_divergence cuda/test_training",
     "gpt/model.py": "gpt/test_survivors gpt/test_model_options gpt/test_attention_maps gpt/test_errors \
         gpt/test_evaluate gpt/test_lora gpt/test_pretrained gpt/test_sample gpt/test_seq2seq",
@@ -67,7 +67,7 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
 ROOT = Path(__file__).parents[2]
 OPTIONS = "-p no:cacheprovider -p no:terminal -o addopts= -W ignore::pytest.PytestAssertRewriteWarning -m".split()
 OPTIONS.append("not parity")
-PATIENCE = 20  # seconds that any test may take, besides 10 times those it takes without a mutant
+PATIENCE = 10  # seconds that any test may take, besides 10 times those it takes without a mutant
 
 
 class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -122,7 +122,7 @@ class Quick:
         """Run tests up to the first that fails. Returns whether all passed."""
         items = sorted(items, key=lambda item: (self.word not in item.nodeid, self.times.get(item.nodeid, 0)))
         for item, following in zip(items, [*items[1:], None], strict=True):
-            signal.alarm(PATIENCE + int(10 * self.times.get(item.nodeid, PATIENCE)))
+            signal.alarm(PATIENCE + int(10 * self.times.get(item.nodeid, 60)))
             began = time.monotonic()
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             self.times.setdefault(item.nodeid, time.monotonic() - began)
