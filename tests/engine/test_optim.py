@@ -205,6 +205,16 @@ def test_training_continues_bit_for_bit_from_saved_state(name, dtype, tmp_path):
     assert [p.data.tobytes() for p in resumed] == [p.data.tobytes() for p in straight]
 
 
+def test_state_may_be_loaded_from_lists():
+    (p,) = parameters((2,))
+    train(one := optim.AdamW([p], lr=0.1), steps=2)
+    another = optim.AdamW([p], lr=0.1)
+    another.load_state_dict({name: value.numpy().tolist() for name, value in one.state_dict().items()})
+    assert another.steps == one.steps
+    for slot in ("m", "v"):
+        np.testing.assert_allclose(another.state[0][slot], one.state[0][slot], rtol=1e-6)
+
+
 def test_loaded_state_is_a_copy():
     (p,) = parameters((2,))
     train(one := optim.AdamW([p], lr=0.1), steps=1)
@@ -277,6 +287,15 @@ def test_clipping_scales_all_gradients_by_one_factor():
     assert norm == 5
     np.testing.assert_allclose(a.grad, [0.6, 0], rtol=1e-6)
     np.testing.assert_allclose(b.grad, [0.8], rtol=1e-6)
+
+
+def test_clipping_is_a_write_that_the_tape_notices():
+    (p,), (x,) = parameters((2,)), parameters((2,))
+    p.grad = np.array([3.0, 4.0])
+    y = (mg.Tensor(p.grad) * x).sum()
+    optim.clip_grad_norm([p], 1.0)
+    with pytest.raises(mg.AutogradError, match="written"):
+        y.backward()
 
 
 def test_clipping_leaves_small_gradients_alone_and_still_tells_the_norm():

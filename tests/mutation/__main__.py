@@ -56,7 +56,7 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
     "minigrad/nn/*.py": ENGINE + " engine/test_serialization engine/test_viz gpt/test_model",
     "minigrad/optim/*.py": "engine/test_survivors engine/test_accumulate engine/test_hints engine/test_muon \
         engine/test_optim engine/test_serialization gpt/test_errors gpt/test_precision \
-        gpt/test_survivors gpt/test_training_precision cuda/test_fake_cupy",
+        gpt/test_survivors gpt/test_training_precision cuda/test_fake_cupy cuda/test_with_kernels",
     "minigrad/distributed/*.py": "engine/test_survivors engine/test_distributed gpt/test_divergence cuda/test_training",
     "gpt/model.py": "gpt/test_survivors gpt/test_model_options gpt/test_attention_maps gpt/test_errors \
         gpt/test_evaluate gpt/test_lora gpt/test_pretrained gpt/test_sample gpt/test_seq2seq",
@@ -220,6 +220,7 @@ def in_fork(work: Callable[[], bool]) -> bool:
     pid = os.fork()
     if not pid:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         signal.alarm(PATIENCE)  # until the first test
