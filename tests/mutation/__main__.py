@@ -40,10 +40,11 @@ ENGINE = "engine/test_survivors engine/test_autograd engine/test_calls engine/te
 OPS = "engine/test_survivors engine/test_calls engine/test_gradcheck engine/test_half_precision engine/test_peer_bugs \
     engine/test_random_programs gpt/test_errors cuda/test_fake_cupy cuda/test_bfloat16_stacks \
     cuda/test_packed_gradients"
-NETWORK = ["activation", "attention", "dropout", "embedding", "loss", "normalization", "precision", "softmax"]
+NETWORK = ["activation", "attention", "dropout", "embedding", "loss", "normalization", "softmax"]
 TARGETS = {  # the files that are changed, and the tests that run for each, besides those that have its name
     **{f"minigrad/ops/{name}.py": OPS + " engine/test_ops_network engine/test_kernels" for name in NETWORK},
     "minigrad/ops/matmul.py": OPS + " engine/test_kernels",
+    "minigrad/ops/precision.py": OPS + " engine/test_ops_elementwise engine/test_ops_network engine/test_ops_reduce",
     "minigrad/ops/*.py": OPS,
     "minigrad/kernels/cpu/*.py": "engine/test_survivors engine/test_kernels engine/test_kernel_choice \
         engine/test_threads engine/test_accumulate engine/test_autograd engine/test_half_precision engine/test_muon \
@@ -62,7 +63,7 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
         gpt/test_evaluate gpt/test_lora gpt/test_pretrained gpt/test_sample gpt/test_seq2seq",
     "gpt/sample.py": "gpt/test_survivors gpt/test_seq2seq gpt/test_translate",
     "gpt/trainer.py": "gpt/test_survivors gpt/test_divergence gpt/test_logging gpt/test_speedrun \
-        gpt/test_survival gpt/test_training_precision cuda/test_captured_forward cuda/test_training",
+        gpt/test_survival gpt/test_training_precision cuda/test_captured_forward cuda/test_graph cuda/test_training",
 }
 ROOT = Path(__file__).parents[2]
 OPTIONS = "-p no:cacheprovider -p no:terminal -o addopts= -W ignore::pytest.PytestAssertRewriteWarning -m".split()
