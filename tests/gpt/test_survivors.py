@@ -79,3 +79,16 @@ def test_a_resumed_run_knows_its_best_loss(tmp_path):
     first.save(checkpoint.LAST)
     second.resume(checkpoint.load(tmp_path / checkpoint.LAST))
     assert second.best_val_loss == math.inf
+
+
+def test_a_run_in_float16_can_be_continued_in_float32(tmp_path):
+    """Which has no use for the scale of the loss."""
+    first = new_trainer(tmp_path)
+    first.out.mkdir(exist_ok=True)
+    first.scaler = optim.GradScaler()
+    first.save(checkpoint.LAST)
+    saved = checkpoint.load(tmp_path / checkpoint.LAST)
+    assert saved.run["loss_scale"] == {"scale": 65536, "good_steps": 0}
+    second = new_trainer(tmp_path)
+    second.resume(saved)
+    assert second.scaler is None
