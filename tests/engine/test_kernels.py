@@ -173,7 +173,8 @@ def test_in_each_thread_libraries_are_held_to_one_thread():
 def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, dtype):
     a, b = normal((m, k)).astype(dtype), normal((k, n), 1).astype(dtype)
     expected = a @ b
-    for left in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2], np.pad(a, ((0, 0), (0, 3)))[:, :k]):
+    of_every_other_row = np.repeat(a, 2, axis=1)[:, ::2], np.repeat(a.T, 2, axis=1)[:, ::2].T
+    for left in (a, np.asfortranarray(a), *of_every_other_row, np.pad(a, ((0, 0), (0, 3)))[:, :k]):
         for right in (b, np.asfortranarray(b), np.pad(b, ((0, 0), (2, 0)))[:, 2:]):
             for out in (np.full((m, n), np.nan, dtype), np.full((m, n + 2), np.nan, dtype)[:, 1 : n + 1]):
                 blas.product(left, right, out)()

@@ -228,6 +228,24 @@ def test_a_gradient_that_only_another_process_has_is_an_array_of_its_own():
         np.testing.assert_array_equal(module.second.grad, [4, 4])
 
 
+@needs_fork
+def test_gradients_of_other_processes_are_written_in_place_and_the_tape_notices():
+    module = nn.Module()
+    module.p = nn.Parameter(np.ones(2))
+    with DataParallel(module, lambda x: (module.p * float(x.mean())).sum(), 2) as parallel:
+        parallel(np.ones((2, 1))).backward()
+        x = leaf([1.0, 2.0])
+        y = (mg.Tensor(module.p.grad) * x).sum()
+        grad = module.p.grad
+        grads = [worker.gradients[0] for worker in parallel.workers]
+        assert len(grads) == 1
+        for worker in parallel.workers:
+            worker.add_gradients([0])
+        assert module.p.grad is grad
+        with pytest.raises(mg.AutogradError, match="written"):
+            y.backward()
+
+
 # The tape
 
 

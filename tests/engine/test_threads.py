@@ -36,6 +36,14 @@ def test_where_the_system_does_not_say_which_cores_are_ours_all_are_counted(core
     assert mg.get_num_threads() == expected
 
 
+def test_the_cores_that_this_process_may_use_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 2, 5}, 1: {0}}.__getitem__, raising=False)
+    monkeypatch.delenv("MINIGRAD_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_pool", None)
+    assert mg.get_num_threads() == 3
+
+
 def test_how_work_is_cut():
     """Into no more parts than are worth it, and into pieces that fit into the cache, equally many for each thread."""
     mg.set_num_threads(3)

@@ -193,7 +193,9 @@ def changed_functions(mutant: Mutant) -> list[tuple[Any, CodeType]] | None:
     living = [f for f in gc.get_objects() if isinstance(f, FunctionType) and f.__code__.co_filename == str(path)]
     found = [(f, codes[key_of(f.__code__)]) for f in living if key_of(f.__code__) in codes]
     exchangeable = all(len(f.__code__.co_freevars) == len(code.co_freevars) for f, code in found)
-    return found if rest == new_rest and len(found) == len(codes) and exchangeable else None
+    outer = {name for name in codes if "<locals>" not in name[0]}  # those inside may not exist yet
+    all_found = outer <= {key_of(f.__code__) for f, _ in found}
+    return found if rest == new_rest and all_found and exchangeable else None
 
 
 def functions_of(code: CodeType) -> tuple[dict[Any, CodeType], list[Any]]:
@@ -204,7 +206,7 @@ def functions_of(code: CodeType) -> tuple[dict[Any, CodeType], list[Any]]:
         if not isinstance(constant, CodeType) or constant.co_name.startswith("<"):
             rest.append((type(constant), constant))
         elif constant.co_flags & inspect.CO_OPTIMIZED:
-            functions[key_of(constant)] = constant
+            functions |= {key_of(constant): constant, **functions_of(constant)[0]}
         else:  # a class
             more, inside = functions_of(constant)
             functions |= more
