@@ -10,6 +10,7 @@ from minigrad.distributed import DataParallel, can_share
 from minigrad.kernels import cpu, using
 from minigrad.ops.reduce import finite_max
 from tests.checks import forward_and_backward
+from tests.fakes import cupy as fake_cupy
 from tests.needs import needs_fork
 from tests.shapes import normal
 
@@ -244,6 +245,15 @@ def test_gradients_of_other_processes_are_written_in_place_and_the_tape_notices(
         assert module.p.grad is grad
         with pytest.raises(mg.AutogradError, match="written"):
             y.backward()
+
+
+@needs_fork
+def test_one_process_alone_may_use_a_gpu(monkeypatch):
+    fake_cupy.install(monkeypatch)
+    model = nn.Linear(2, 1).to("cuda")
+    assert DataParallel(model, lambda x: model(x).sum(), 1).processes == 1
+    with pytest.raises(ValueError, match="expected parameters on the CPU, got cuda"):
+        DataParallel(model, lambda x: model(x).sum(), 2)
 
 
 # The tape
