@@ -306,6 +306,12 @@ def test_clipping_leaves_small_gradients_alone_and_still_tells_the_norm():
     assert none.grad is None
 
 
+def test_the_norm_of_float64_gradients_has_all_digits():
+    (p,) = parameters((2,))
+    p.grad = np.array([1 / 3, 1 / 7])
+    assert optim.clip_grad_norm([p], 1.0) == pytest.approx(math.hypot(1 / 3, 1 / 7), rel=1e-14)
+
+
 def test_clipping_keeps_float32():
     (p,) = parameters((3,), dtype=np.float32)
     p.grad = np.full(3, 10, np.float32)
@@ -430,4 +436,5 @@ def test_clipping_half_precision_by_a_factor_that_has_no_place_in_it():
     p = mg.Tensor(np.zeros(4, np.float16), requires_grad=True)
     p.grad = np.full(4, 60000, np.float16)
     optim.clip_grad_norm([p], 1e-3)
+    assert p.grad.dtype == np.float16
     np.testing.assert_allclose(p.grad, 5e-4, rtol=1e-2)

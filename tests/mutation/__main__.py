@@ -63,7 +63,8 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
         gpt/test_evaluate gpt/test_lora gpt/test_pretrained gpt/test_sample gpt/test_seq2seq",
     "gpt/sample.py": "gpt/test_survivors gpt/test_seq2seq gpt/test_translate",
     "gpt/trainer.py": "gpt/test_survivors gpt/test_divergence gpt/test_logging gpt/test_speedrun \
-        gpt/test_survival gpt/test_training_precision cuda/test_captured_forward cuda/test_graph cuda/test_training",
+        gpt/test_survival gpt/test_training_precision cuda/test_fake_cupy cuda/test_captured_forward \
+        cuda/test_graph",
 }
 ROOT = Path(__file__).parents[2]
 OPTIONS = "-p no:cacheprovider -p no:terminal -o addopts= -W ignore::pytest.PytestAssertRewriteWarning -m".split()
