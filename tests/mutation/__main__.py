@@ -40,9 +40,10 @@ ENGINE = "engine/test_survivors engine/test_autograd engine/test_calls engine/te
 OPS = "engine/test_survivors engine/test_calls engine/test_gradcheck engine/test_half_precision engine/test_peer_bugs \
     engine/test_random_programs gpt/test_errors cuda/test_fake_cupy cuda/test_bfloat16_stacks \
     cuda/test_packed_gradients"
-NETWORK = ["activation", "attention", "dropout", "embedding", "loss", "normalization", "softmax"]
+NETWORK = ["activation", "attention", "dropout", "loss", "normalization", "softmax"]
 TARGETS = {  # the files that are changed, and the tests that run for each, besides those that have its name
     **{f"minigrad/ops/{name}.py": OPS + " engine/test_ops_network engine/test_kernels" for name in NETWORK},
+    "minigrad/ops/embedding.py": OPS + " engine/test_ops_network engine/test_ops_indexing",
     "minigrad/ops/matmul.py": OPS + " engine/test_kernels",
     "minigrad/ops/precision.py": OPS + " engine/test_ops_elementwise engine/test_ops_network engine/test_ops_reduce",
     "minigrad/ops/*.py": OPS,
