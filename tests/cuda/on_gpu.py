@@ -276,6 +276,14 @@ class OnGPU:
         for ours, theirs in zip(*states, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
+    def test_clipping_is_a_write_that_the_tape_notices(self) -> None:
+        p, x = (nn.Parameter(mg.Tensor(np.ones(4, np.float32), device=DEVICE)) for _ in range(2))
+        p.grad = mg.Tensor(np.full(4, 3, np.float32), device=DEVICE).data
+        y = (mg.Tensor(p.grad) * x).sum()
+        optim.clip_grad_norm([p], 1.0)
+        with pytest.raises(mg.AutogradError, match="written"):
+            y.backward()
+
     @pytest.mark.parametrize("options", [
         {}, {"norm": "rms", "activation": "relu2", "position": "rotary", "qk_norm": True, "logit_softcap": 15.0},
     ], ids=["GPT-2", "speedrun"])  # fmt: skip

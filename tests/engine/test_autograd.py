@@ -14,6 +14,7 @@ import pytest
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
+from minigrad.node import describe
 
 
 class Twice(mg.Function):
@@ -928,3 +929,11 @@ def test_backward_with_a_gradient_of_another_shape():
 def test_backward_from_a_tensor_that_depends_on_nothing():
     with pytest.raises(mg.AutogradError, match="does not depend on any tensor that requires gradients"):
         (mg.Tensor([1.0]) * 2).backward()
+
+
+def test_long_values_are_named_by_their_type_in_messages():
+    assert describe("x" * 58) == repr("x" * 58)
+    assert describe("x" * 59) == "str"
+    assert (
+        describe(np.zeros((2, 3), np.float32)) == describe(mg.Tensor(np.zeros((2, 3), np.float32))) == "(2, 3) float32"
+    )

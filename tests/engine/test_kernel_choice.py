@@ -1,15 +1,18 @@
 """Which kernels run, and which library multiplies matrices: what contexts and environment variables choose."""
 
+import ctypes
 import importlib.metadata
 import io
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from minigrad import kernels
 from minigrad.kernels.cpu import blas
+from tests.fakes import mkl
 
 
 def test_the_environment_variable_leaves_kernels_out():
@@ -57,6 +60,56 @@ def test_unless_it_is_asked_for_mkl_is_left_alone_on_amds_processors(monkeypatch
     monkeypatch.delenv("MINIGRAD_BLAS", raising=False)
     monkeypatch.setattr(blas, "has_amd_processor", lambda: True)
     assert blas.load_mkl() == {}
+
+
+@pytest.mark.parametrize("choice", ["mkl", None])
+def test_mkl_is_loaded_and_set_up(choice, monkeypatch):
+    if choice:
+        monkeypatch.setenv("MINIGRAD_BLAS", choice)
+    else:
+        monkeypatch.delenv("MINIGRAD_BLAS", raising=False)
+    monkeypatch.setattr(blas, "has_amd_processor", lambda: bool(choice))
+    monkeypatch.delenv("KMP_BLOCKTIME", raising=False)
+    with_libgomp = os.name == "posix" and hasattr(ctypes.CDLL(None), "GOMP_parallel")  # as PyTorch loads it
+    layer = 3 if with_libgomp else 0
+    fake = mkl.install(monkeypatch)
+    monkeypatch.setattr(blas, "mkl_products", blas.load_mkl())
+    assert fake.settings == {"MKL_Set_Interface_Layer": 0, "MKL_Set_Threading_Layer": layer, "MKL_Set_Num_Threads": 1}
+    assert os.environ["KMP_BLOCKTIME"] == "10"
+    assert blas.mkl_products == {np.dtype("float32"): fake.cblas_sgemm, np.dtype("float64"): fake.cblas_dgemm}
+    assert blas.library() == "mkl"
+    assert blas.survives_fork() == (not with_libgomp)
+    monkeypatch.setattr(blas, "_layer", 3)
+    assert not blas.survives_fork()
+
+
+@pytest.mark.parametrize("files", [None, []])
+def test_an_mkl_without_a_library_is_not_loaded(files, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: files)
+    monkeypatch.setattr(blas, "has_amd_processor", lambda: False)
+    monkeypatch.delenv("MINIGRAD_BLAS", raising=False)
+    assert blas.load_mkl() == {}
+    monkeypatch.setenv("MINIGRAD_BLAS", "mkl")
+    with pytest.raises(ImportError, match="MINIGRAD_BLAS is mkl, which is not installed"):
+        blas.load_mkl()
+    monkeypatch.setenv("MINIGRAD_BLAS", "accelerate")
+    with pytest.raises(ValueError, match="MINIGRAD_BLAS is 'accelerate'; expected mkl or numpy"):
+        blas.load_mkl()
+
+
+def test_products_of_few_rows_are_left_to_numpy(monkeypatch):
+    fake = mkl.install(monkeypatch)
+    monkeypatch.setattr(blas, "mkl_products", {np.dtype("float32"): fake.cblas_sgemm})
+    for rows, columns, inner, products in (
+        (15, 16, 3, 0),
+        (16, 15, 3, 0),
+        (16, 16, 3, 1),
+        (16, 16, 0, 1),
+    ):
+        out = np.full((rows, columns), np.nan, np.float32)
+        blas.product(np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32), out)()
+        np.testing.assert_array_equal(out, inner)
+        assert fake.products == products
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from minigrad.kernels import cpu
 from minigrad.kernels.cpu import attention, blas, normalization, pieces, products, threads
 from minigrad.kernels.split import Split
 from tests.checks import forward_and_backward
+from tests.fakes import mkl
 from tests.shapes import layouts, normal, seeds
 
 
@@ -104,13 +105,15 @@ def test_products_of_arrays_that_are_not_contiguous(layout, seed):
 
 @pytest.fixture(params=["numpy", "mkl"])
 def library(request, monkeypatch):
-    """Products by NumPy, and by MKL where it is installed."""
+    """Products by NumPy, and by MKL, or where it is not in use by a fake of it."""
     if request.param == "numpy":
         monkeypatch.setattr(blas, "mkl_products", {})
-    elif blas.library() != "mkl":
-        pytest.skip("MKL is not installed or, by MINIGRAD_BLAS or on an AMD processor, not in use")
-    else:
-        monkeypatch.setattr(blas, "ROWS", 1)
+        return
+    if blas.library() != "mkl":
+        fake = mkl.FakeMKL()
+        functions = {np.dtype("float32"): fake.cblas_sgemm, np.dtype("float64"): fake.cblas_dgemm}
+        monkeypatch.setattr(blas, "mkl_products", functions)
+    monkeypatch.setattr(blas, "ROWS", 1)
 
 
 @pytest.fixture
@@ -170,7 +173,8 @@ def test_in_each_thread_libraries_are_held_to_one_thread():
 def test_the_single_product_takes_any_layout_and_writes_into_any_rows(m, k, n, dtype):
     a, b = normal((m, k)).astype(dtype), normal((k, n), 1).astype(dtype)
     expected = a @ b
-    for left in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2], np.pad(a, ((0, 0), (0, 3)))[:, :k]):
+    of_every_other_row = np.repeat(a, 2, axis=1)[:, ::2], np.repeat(a.T, 2, axis=1)[:, ::2].T
+    for left in (a, np.asfortranarray(a), *of_every_other_row, np.pad(a, ((0, 0), (0, 3)))[:, :k]):
         for right in (b, np.asfortranarray(b), np.pad(b, ((0, 0), (2, 0)))[:, 2:]):
             for out in (np.full((m, n), np.nan, dtype), np.full((m, n + 2), np.nan, dtype)[:, 1 : n + 1]):
                 blas.product(left, right, out)()
@@ -343,6 +347,14 @@ def test_attention(b, h, t, more, d, causal, seed):
     )
     fn = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, causal=causal)  # noqa: E731
     assert_equals_reference(fn, q, k, v, kernel=None if causal and t == 1 else cpu.Attention)
+
+
+@given(b=st.integers(1, 5), h=st.integers(1, 5), t=st.integers(1, 9), parts=st.integers(1, 4))
+def test_each_head_of_each_sequence_is_in_one_group(b, h, t, parts):
+    q, times = np.empty((b, h, t, 1)), np.zeros((b, h))
+    for group in attention.groups(q, q, parts):
+        times[group] += 1
+    np.testing.assert_array_equal(times, 1)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -356,3 +356,9 @@ def test_checkpoint_refuses_a_list_of_tensors_whose_gradients_it_would_lose():
     with pytest.raises(TypeError, match="expected each tensor that requires gradients as its own argument, got a list"):
         nn.checkpoint(lambda pair: pair[0] * pair[1], [x, x])
     assert nn.checkpoint(lambda pair: pair[0] * pair[1], [x.detach(), 3.0]).data.tolist() == [3, 6]
+
+
+def test_checkpoint_takes_a_list_of_tensors_where_nothing_is_recorded():
+    tensors = [mg.Tensor([1.0], requires_grad=True), mg.Tensor([2.0], requires_grad=True)]
+    with mg.no_grad():
+        assert nn.checkpoint(lambda tensors: tensors[0] + tensors[1], tensors).item() == 3

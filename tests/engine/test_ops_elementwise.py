@@ -334,3 +334,8 @@ def test_a_nan_stays_in_its_row(function):
     x = mg.Tensor([[1.0, np.nan], [2.0, 2.0]], requires_grad=True)
     function(x, axis=1).sum().backward()
     np.testing.assert_array_equal(x.grad, [[np.nan, np.nan], [0.5, 0.5]])
+
+
+def test_powers_of_numbers_that_are_no_tensors():
+    for a, b in ((2.0, 3.0), (2, 3), (4, 0.5)):
+        assert F.power(a, b).item() == a**b

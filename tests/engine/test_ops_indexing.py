@@ -147,3 +147,11 @@ def test_embedding_backward_is_the_same_bit_for_bit_every_time():
         F.embedding(ids, weight).backward(upstream)
         grads.append(weight.grad.tobytes())
     assert len(set(grads)) == 1
+
+
+def test_looking_up_no_rows():
+    weight = mg.Tensor(np.ones((4, 3)), requires_grad=True)
+    y = F.embedding(np.zeros((2, 0), int), weight)
+    assert y.shape == (2, 0, 3)
+    y.backward(np.ones((2, 0, 3)))
+    np.testing.assert_array_equal(weight.grad, np.zeros((4, 3)))

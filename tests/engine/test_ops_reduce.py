@@ -217,3 +217,12 @@ def test_var_of_no_more_elements_than_the_correction_is_refused(correction):
     n = int(np.floor(correction))
     with pytest.raises(ValueError, match=f"expected more than {correction} elements along axis .1,., for correction"):
         F.var(mg.Tensor(np.ones((2, n))), 1, correction=correction)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16"])
+def test_integers_are_added_up_as_integers_also_those_of_16_bits(dtype):
+    x = np.full((100, 3), 100, dtype)
+    for axis in (None, 0, 1):
+        y = F.sum(mg.Tensor(x), axis)
+        assert y.dtype == x.sum(axis=axis).dtype
+        np.testing.assert_array_equal(y.data, x.sum(axis=axis))

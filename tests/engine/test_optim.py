@@ -20,11 +20,12 @@ def gradients(shape, steps, seed=0):
 def test_sgd_follows_its_formula(momentum, weight_decay):
     (p,) = parameters((2, 3))
     w, v = p.data.copy(), 0
-    train(optim.SGD([p], lr=0.05, momentum=momentum, weight_decay=weight_decay), steps=10)
+    train(optimizer := optim.SGD([p], lr=0.05, momentum=momentum, weight_decay=weight_decay), steps=10)
     for g in gradients((2, 3), steps=10):
         v = momentum * v + (g + weight_decay * w)
         w = w - 0.05 * v
     np.testing.assert_allclose(p.data, w, rtol=1e-12)
+    assert list(optimizer.state[0]) == (["momentum"] if momentum else [])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -65,6 +66,23 @@ def test_groups_have_settings_of_their_own_and_inherit_the_rest():
     optimizer.step()
     np.testing.assert_allclose(decayed.data, before[0] * (1 - 0.1 * 0.5))
     np.testing.assert_allclose(plain.data, before[1] * (1 - 0.3 * 0.01))
+
+
+def test_defaults():
+    (p,) = parameters((2, 2))
+    for optimizer, settings in (
+        (optim.SGD([p], lr=0.1), {"momentum": 0, "weight_decay": 0}),
+        (optim.AdamW([p], lr=0.1), {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
+        (
+            optim.Muon([p], lr=0.1),
+            {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight_decay": 0, "split": 1},
+        ),
+    ):
+        assert optimizer.param_groups == [{"params": [p], "lr": 0.1, **settings}]
+    scaler = optim.GradScaler()
+    assert (scaler.scale, scaler.patience) == (65536, 2000)
+    np.testing.assert_array_equal(optim.orthogonalize(p.data), optim.orthogonalize(p.data, 5))
+    assert optim.warmup_linear(5, 1.0, 0.1, 4, 20) == optim.warmup_linear(5, 1.0, 0.1, 4, 20, 0)
 
 
 def test_settings_may_change_between_steps():
@@ -174,7 +192,7 @@ EACH = {
 
 
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_training_continues_bit_for_bit_from_saved_state(name, dtype, tmp_path):
     straight, make = parameters((3, 4), (4,), dtype=dtype), EACH[name]
     train(optimizer := make(straight), steps=5)
@@ -185,6 +203,16 @@ def test_training_continues_bit_for_bit_from_saved_state(name, dtype, tmp_path):
     again.load_state_dict(mg.load(tmp_path / "optimizer"))
     train(again, steps=5, seed=1)
     assert [p.data.tobytes() for p in resumed] == [p.data.tobytes() for p in straight]
+
+
+def test_state_may_be_loaded_from_lists():
+    (p,) = parameters((2,))
+    train(one := optim.AdamW([p], lr=0.1), steps=2)
+    another = optim.AdamW([p], lr=0.1)
+    another.load_state_dict({name: value.numpy().tolist() for name, value in one.state_dict().items()})
+    assert another.steps == one.steps
+    for slot in ("m", "v"):
+        np.testing.assert_allclose(another.state[0][slot], one.state[0][slot], rtol=1e-6)
 
 
 def test_loaded_state_is_a_copy():
@@ -261,12 +289,27 @@ def test_clipping_scales_all_gradients_by_one_factor():
     np.testing.assert_allclose(b.grad, [0.8], rtol=1e-6)
 
 
+def test_clipping_is_a_write_that_the_tape_notices():
+    (p,), (x,) = parameters((2,)), parameters((2,))
+    p.grad = np.array([3.0, 4.0])
+    y = (mg.Tensor(p.grad) * x).sum()
+    optim.clip_grad_norm([p], 1.0)
+    with pytest.raises(mg.AutogradError, match="written"):
+        y.backward()
+
+
 def test_clipping_leaves_small_gradients_alone_and_still_tells_the_norm():
     a, none = parameters((2, 2), (3,))
     a.grad = np.full((2, 2), 0.5)
     assert optim.clip_grad_norm(iter([a, none]), max_norm=1.5) == 1
     np.testing.assert_array_equal(a.grad, np.full((2, 2), 0.5))
     assert none.grad is None
+
+
+def test_the_norm_of_float64_gradients_has_all_digits():
+    (p,) = parameters((2,))
+    p.grad = np.array([1 / 3, 1 / 7])
+    assert optim.clip_grad_norm([p], 1.0) == pytest.approx(math.hypot(1 / 3, 1 / 7), rel=1e-14)
 
 
 def test_clipping_keeps_float32():
@@ -405,4 +448,5 @@ def test_clipping_half_precision_by_a_factor_that_has_no_place_in_it():
     p = mg.Tensor(np.zeros(4, np.float16), requires_grad=True)
     p.grad = np.full(4, 60000, np.float16)
     optim.clip_grad_norm([p], 1e-3)
+    assert p.grad.dtype == np.float16
     np.testing.assert_allclose(p.grad, 5e-4, rtol=1e-2)

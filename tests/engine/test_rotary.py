@@ -23,7 +23,10 @@ def turned_in_the_plane(x, offset=0, base=10000.0):
 rows_of_pairs = shapes(min_dims=2, max_dims=4).map(lambda shape: (*shape[:-1], 2 * shape[-1]))  # (…, T, D), D even
 
 
-@given(shape=rows_of_pairs, layout=layouts, seed=seeds, offset=st.integers(0, 1000), base=st.sampled_from([10, 1e4]))
+bases = st.sampled_from([0.5, 10, 1e4])
+
+
+@given(shape=rows_of_pairs, layout=layouts, seed=seeds, offset=st.integers(0, 1000), base=bases)
 def test_rotary_turns_pairs_of_channels(shape, layout, seed, offset, base):
     x = layout.view(normal(layout.base_shape(shape), seed))
     y = F.rotary(x, offset, base).data

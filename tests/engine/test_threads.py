@@ -1,13 +1,15 @@
 """The pool of threads that CPU kernels share: it starts, ends, fails and is copied as it should."""
 
+import os
 import subprocess
 import sys
 import threading
 
 import pytest
+from threadpoolctl import ThreadpoolController
 
 import minigrad as mg
-from minigrad.kernels.cpu import threads
+from minigrad.kernels.cpu import pieces, threads
 from tests.needs import needs_fork
 
 
@@ -22,6 +24,49 @@ def _as_many_threads_afterwards():
 def test_set_num_threads_refuses_what_is_no_number_of_threads(n):
     with pytest.raises(ValueError, match="set_num_threads: expected a whole number of at least 1"):
         mg.set_num_threads(n)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(3, 3), (None, 1)])
+def test_where_the_system_does_not_say_which_cores_are_ours_all_are_counted(cores, expected, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("MINIGRAD_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_pool", None)
+    assert mg.get_num_threads() == expected
+
+
+def test_the_cores_that_this_process_may_use_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 2, 5}, 1: {0}}.__getitem__, raising=False)
+    monkeypatch.delenv("MINIGRAD_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_pool", None)
+    assert mg.get_num_threads() == 3
+
+
+def test_how_work_is_cut():
+    """Into no more parts than are worth it, and into pieces that fit into the cache, equally many for each thread."""
+    mg.set_num_threads(3)
+    assert [threads.parts_for(work, 10) for work in (0, 9, 19, 20, 29, 30, 1000)] == [1, 1, 1, 2, 2, 3, 3]
+    assert [len(pieces.pieces(1000, n)[0]) for n in (1, 50, 100, 1000, 10_000)] == [1, 1, 2, 9, 75]
+    assert [pieces.pieces(1000, n)[1] for n in (1, 50, 100, 1000, 10_000)] == [1, 1, 1, 3, 3]
+    assert [pieces.pieces(n, 1_000_000)[1] for n in (0, 1, 2, 3)] == [1, 1, 2, 3]
+    for n, parts in ((0, 2), (5, 3), (100, 7)):
+        ends = [threads.stretch(n, i, parts) for i in range(parts)]
+        assert [i for own in ends for i in range(n)[own]] == list(range(n))
+        assert {own.stop - own.start for own in ends} <= {n // parts, n // parts + 1}
+    assert [threads.stretch(100, i, 2, 0.2) for i in range(2)] == [slice(0, 60), slice(60, 100)]
+
+
+def test_the_first_task_of_all_finds_libraries_held_to_one_thread(monkeypatch):
+    """Even if it is alone: with more threads a library rounds differently."""
+    libraries, seen = ThreadpoolController().select(user_api="blas").lib_controllers, []
+    monkeypatch.setattr(threads.Pool, "libraries", ())
+    for library in libraries:
+        library.set_num_threads(2)
+    with threads.using(threads.Pool(1)):
+        threads.run_together([lambda: seen.extend(library.num_threads for library in libraries)])
+    assert seen == [1] * len(libraries)
 
 
 def test_a_pool_goes_on_for_those_who_have_it_when_there_is_another():

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import time
 
+import numpy as np
 import pytest
 
 import minigrad as mg
 from gpt import GPT, GPTConfig, checkpoint
+from gpt.errors import ConfigError
 from gpt.sample import Sampling
 from minigrad import optim
 from tests.gpt.runs import new_trainer
@@ -79,3 +81,34 @@ def test_a_resumed_run_knows_its_best_loss(tmp_path):
     first.save(checkpoint.LAST)
     second.resume(checkpoint.load(tmp_path / checkpoint.LAST))
     assert second.best_val_loss == math.inf
+
+
+def test_a_run_in_float16_can_be_continued_in_float32(tmp_path):
+    """Which has no use for the scale of the loss."""
+    first = new_trainer(tmp_path)
+    first.out.mkdir(exist_ok=True)
+    first.scaler = optim.GradScaler()
+    first.save(checkpoint.LAST)
+    saved = checkpoint.load(tmp_path / checkpoint.LAST)
+    assert saved.run["loss_scale"] == {"scale": 65536, "good_steps": 0}
+    second = new_trainer(tmp_path)
+    second.resume(saved)
+    assert second.scaler is None
+
+
+def test_a_run_that_keeps_one_checkpoint_deletes_none_that_is_there(tmp_path):
+    trainer = new_trainer(tmp_path, keep=1)
+    trainer.out.mkdir(exist_ok=True)
+    older = trainer.out / "last-0.safetensors"
+    older.write_bytes(b"")
+    trainer.iteration = 3
+    trainer.save_last()
+    assert older.exists()
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_ids_that_the_vocabulary_does_not_have_are_refused(wrong):
+    model = GPT(GPTConfig(block_size=4, vocab_size=5, n_layer=1, n_head=1, n_embd=4))
+    for ids in ([[1, wrong]], np.array([[1, wrong]])):
+        with pytest.raises(ConfigError, match="expected ids from 0 to 4"):
+            model.generate(ids, 1)
