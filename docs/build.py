@@ -48,6 +48,8 @@ GUIDES = [
     NOTEBOOK,
     "docs/convnet.md",
     "docs/vae.md",
+    "docs/gan.md",
+    "docs/diffusion.md",
     "docs/training.md",
     "docs/gpt2.md",
     "docs/gpu.md",

@@ -15,6 +15,7 @@ import numpy as np
 
 import minigrad as mg
 from gpt.errors import CheckpointError, DataError, reason
+from gpt.figures import attempt, new_figure, save_figure
 from gpt.options import Parser, check_count, folder
 from gpt.run import progress_bar
 from minigrad import functional as F
@@ -204,13 +205,37 @@ def prepare(description: str, steps: int) -> tuple[argparse.Namespace, Digits, D
     return args, digits, held_out, load_classifier(args.out / WEIGHTS, digits)
 
 
-def print_table(rows: Mapping[str, Judgment]) -> None:
-    """One line for each name: what the classifier said about its images."""
+def print_table(
+    classifier: Classifier,
+    digits: Digits,
+    held_out: Digits,
+    samples: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+) -> None:
+    """What the classifier says about the digits that were learned from, and about the samples of each name.
+
+    samples: images (N, 1, H, W), and the labels (N,) that were asked for, or None.
+    """
     print(f"\n{'':34}accuracy  confidence  coverage  distance")
-    for name, (accuracy, confidence, coverage, distance) in rows.items():
-        shown = "-" if np.isnan(accuracy) else f"{accuracy:.1%}"
+    for name, (images, labels) in {"real digits": digits, **samples}.items():
+        accuracy, confidence, coverage, distance = judge(classifier, images, held_out, labels)
+        shown = "-" if labels is None else f"{accuracy:.1%}"
         print(f"{name:34}{shown:>8}{confidence:>12.3f}{coverage:>10.0%}{distance:>10.2f}")
     print()
+
+
+def draw(panels: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> Path | str:
+    """A picture with a panel for each title; see `draw_rows`. Returns its path, or why there is none."""
+
+    def draw_panels() -> Path | None:
+        figure = new_figure((14, 3.2))
+        if figure is None:
+            return None
+        for axes, (title, rows) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            axes.set(title=title)
+            draw_rows(axes, rows)
+        return save_figure(figure, path)
+
+    return attempt(draw_panels)
 
 
 def draw_rows(axes: Any, rows: Mapping[str, np.ndarray]) -> None:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from digits import EACH, Digits, batches, draw_rows, judge, moments, one_hot, prepare, print_table
+from digits import EACH, Digits, batches, draw_rows, moments, one_hot, prepare, print_table
 
 import minigrad as mg
 from gpt.errors import run_program
@@ -113,8 +113,7 @@ def main() -> None:
             print(f"{name:13}ELBO {reconstruction - divergence:.2f}: {reconstruction:.2f} - {divergence:.2f} nats")
     asked = np.repeat(np.arange(model.classes), EACH)
     samples = model.sample(mg.random.normal((len(asked), LATENT)), asked)
-    rows = {"real digits": (digits.images, digits.labels), "VAE": (samples, asked)}
-    print_table({name: judge(classifier, images, held_out, labels) for name, (images, labels) in rows.items()})
+    print_table(classifier, digits, held_out, {"VAE": (samples, asked)})
     print(f"picture  {attempt(lambda: draw(model, history, held_out, args.out / 'vae.png'))}")
     print(f"seconds  {time.perf_counter() - start:.0f}")
 
