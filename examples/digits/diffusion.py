@@ -1,7 +1,7 @@
 """A diffusion model draws digits (Ho et al., 2020): it begins with noise and removes it step by step.
 
     python examples/digits/classifier.py      # first: trains the judge
-    python examples/digits/diffusion.py       # two and a half minutes
+    python examples/digits/diffusion.py       # three minutes on one core
 
 Noise is added to an image x_0, with pixels from -1 to 1, in T steps, until nothing else is left. After t steps it is
 

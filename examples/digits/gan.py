@@ -1,7 +1,7 @@
 """A generative adversarial network draws digits (Goodfellow et al., 2014), of given classes (Mirza and Osindero, 2014).
 
     python examples/digits/classifier.py      # first: trains the judge
-    python examples/digits/gan.py             # a minute and a half
+    python examples/digits/gan.py             # a minute
 
 Two players. The generator G makes an image of class y from noise z. The discriminator D sees an image and a class, and
 says how real the image is: D(x, y) is the logit of the probability that x is a real image of y. They minimize in turn
