@@ -9,46 +9,29 @@ held-out digits that were read wrongly to classifier.png.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
-from digits import Classifier, Digits, judge, load_digits, look
+from digits import WEIGHTS, Classifier, Digits, judge, load_digits, look, parse_arguments
 
 import minigrad as mg
 from gpt.errors import run_program
 from gpt.figures import attempt, new_figure, save_figure
-from gpt.options import Parser, check_count, folder
 from gpt.run import progress_bar
 from minigrad import functional as F
 from minigrad import optim
 
 EPOCHS, BATCH_SIZE = 20, 64
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.1
-WEIGHTS = "classifier.safetensors"
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description="Train a small convolutional network to read digits.")
-    parser.add_argument("--data", metavar="FILE", help="an .npz file of images and labels (default: scikit-learn's)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"passes over the images (default: {EPOCHS})")
-    parser.add_argument("--seed", type=int, default=1337, help="random seed (default: 1337)")
-    parser.add_argument(
-        "--out", metavar="DIR", default="out-digits", type=folder, help="folder for the results (default: out-digits)"
-    )
-    args = parser.parse_args()
-    check_count("epochs", args.epochs, 1)
-    check_count("seed", args.seed, 0)
-    return args
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments("Train a small convolutional network to read digits.", "epochs", EPOCHS, "passes")
     start = time.perf_counter()
     digits, held_out = load_digits(args.data)
     mg.manual_seed(args.seed)
-    model = Classifier(*digits.images.shape[2:], int(max(digits.labels.max(), held_out.labels.max())) + 1)
+    model = Classifier(*digits.images.shape[2:], max(digits.classes, held_out.classes))
     print(f"digits      {len(digits.images):,} to learn from, {len(held_out.images):,} held out")
     print(f"parameters  {model.num_parameters():,}")
     train(model, digits, args.epochs)

@@ -6,6 +6,8 @@ fifth of them is held out: chosen once, by a fixed seed, and used for nothing bu
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +15,33 @@ import numpy as np
 
 import minigrad as mg
 from gpt.errors import CheckpointError, DataError, reason
+from gpt.figures import attempt, new_figure, save_figure
+from gpt.options import Parser, check_count, folder
+from gpt.run import progress_bar
 from minigrad import functional as F
 from minigrad import nn
 
 HELD_OUT = 5  # one image of so many
 SPLIT_SEED = 1998
 CHANNELS, FEATURES = (32, 64), 64  # of the network's convolutions; the numbers by which its last layer tells digits
+WEIGHTS = "classifier.safetensors"
+EACH = 100  # images of each class, by which a model is judged
+MOMENTS = (0, 0.02, 0.05, 0.15, 0.4, 1)  # of a training run, at which samples are drawn
+
+
+def parse_arguments(description: str, count: str, default: int, about: str) -> argparse.Namespace:
+    """The options of the programs here: --data, --seed, --out, and how long to train, --steps or --epochs."""
+    parser = Parser(description=description)
+    parser.add_argument("--data", metavar="FILE", help="an .npz file of images and labels (default: scikit-learn's)")
+    parser.add_argument(f"--{count}", type=int, default=default, help=f"{about} (default: {default})")
+    parser.add_argument("--seed", type=int, default=1337, help="random seed (default: 1337)")
+    parser.add_argument(
+        "--out", metavar="DIR", default="out-digits", type=folder, help="folder for the results (default: out-digits)"
+    )
+    args = parser.parse_args()
+    check_count(count, getattr(args, count), 1)
+    check_count("seed", args.seed, 0)
+    return args
 
 
 class Digits(NamedTuple):
@@ -26,6 +49,11 @@ class Digits(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return int(self.labels.max()) + 1
 
 
 def load_digits(path: str | None = None) -> tuple[Digits, Digits]:
@@ -70,6 +98,25 @@ def of_file(path: str) -> tuple[np.ndarray, np.ndarray]:
     return images[:, None], labels.astype(np.int64)
 
 
+def batches(digits: Digits, steps: int, size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The number of each step, and random images (size, 1, H, W) with their labels (size,). Shows a progress bar."""
+    with progress_bar(total=steps) as bar:
+        for step in range(steps):
+            rows = mg.random.generator().integers(len(digits.images), size=size)
+            yield step, digits.images[rows], digits.labels[rows]
+            bar.update()
+
+
+def one_hot(labels: np.ndarray, classes: int, dtype: Any = np.float32) -> np.ndarray:
+    """1 in the column of the label, 0 elsewhere: (N,) -> (N, classes)."""
+    return np.eye(classes, dtype=dtype)[labels]
+
+
+def moments(steps: int) -> set[int]:
+    """The numbers of updates after which samples are drawn."""
+    return {round(share * steps) for share in MOMENTS}
+
+
 class Classifier(nn.Module):
     """Two convolutions, the largest of each 2 × 2 pixels, two linear layers: (N, 1, H, W) -> logits (N, classes)."""
 
@@ -93,7 +140,7 @@ class Classifier(nn.Module):
 
 def load_classifier(path: Path, digits: Digits) -> Classifier:
     """A classifier that classifier.py has trained and saved, for images of the size and the classes of `digits`."""
-    model = Classifier(*digits.images.shape[2:], int(digits.labels.max()) + 1)
+    model = Classifier(*digits.images.shape[2:], digits.classes)
     try:
         model.load_state_dict(mg.load(path))
     except FileNotFoundError as error:
@@ -148,3 +195,54 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     roots = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ B @ root), 0))
     apart = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
     return max(0.0, float(apart + np.trace(A) + np.trace(B) - 2 * roots.sum()))  # rounding can leave less than 0
+
+
+def prepare(description: str, steps: int) -> tuple[argparse.Namespace, Digits, Digits, Classifier]:
+    """What a program that draws digits begins with: options, digits to learn from, held-out ones, and the judge."""
+    args = parse_arguments(description, "steps", steps, "updates of the weights")
+    digits, held_out = load_digits(args.data)
+    mg.manual_seed(args.seed)
+    return args, digits, held_out, load_classifier(args.out / WEIGHTS, digits)
+
+
+def print_table(
+    classifier: Classifier,
+    digits: Digits,
+    held_out: Digits,
+    samples: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+) -> None:
+    """What the classifier says about the digits that were learned from, and about the samples of each name.
+
+    samples: images (N, 1, H, W), and the labels (N,) that were asked for, or None.
+    """
+    print(f"\n{'':34}accuracy  confidence  coverage  distance")
+    for name, (images, labels) in {"real digits": digits, **samples}.items():
+        accuracy, confidence, coverage, distance = judge(classifier, images, held_out, labels)
+        shown = "-" if labels is None else f"{accuracy:.1%}"
+        print(f"{name:34}{shown:>8}{confidence:>12.3f}{coverage:>10.0%}{distance:>10.2f}")
+    print()
+
+
+def draw(panels: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> Path | str:
+    """A picture with a panel for each title; see `draw_rows`. Returns its path, or why there is none."""
+
+    def draw_panels() -> Path | None:
+        figure = new_figure((14, 3.2))
+        if figure is None:
+            return None
+        for axes, (title, rows) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            axes.set(title=title)
+            draw_rows(axes, rows)
+        return save_figure(figure, path)
+
+    return attempt(draw_panels)
+
+
+def draw_rows(axes: Any, rows: Mapping[str, np.ndarray]) -> None:
+    """Draw the images (N, 1, H, W) of each name side by side, one row for each name."""
+    images = np.pad(np.stack([*rows.values()])[:, :, 0], ((0, 0), (0, 0), (1, 1), (1, 1)))  # (R, N, H + 2, W + 2)
+    R, N, H, W = images.shape
+    axes.imshow(images.transpose(0, 2, 1, 3).reshape(R * H, N * W), cmap="gray_r", vmin=0, vmax=1)
+    axes.set_yticks(np.arange(R) * H + (H - 1) / 2, rows.keys())
+    axes.set_xticks([])
+    axes.tick_params(length=0)
