@@ -47,6 +47,7 @@ GUIDES = [
     "examples/exercises/README.md",
     NOTEBOOK,
     "docs/convnet.md",
+    "docs/alignment.md",
     "docs/training.md",
     "docs/gpt2.md",
     "docs/gpu.md",

@@ -25,7 +25,7 @@ from gpt import GPT
 from gpt.run import progress_bar
 from minigrad import optim
 
-EPOCHS, BATCH_SIZE, LEARNING_RATE, BETA = 3, 64, 3e-4, 0.2
+EPOCHS, BATCH_SIZE, LEARNING_RATE, BETA = 3, 64, 3e-4, 0.5
 
 
 def train(reference: GPT, pairs: list[Pair], rng: random.Random, beta: float = BETA, epochs: int = EPOCHS) -> GPT:

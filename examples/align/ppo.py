@@ -33,8 +33,8 @@ from minigrad import functional as F
 from minigrad import optim
 
 ITERATIONS, PROMPTS, EPOCHS = 120, 64, 3  # batches of answers; answers in each; steps for each
-LEARNING_RATE, VALUE_LEARNING_RATE = 5e-4, 1e-3
-BETA, GAMMA, LAMBDA, EPSILON = 0.5, 1.0, 0.95, 0.2
+LEARNING_RATE, VALUE_LEARNING_RATE = 3e-4, 1e-3
+BETA, GAMMA, LAMBDA, EPSILON = 1.0, 1.0, 0.95, 0.2
 
 
 def train(
