@@ -1,6 +1,6 @@
 """From a pretrained GPT to an assistant, on a small world of exercises whose answers a program can check.
 
-    python examples/align/align.py                       # every stage, and the table; about 3 minutes of processor time
+    python examples/align/align.py                       # every stage, and the table; 4 minutes of processor time
     python examples/align/align.py --seeds 3             # every stage but pretraining with three seeds
     python examples/align/align.py --stage sft           # one stage; it needs the files of the ones before it
 
@@ -54,7 +54,7 @@ COLUMNS = {
     "seconds": "s",
 }
 HACKED_ITERATIONS = 3 * ppo.ITERATIONS
-SAMPLES = 8  # prompts whose answers are printed
+SAMPLES = 14  # prompts whose answers are printed
 
 Results = dict[str, dict[str, Any]]  # of one seed, by stage
 
