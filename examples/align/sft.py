@@ -5,7 +5,7 @@ counts, in fine-tuning only those of the answer:
 
     loss = - 1/N sum over the N tokens y_t of the answers to prompts x    log pi(y_t | x, y_<t)
 
-The prompt is given: a model that learned to predict it too would spend its few steps on the wrong thing.
+The prompt comes from the user, so the model need not predict it.
 """
 
 from __future__ import annotations
