@@ -52,6 +52,7 @@ GUIDES = [
     "docs/vae.md",
     "docs/gan.md",
     "docs/diffusion.md",
+    "docs/alignment.md",
     "docs/training.md",
     "docs/gpt2.md",
     "docs/gpu.md",
