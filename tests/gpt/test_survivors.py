@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from gpt import GPT, GPTConfig, checkpoint
+from gpt import GPT, GPTConfig, checkpoint, precision
+from gpt import trainer as trainer_module
+from gpt.divergence import DivergedError
 from gpt.errors import ConfigError
 from gpt.sample import Sampling
 from minigrad import optim
+from minigrad.distributed import DiLoCo
 from tests.gpt.runs import new_trainer
 
 
@@ -104,6 +107,112 @@ def test_a_run_that_keeps_one_checkpoint_deletes_none_that_is_there(tmp_path):
     trainer.iteration = 3
     trainer.save_last()
     assert older.exists()
+
+
+def test_each_rollback_halves_the_learning_rate(tmp_path):
+    for schedule in ("cosine", "linear"):
+        trainer = new_trainer(tmp_path, schedule=schedule, learning_rate=1e-2, min_lr=1e-3)
+        for trainer.iteration in (0, 20, 100):
+            trainer.rollbacks = 0
+            rate = trainer.learning_rate()
+            for trainer.rollbacks in (1, 2, 5):
+                assert trainer.learning_rate() == pytest.approx(rate * 0.5**trainer.rollbacks)
+
+
+def test_how_a_trainer_starts(tmp_path):
+    trainer = new_trainer(tmp_path)
+    assert (trainer.iteration, trainer.skipped, trainer.rollbacks, trainer.last_finite) == (0, 0, 0, 0)
+    assert (trainer.best_val_loss, trainer.saved, trainer.random_state) == (math.inf, None, None)
+    assert trainer.outer is trainer.graph is trainer.loss_graph is trainer.scaler is None
+    assert trainer.lr_factors == [1, 1]
+    assert new_trainer(tmp_path, learning_rate=0.0, min_lr=0.0).lr_factors == [1, 1]
+    assert new_trainer(tmp_path, optimizer="muon", learning_rate=1e-3, muon_learning_rate=4e-3).lr_factors == [
+        1,
+        1,
+        4,
+        4,
+    ]
+    assert type(new_trainer(tmp_path, local_steps=2).outer) is DiLoCo
+    assert (trainer_module.LOG_INTERVAL, trainer_module.MOST_SKIPPED, trainer_module.MOST_ROLLBACKS) == (10, 10, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_checked", "step_is_captured"),
+    [
+        ({}, True, True),
+        ({"on_divergence": "skip"}, True, False),
+        ({"on_divergence": "rollback"}, True, True),
+        ({"dtype": "float16"}, False, False),
+        ({"dtype": "float16", "on_divergence": "skip"}, True, False),
+    ],
+)
+def test_which_steps_are_checked_and_which_are_captured(tmp_path, monkeypatch, options, is_checked, step_is_captured):
+    monkeypatch.setattr(mg.cuda, "can_capture", lambda device, dtype: True)
+    monkeypatch.setattr(mg.cuda, "Captured", lambda compute, **_: compute)
+    monkeypatch.setattr(precision, "choose", lambda dtype, device: dtype)  # the CPU has no 16-bit arithmetic
+    trainer = new_trainer(tmp_path, **options)
+    assert trainer.checks_steps == is_checked
+    assert (trainer.graph is not None) == step_is_captured
+    assert trainer.loss_graph is trainer.parallel
+    is_half = options.get("dtype") == "float16"
+    assert (trainer.scaler is not None) == is_half == (trainer.model.wte.weight.dtype == np.float16)
+
+
+def test_a_run_that_is_asked_to_stop_ends_its_estimate_at_once(tmp_path):
+    for when in (1, 2, 3):
+        trainer = new_trainer(tmp_path, eval_iters=2)
+        computed, loss = [], trainer.loss
+
+        def loss_and_signal(split, rng, trainer=trainer, computed=computed, loss=loss, when=when):
+            computed.append(split)
+            if len(computed) == when:
+                trainer.interrupt(15)
+            return loss(split, rng)
+
+        trainer.loss = loss_and_signal
+        assert trainer.estimate_losses() is None
+        assert computed == ["train", "train", "val"][:when]
+        assert trainer.model.training
+
+
+def test_when_estimates_and_checkpoints_are_due(tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, eval_interval=4, max_iters=10, save_interval=3)
+    estimates = [i for trainer.iteration in range(12) if trainer.estimate_is_due() for i in [trainer.iteration]]
+    assert estimates == [0, 4, 8, 10, 11]
+    assert [i for trainer.iteration in range(12) if trainer.save_is_due() for i in [trainer.iteration]] == [3, 6, 9]
+    trainer.iteration = 4
+    trainer.metrics.rows = [{"iteration": 4, "val_loss": 1.0}]
+    assert not trainer.estimate_is_due()
+    trainer.metrics.rows = [{"iteration": 4, "loss": 1.0}]
+    assert trainer.estimate_is_due()
+    trainer = new_trainer(tmp_path, eval_interval=4, save_interval=0, save_minutes=2)
+    trainer.iteration = 1
+    monkeypatch.setattr(time, "monotonic", lambda: trainer.saved_time + passed)
+    for passed, is_due in ((119.0, False), (120.0, True), (500.0, True)):
+        assert trainer.save_is_due() == is_due
+    trainer = new_trainer(tmp_path, eval_interval=4, save_interval=0, save_minutes=0)
+    trainer.iteration = 1
+    passed = 1e9
+    assert not trainer.save_is_due()
+
+
+def test_how_many_steps_may_be_skipped_in_a_row(tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, on_divergence="skip")
+    monkeypatch.setattr(trainer_module, "first_nonfinite", lambda *_: "somewhere")
+    told = []
+    monkeypatch.setattr(trainer_module, "print_above", lambda bar, text: told.append(text))
+    trainer.iteration = trainer.last_finite = 7
+    trainer.drawn = []
+    for trainer.iteration in range(8, 18):
+        trainer.check_step(None, math.nan, 1.0)
+    assert trainer.skipped == 10
+    assert told[0] == "step     8: the loss is nan; skipped (1 so far)"
+    assert told[-1] == "step    17: the loss is nan; skipped (10 so far)"
+    trainer.iteration = 18
+    with pytest.raises(DivergedError, match="the loss is nan in step 18, with learning rate"):
+        trainer.check_step(None, math.nan, 1.0)
+    trainer.check_step(None, 1.0, 1.0)
+    assert (trainer.skipped, trainer.last_finite) == (10, 18)
 
 
 @pytest.mark.parametrize("wrong", [-1, 5])
