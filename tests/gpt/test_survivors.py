@@ -187,13 +187,23 @@ def test_when_estimates_and_checkpoints_are_due(tmp_path, monkeypatch):
     assert trainer.estimate_is_due()
     trainer = new_trainer(tmp_path, eval_interval=4, save_interval=0, save_minutes=2)
     trainer.iteration = 1
-    monkeypatch.setattr(time, "monotonic", lambda: trainer.saved_time + passed)
     for passed, is_due in ((119.0, False), (120.0, True), (500.0, True)):
+        monkeypatch.setattr(time, "monotonic", lambda now=trainer.saved_time + passed: now)
         assert trainer.save_is_due() == is_due
     trainer = new_trainer(tmp_path, eval_interval=4, save_interval=0, save_minutes=0)
-    trainer.iteration = 1
-    passed = 1e9
+    trainer.iteration, trainer.saved_time = 1, -1e9
     assert not trainer.save_is_due()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, []), (2, [5]), (3, [4, 5])])
+def test_how_many_checkpoints_are_kept(tmp_path, keep, kept):
+    trainer = new_trainer(tmp_path, keep=keep)
+    trainer.out.mkdir(exist_ok=True)
+    for trainer.iteration in (1, 2, 4, 5, 7, 7):
+        trainer.save_last()
+        assert trainer.saved == trainer.iteration
+    names = sorted(path.name for path in trainer.out.glob("last*"))
+    assert names == [*(f"last-{number}.safetensors" for number in kept), "last.safetensors"]
 
 
 def test_how_many_steps_may_be_skipped_in_a_row(tmp_path, monkeypatch):
