@@ -7,6 +7,7 @@ import pytest
 
 import minigrad as mg
 from minigrad import nn, optim
+from minigrad.optim.optimizer import clip_gradients, squared_gradient_norm
 from tests.engine.optimizers import parameters, train
 
 
@@ -327,6 +328,44 @@ def test_clipping_leaves_small_gradients_alone_and_still_tells_the_norm():
     assert optim.clip_grad_norm(iter([a, none]), max_norm=1.5) == 1
     np.testing.assert_array_equal(a.grad, np.full((2, 2), 0.5))
     assert none.grad is None
+
+
+def test_a_step_is_a_write_that_the_tape_notices():
+    for make in (lambda p: optim.SGD([p], 0.1), lambda p: optim.AdamW([p], 0.1), lambda p: optim.Muon([p], 0.1)):
+        (p,) = parameters((2, 2))
+        y = (p * p).sum()
+        p.grad = np.ones((2, 2))
+        make(p).step()
+        with pytest.raises(mg.AutogradError, match="written"):
+            y.backward()
+
+
+def test_eps_is_added_to_the_corrected_root():
+    (p,) = parameters((1,))
+    p.data[...] = 0
+    optimizer = optim.AdamW([p], lr=0.1, weight_decay=0)
+    for t in (1, 2, 3):
+        p.grad = np.array([3e-8])
+        optimizer.step()
+        np.testing.assert_allclose(p.data, [-0.1 * t * 3 / 4], rtol=1e-6)
+
+
+def test_the_factor_of_clipping_to_the_last_digits():
+    (p,) = parameters((2,))
+    for clip in (
+        lambda: optim.clip_grad_norm([p], 1e-6),
+        lambda: optim.clip_grad_norm([p], 1e-6, 1.0),
+        lambda: clip_gradients([p], 2.5e-11, 1e-6),
+        lambda: optim.SGD([p], 0.1).clip_grad_norm(1e-6),
+        lambda: optim.CombinedOptimizer(optim.SGD([p], 0.1)).clip_grad_norm(1e-6),
+    ):
+        p.grad = np.array([3e-6, 4e-6])
+        norm = clip()
+        assert type(norm) is float
+        assert norm == pytest.approx(5e-6, rel=1e-12)
+        np.testing.assert_allclose(p.grad, [0.5e-6, 4e-6 / 6], rtol=1e-12)
+    assert squared_gradient_norm([]) == 0.0
+    assert squared_gradient_norm(parameters((2,))) == 0.0
 
 
 def test_clipping_does_not_write_to_gradients_within_the_limit():

@@ -10,6 +10,7 @@ from minigrad.distributed import DataParallel, can_share
 from minigrad.kernels import cpu, using
 from minigrad.kernels.cpu import blas, normalization, pieces, products
 from minigrad.ops.reduce import finite_max
+from minigrad.ops.shape import sum_to
 from tests.checks import forward_and_backward
 from tests.fakes import cupy as fake_cupy
 from tests.fakes import mkl
@@ -114,6 +115,22 @@ def test_rms_norm_refuses_a_weight_of_another_length():
         F.rms_norm(np.ones((2, 3)), np.ones(1))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (1, 3), (2, 1), (2, 3), (1, 2, 1), (4, 1, 3), (4, 2, 1)])
+@pytest.mark.parametrize("to", [(3,), (1, 3), (2, 1), (2, 3), (1, 2, 3), (4, 2, 3), (4, 1, 3), (5, 4, 2, 3)])
+def test_sum_to_by_loops(shape, to):
+    if len(shape) > len(to) or np.broadcast_shapes(shape, to) != to:
+        return
+    g = normal(to)
+    expected = np.zeros(shape)
+    for at in np.ndindex(to):
+        own = at[len(to) - len(shape) :]
+        expected[tuple(0 if n == 1 else i for i, n in zip(own, shape, strict=True))] += g[at]
+    summed = sum_to(g, shape)
+    np.testing.assert_allclose(summed, expected, rtol=1e-12)
+    assert summed.shape == shape
+    assert (summed is g) == (shape == to)
+
+
 # Kernels
 
 
@@ -213,6 +230,9 @@ CASES_FOR_THE_REFERENCE = {
     "matmul of stacks that broadcast": (F.matmul, (2, 3, 4), (1, 4, 5)),
     "matmul of a stack and a matrix": (F.matmul, (2, 3, 4), (4, 5)),
     "matmul of vectors": (F.matmul, (4,), (4,)),
+    "matmul of a vector and a matrix": (F.matmul, (4,), (4, 5)),
+    "matmul of a matrix and a vector": (F.matmul, (3, 4), (4,)),
+    "matmul of numbers": (F.matmul, (), ()),
     "matmul of unequal lengths": (F.matmul, (3, 4), (3, 4)),
     "attention of three axes": (F.scaled_dot_product_attention, (2, 3, 4), (2, 3, 4), (2, 3, 4)),
     "attention with fewer axes of values": (F.scaled_dot_product_attention, (1, 1, 3, 4), (1, 1, 3, 4), (3, 4)),
