@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
-from minigrad.distributed import DataParallel, WorkerError, can_share, workers
+from minigrad.distributed import DataParallel, WorkerError, can_share, data_parallel, workers
 from tests.needs import needs_fork
 
 pytestmark = needs_fork
@@ -405,6 +405,28 @@ def test_a_process_that_does_not_end_by_itself_is_killed():
         worker.close()
         assert worker.calls == expected
     assert len(closed) == 4  # the pipe and the process of each
+
+
+def test_an_evaluation_between_forward_and_backward_changes_nothing():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        parallel(*batch(4)).backward()
+        expected = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        loss = parallel(*batch(4))
+        with mg.no_grad():
+            parallel(*batch(6))
+        loss.backward()
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            np.testing.assert_array_equal(p.grad, gradient)
+
+
+def test_one_process_needs_no_copy(monkeypatch):
+    monkeypatch.setattr(data_parallel, "can_share", lambda: False)
+    model = net()
+    assert DataParallel(model, model.loss, 1)(*batch(4)).item() == model.loss(*batch(4)).item()
+    with pytest.raises(ValueError, match="cannot be forked"):
+        DataParallel(model, model.loss, 2)
 
 
 def test_one_process_alone_keeps_its_arrays():

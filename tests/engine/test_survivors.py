@@ -320,6 +320,18 @@ def test_kernels_leave_mixed_precision_to_the_reference(fn, single):
     assert str(found) == str(expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_large_arrays_give_the_same_without_a_graph(name, dtype):
+    x = normal((300, 300)).astype(dtype)
+    expected = IN_PIECES[name](leaf(x, dtype))
+    assert expected.origin is not None
+    with mg.no_grad():
+        y = IN_PIECES[name](leaf(x, dtype))
+    np.testing.assert_array_equal(y.data, expected.data)
+    np.testing.assert_array_equal(IN_PIECES[name](mg.Tensor(x)).data, expected.data)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_every_element_of_every_job_is_visited_once(threads, monkeypatch):
     """In pieces or in whole, of any size, and also where an array is not contiguous and so cannot be flattened."""

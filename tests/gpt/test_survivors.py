@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,8 @@ def test_which_steps_are_checked_and_which_are_captured(tmp_path, monkeypatch, o
     assert trainer.checks_steps == is_checked
     assert (trainer.graph is not None) == step_is_captured
     assert trainer.loss_graph is trainer.parallel
+    result = trainer.step(1e-3)
+    assert [type(x).__name__ for x in result] == ["Tensor", "float"]
     is_half = options.get("dtype") == "float16"
     assert (trainer.scaler is not None) == is_half == (trainer.model.wte.weight.dtype == np.float16)
 
@@ -204,6 +207,33 @@ def test_how_many_checkpoints_are_kept(tmp_path, keep, kept):
         assert trainer.saved == trainer.iteration
     names = sorted(path.name for path in trainer.out.glob("last*"))
     assert names == [*(f"last-{number}.safetensors" for number in kept), "last.safetensors"]
+
+
+def test_how_often_a_run_goes_back_to_the_same_checkpoint(tmp_path, monkeypatch):
+    """Six times is too often, counted from the checkpoint's own number, which older checkpoints do not have."""
+    trainer, told, resumed = new_trainer(tmp_path, on_divergence="rollback"), [], []
+    monkeypatch.setattr(trainer_module, "print_above", lambda bar, text: told.append(text))
+    monkeypatch.setattr(trainer, "resume", resumed.append)
+    bar, error = SimpleNamespace(n=0, last_print_n=0), DivergedError("it diverged")
+    trainer.iteration = 7
+    for run, before, is_allowed in (
+        ({}, 4, True),
+        ({}, 5, False),
+        ({"rollbacks": 2}, 6, True),
+        ({"rollbacks": 2}, 7, False),
+    ):
+        saved = SimpleNamespace(run=run)
+        monkeypatch.setattr(checkpoint, "load_last", lambda out, saved=saved: saved)
+        trainer.rollbacks = before
+        if is_allowed:
+            trainer.roll_back(bar, error)
+            assert (trainer.rollbacks, resumed[-1], bar.n, bar.last_print_n) == (before + 1, saved, 7, 7)
+            share = f"{0.5 ** (before + 1):.3g}"
+            assert told[-1] == f"it diverged; back to step 7, from here with {share} of the schedule"
+        else:
+            with pytest.raises(DivergedError, match="it diverged; try a lower --learning-rate$"):
+                trainer.roll_back(bar, error)
+            assert trainer.rollbacks == before
 
 
 def test_how_many_steps_may_be_skipped_in_a_row(tmp_path, monkeypatch):
