@@ -368,6 +368,18 @@ def test_the_factor_of_clipping_to_the_last_digits():
     assert squared_gradient_norm(parameters((2,))) == 0.0
 
 
+def test_only_half_precision_is_widened():
+    params = [mg.Tensor(np.zeros(2, dtype), requires_grad=True) for dtype in (np.float16, np.float32, np.float64)]
+    optim.widen_gradients(params)  # none has a gradient
+    for p in params:
+        p.grad = np.ones(2, p.dtype)
+    _, *others = grads = [p.grad for p in params]
+    optim.widen_gradients(params)
+    assert params[0].grad.dtype == np.float32
+    assert all(p.grad is grad for p, grad in zip(params[1:], others, strict=True))
+    np.testing.assert_array_equal(params[0].grad, grads[0])
+
+
 def test_clipping_does_not_write_to_gradients_within_the_limit():
     """So the gradients may be read-only."""
     (p,) = parameters((2,))

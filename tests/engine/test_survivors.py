@@ -1,5 +1,7 @@
 """Single changes of the engine's code that no other test noticed; tests/mutation finds them. Each has a test here."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,9 @@ def test_the_scale_of_initial_weights():
     weight = nn.Linear(400, 600).weight.data
     assert np.abs(weight).max() == pytest.approx(1 / 20, rel=1e-3)
     assert weight.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=5e-3)
+    bias = nn.Linear(400, 3000).bias.data
+    assert bias.max() == pytest.approx(1 / 20, rel=1e-2)
+    assert bias.min() == pytest.approx(-1 / 20, rel=1e-2)
 
 
 # Ties, and rows that are empty or -inf
@@ -473,3 +478,11 @@ def test_a_walk_frees_the_graph_unless_it_is_told_to_keep_it():
     autograd.backward(y)
     with pytest.raises(mg.AutogradError, match="second time"):
         autograd.backward(y)
+
+
+def test_a_node_knows_how_long_its_forward_took():
+    began = time.perf_counter()
+    y = leaf([1.0, 2.0]) * 2
+    node = y.origin[0]
+    assert began < node.started < time.perf_counter()
+    assert 0 < node.forward_seconds < time.perf_counter() - node.started

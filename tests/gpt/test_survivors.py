@@ -155,9 +155,12 @@ def test_which_steps_are_checked_and_which_are_captured(tmp_path, monkeypatch, o
     assert trainer.checks_steps == is_checked
     assert (trainer.graph is not None) == step_is_captured
     assert trainer.loss_graph is trainer.parallel
+    is_half = options.get("dtype") == "float16"
+    scales, clip = [], trainer.clip_grad_norm
+    trainer.clip_grad_norm = lambda max_norm, scale: scales.append(scale) or clip(max_norm, scale)
     result = trainer.step(1e-3)
     assert [type(x).__name__ for x in result] == ["Tensor", "float"]
-    is_half = options.get("dtype") == "float16"
+    assert scales == [65536 if is_half else 1]
     assert (trainer.scaler is not None) == is_half == (trainer.model.wte.weight.dtype == np.float16)
 
 
