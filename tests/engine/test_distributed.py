@@ -421,6 +421,14 @@ def test_an_evaluation_between_forward_and_backward_changes_nothing():
             np.testing.assert_array_equal(p.grad, gradient)
 
 
+def test_a_process_starts_no_others():
+    """It is a daemon, so it ends with this program."""
+    module = nn.Module()
+    module.p = nn.Parameter(np.zeros(1))
+    with DataParallel(module, lambda x: module.p.sum() + float(can_share()), 2) as parallel:
+        assert parallel(np.zeros((2, 1))).item() == 0.5  # true here, and false there
+
+
 def test_one_process_needs_no_copy(monkeypatch):
     monkeypatch.setattr(data_parallel, "can_share", lambda: False)
     model = net()

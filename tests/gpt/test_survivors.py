@@ -212,6 +212,12 @@ def test_how_many_checkpoints_are_kept(tmp_path, keep, kept):
     assert names == [*(f"last-{number}.safetensors" for number in kept), "last.safetensors"]
 
 
+def test_a_run_makes_its_folder_and_those_above_it(tmp_path):
+    for _ in range(2):  # the second run finds it there
+        assert new_trainer(tmp_path / "above" / "run", max_iters=0, eval_iters=1).train()
+    assert (tmp_path / "above" / "run" / checkpoint.LAST).exists()
+
+
 def test_how_often_a_run_goes_back_to_the_same_checkpoint(tmp_path, monkeypatch):
     """Six times is too often, counted from the checkpoint's own number, which older checkpoints do not have."""
     trainer, told, resumed = new_trainer(tmp_path, on_divergence="rollback"), [], []
