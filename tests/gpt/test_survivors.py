@@ -17,6 +17,7 @@ from gpt.sample import Sampling
 from minigrad import optim
 from minigrad.distributed import DiLoCo
 from tests.gpt.runs import new_trainer
+from tests.needs import needs_fork
 
 
 def test_the_defaults_of_sampling():
@@ -149,17 +150,25 @@ def test_how_a_trainer_starts(tmp_path):
 )
 def test_which_steps_are_checked_and_which_are_captured(tmp_path, monkeypatch, options, is_checked, step_is_captured):
     monkeypatch.setattr(mg.cuda, "can_capture", lambda device, dtype: True)
-    monkeypatch.setattr(mg.cuda, "Captured", lambda compute, **_: compute)
+    captured = []
+
+    def recorded(compute, **_):
+        return lambda *arrays: captured.append(compute) or compute(*arrays)
+
+    monkeypatch.setattr(mg.cuda, "Captured", recorded)
     monkeypatch.setattr(precision, "choose", lambda dtype, device: dtype)  # the CPU has no 16-bit arithmetic
     trainer = new_trainer(tmp_path, **options)
     assert trainer.checks_steps == is_checked
     assert (trainer.graph is not None) == step_is_captured
-    assert trainer.loss_graph is trainer.parallel
+    assert trainer.loss_graph is not None
     is_half = options.get("dtype") == "float16"
     scales, clip = [], trainer.clip_grad_norm
     trainer.clip_grad_norm = lambda max_norm, scale: scales.append(scale) or clip(max_norm, scale)
     result = trainer.step(1e-3)
     assert [type(x).__name__ for x in result] == ["Tensor", "float"]
+    assert captured == [trainer.compute_flat] * step_is_captured
+    trainer.loss("val", mg.random.generator())
+    assert captured[step_is_captured:] == [trainer.parallel]
     assert scales == [65536 if is_half else 1]
     assert (trainer.scaler is not None) == is_half == (trainer.model.wte.weight.dtype == np.float16)
 
@@ -210,6 +219,33 @@ def test_how_many_checkpoints_are_kept(tmp_path, keep, kept):
         assert trainer.saved == trainer.iteration
     names = sorted(path.name for path in trainer.out.glob("last*"))
     assert names == [*(f"last-{number}.safetensors" for number in kept), "last.safetensors"]
+
+
+@needs_fork
+def test_one_rank_with_local_steps_shares_its_batches_among_processes(tmp_path):
+    trainer = new_trainer(tmp_path, local_steps=2, processes=2)
+    with trainer.parallel:
+        trainer.step(1e-3)
+        assert trainer.parallel.latest is not None
+        assert len(trainer.parallel.latest.workers) == 1
+
+
+def test_what_a_log_shows_and_records(tmp_path, monkeypatch):
+    trainer, shown = new_trainer(tmp_path), []
+    bar = SimpleNamespace(set_postfix_str=lambda text, refresh: shown.append((text, refresh)))
+    trainer.metrics.start()
+    for trainer.iteration, trainer.skipped, more in ((10, 0, ""), (20, 3, ", 3 skipped")):
+        monkeypatch.setattr(trainer, "tokens_per_second", lambda: 12345.6)
+        trainer.log(bar, 1.23456, 0.00123456, 7.891)
+        assert shown.pop() == (f"loss 1.235, lr 1.23e-03, norm 7.89, 12,346 tok/s{more}", False)
+        assert trainer.clock[1] == trainer.iteration
+        assert trainer.rows[-1] == {
+            "iteration": trainer.iteration,
+            "loss": 1.23456,
+            "learning_rate": 0.00123456,
+            "grad_norm": 7.891,
+            "tokens_per_second": 12345.6,
+        }
 
 
 def test_a_run_makes_its_folder_and_those_above_it(tmp_path):

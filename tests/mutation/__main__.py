@@ -53,7 +53,9 @@ TARGETS = {  # the files that are changed, and the tests that run for each, besi
     "minigrad/hooks.py": "engine/test_hooks engine/test_random_programs",
     "minigrad/in_place.py": ENGINE,
     "minigrad/modes.py": ENGINE + " engine/test_viz",
-    "minigrad/nn/*.py": ENGINE + " engine/test_serialization engine/test_viz gpt/test_model",
+    "minigrad/nn/*.py": ENGINE
+    + " engine/test_serialization engine/test_viz \
+        engine/test_ops_convolution gpt/test_model",
     "minigrad/optim/*.py": "engine/test_survivors engine/test_accumulate engine/test_hints engine/test_muon \
         engine/test_optim engine/test_serialization gpt/test_errors gpt/test_precision \
         gpt/test_survivors gpt/test_training_precision cuda/test_fake_cupy cuda/test_with_kernels",
