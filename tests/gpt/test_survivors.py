@@ -1,6 +1,7 @@
 """Single changes of gpt's code that no other test noticed; tests/mutation finds them. Each has a test here."""
 
 import dataclasses
+import itertools
 import math
 import time
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from gpt import trainer as trainer_module
 from gpt.divergence import DivergedError
 from gpt.errors import ConfigError
 from gpt.sample import Sampling
-from minigrad import optim
+from minigrad import nn, optim
 from minigrad.distributed import DiLoCo
 from tests.gpt.runs import new_trainer
 from tests.needs import needs_fork
@@ -228,6 +229,19 @@ def test_one_rank_with_local_steps_shares_its_batches_among_processes(tmp_path):
         trainer.step(1e-3)
         assert trainer.parallel.latest is not None
         assert len(trainer.parallel.latest.workers) == 1
+
+
+def test_when_a_model_computes_its_blocks_again(monkeypatch):
+    """With the option, in training, and without a cache: it would get the keys twice."""
+    again, checkpointed = [], nn.checkpoint
+    monkeypatch.setattr(nn, "checkpoint", lambda block, *inputs: again.append(block) or checkpointed(block, *inputs))
+    for option in (False, True):
+        model = GPT(GPTConfig(block_size=4, vocab_size=5, n_layer=2, n_head=1, n_embd=4, checkpoint=option))
+        for training, cache in itertools.product((False, True), (None, model.new_cache())):
+            again.clear()
+            model.train(training)
+            model.next_logits(np.array([[1, 2]]), cache=cache)
+            assert again == [*model.h] * (option and training and cache is None)
 
 
 def test_what_a_log_shows_and_records(tmp_path, monkeypatch):
