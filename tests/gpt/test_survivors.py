@@ -13,7 +13,7 @@ import minigrad as mg
 from gpt import GPT, GPTConfig, checkpoint, precision
 from gpt import trainer as trainer_module
 from gpt.divergence import DivergedError
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, PretrainedError
 from gpt.sample import Sampling
 from minigrad import nn, optim
 from minigrad.distributed import DiLoCo
@@ -242,6 +242,17 @@ def test_when_a_model_computes_its_blocks_again(monkeypatch):
             model.train(training)
             model.next_logits(np.array([[1, 2]]), cache=cache)
             assert again == [*model.h] * (option and training and cache is None)
+
+
+def test_a_derived_class_with_parameters_of_other_shapes_is_refused(tmp_path):
+    class Wider(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            self.ln_f = nn.LayerNorm(config.n_embd + 1)
+
+    GPT(GPTConfig(block_size=4, vocab_size=5, n_layer=1, n_head=1, n_embd=4)).save_pretrained(tmp_path)
+    with pytest.raises(PretrainedError, match=r"has no values for what Wider has beyond GPT: ln_f.weight, ln_f.bias$"):
+        Wider.from_pretrained(tmp_path)
 
 
 def test_what_a_log_shows_and_records(tmp_path, monkeypatch):
