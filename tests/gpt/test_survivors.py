@@ -191,6 +191,12 @@ def test_a_run_that_is_asked_to_stop_ends_its_estimate_at_once(tmp_path):
         assert trainer.model.training
 
 
+def test_estimates_are_means(tmp_path):
+    trainer, drawn = new_trainer(tmp_path, eval_iters=3), iter([1.0, 2.0, 6.0, 0.0, 1.0, 0.5])
+    trainer.loss = lambda split, rng: mg.Tensor(next(drawn))
+    assert trainer.estimate_losses() == {"train": 3.0, "val": 0.5}
+
+
 def test_when_estimates_and_checkpoints_are_due(tmp_path, monkeypatch):
     trainer = new_trainer(tmp_path, eval_interval=4, max_iters=10, save_interval=3)
     estimates = [i for trainer.iteration in range(12) if trainer.estimate_is_due() for i in [trainer.iteration]]
