@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import functional as F
 from minigrad import nn, optim
-from minigrad.distributed import DataParallel, WorkerError, can_share, workers
+from minigrad.distributed import DataParallel, WorkerError, can_share, data_parallel, workers
 from tests.needs import needs_fork
 
 pytestmark = needs_fork
@@ -326,6 +327,132 @@ def test_a_process_that_is_stopped_is_waited_for_but_not_forever(monkeypatch, ro
                 parallel(*batch(rows))
             assert time.monotonic() - started < 10
             assert not is_running(pid)
+
+
+class FakeWorker(workers.Worker):
+    """The process does not answer for some seconds. In each of them it is stopped or not."""
+
+    def __init__(self, stopped, answer=(None, 5), exitcode=None):
+        self.seconds, self.reply, self.asked, self.calls = iter(stopped), answer, "forward", []
+        self.connection = self.process = self.at_exit = self
+        self.exitcode, self.alive = exitcode, exitcode is None
+        self.now = None
+
+    def poll(self, timeout):
+        assert timeout == 1
+        self.now = next(self.seconds, None)
+        return self.now is None
+
+    def recv(self):
+        if isinstance(self.reply, EOFError):
+            raise self.reply
+        return self.reply
+
+    def is_stopped(self):
+        return bool(self.now)
+
+    def join(self, timeout=None):
+        self.calls.append(("join", timeout))
+
+    def is_alive(self):
+        return self.alive
+
+    def kill(self):
+        self.calls.append("kill")
+
+    def cancel(self):
+        self.calls.append("cancel")
+
+
+def test_only_seconds_in_a_row_count_as_stopped():
+    yes, no = [True], [False]
+    for stopped in ([], 29 * yes, 100 * no, 29 * yes + no + 29 * yes):
+        assert FakeWorker(stopped).answer() == 5
+    for stopped in (30 * yes, 5 * yes + no + 30 * yes):
+        worker = FakeWorker([*stopped, *yes])
+        with pytest.raises(WorkerError, match=r"DataParallel: a process was stopped for 30 s \(in forward\)"):
+            worker.answer()
+        assert len(list(worker.seconds)) == 1  # it did not wait for another second
+
+
+def test_how_a_process_that_does_not_answer_is_described():
+    for exitcode, how in (
+        (None, "does not read what it is asked"),
+        (-signal.SIGKILL, "was killed by SIGKILL, which the system sends when memory runs out"),
+        (-signal.SIGTERM, "was killed by SIGTERM"),
+        (0, "ended with status 0"),
+        (3, "ended with status 3"),
+    ):
+        worker = FakeWorker([], EOFError(), exitcode)
+        with pytest.raises(WorkerError) as caught:
+            worker.answer()
+        assert str(caught.value) == f"DataParallel: a process {how} (in forward)"
+        assert worker.calls == [("join", 1)]
+    with pytest.raises(MemoryError, match="here"):
+        FakeWorker([], (MemoryError("here"), None)).answer()
+    with pytest.raises(WorkerError, match=r"^DataParallel: a process failed in forward:\nits traceback$"):
+        FakeWorker([], ("its traceback", None)).answer()
+
+
+def test_a_process_that_does_not_end_by_itself_is_killed():
+    closed = []
+    for exitcode, expected in ((None, ["cancel", ("join", 1), "kill", ("join", None)]), (0, ["cancel", ("join", 1)])):
+        worker = FakeWorker([], exitcode=exitcode)
+        end = SimpleNamespace(
+            close=lambda: closed.append(1), join=worker.join, is_alive=worker.is_alive, kill=worker.kill
+        )
+        worker.connection = worker.process = end
+        worker.close()
+        assert worker.calls == expected
+    assert len(closed) == 4  # the pipe and the process of each
+
+
+def test_an_evaluation_between_forward_and_backward_changes_nothing():
+    model = net()
+    with DataParallel(model, model.loss, 2) as parallel:
+        parallel(*batch(4)).backward()
+        expected = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        loss = parallel(*batch(4))
+        with mg.no_grad():
+            parallel(*batch(6))
+        loss.backward()
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            np.testing.assert_array_equal(p.grad, gradient)
+
+
+def test_a_process_starts_no_others():
+    """It is a daemon, so it ends with this program."""
+    module = nn.Module()
+    module.p = nn.Parameter(np.zeros(1))
+    with DataParallel(module, lambda x: module.p.sum() + float(can_share()), 2) as parallel:
+        assert parallel(np.zeros((2, 1))).item() == 0.5  # true here, and false there
+
+
+def test_one_process_needs_no_copy(monkeypatch):
+    monkeypatch.setattr(data_parallel, "can_share", lambda: False)
+    model = net()
+    assert DataParallel(model, model.loss, 1)(*batch(4)).item() == model.loss(*batch(4)).item()
+    with pytest.raises(ValueError, match="cannot be forked"):
+        DataParallel(model, model.loss, 2)
+
+
+def test_one_process_alone_keeps_its_arrays():
+    model = net()
+    arrays = [p.data for p in model.parameters()]
+    with DataParallel(model, model.loss, 1) as parallel:
+        parallel(*batch(4)).backward()
+        assert all(p.data is array for p, array in zip(model.parameters(), arrays, strict=True))
+        assert (parallel.workers, parallel.shared, parallel.latest) == ([], [], None)
+
+
+def test_where_processes_can_be_copied(monkeypatch):
+    for platform, fork, expected in (("linux", True, True), ("darwin", True, False), ("win32", False, False)):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(os, "fork", None, raising=False)
+        if not fork:
+            monkeypatch.delattr(os, "fork")
+        assert can_share() == expected
 
 
 @contextlib.contextmanager

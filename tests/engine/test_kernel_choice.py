@@ -77,6 +77,10 @@ def test_mkl_is_loaded_and_set_up(choice, monkeypatch):
     assert fake.settings == {"MKL_Set_Interface_Layer": 0, "MKL_Set_Threading_Layer": layer, "MKL_Set_Num_Threads": 1}
     assert os.environ["KMP_BLOCKTIME"] == "10"
     assert blas.mkl_products == {np.dtype("float32"): fake.cblas_sgemm, np.dtype("float64"): fake.cblas_dgemm}
+    for function, number in ((fake.cblas_sgemm, ctypes.c_float), (fake.cblas_dgemm, ctypes.c_double)):
+        factor = [ctypes.c_void_p, ctypes.c_int]
+        assert function.argtypes == [*[ctypes.c_int] * 6, number, *factor, *factor, number, *factor]
+        assert function.restype is None
     assert blas.library() == "mkl"
     assert blas.survives_fork() == (not with_libgomp)
     monkeypatch.setattr(blas, "_layer", 3)

@@ -317,7 +317,8 @@ def test_conv2d_is_initialized_within_one_over_the_root_of_what_an_output_sees()
     layer = nn.Conv2d(32, 64, (3, 5), groups=2)
     for parameter in layer.parameters():
         bound = 1 / math.sqrt(16 * 3 * 5)
-        assert 0.9 * bound < np.abs(parameter.data).max() <= bound
+        assert 0.9 * bound < parameter.data.max() <= bound
+        assert -bound <= parameter.data.min() < -0.9 * bound
 
 
 def test_training_learns_the_kernel_that_made_the_images():

@@ -7,6 +7,7 @@ import pytest
 
 import minigrad as mg
 from minigrad import nn, optim
+from minigrad.optim.optimizer import clip_gradients, squared_gradient_norm
 from tests.engine.optimizers import parameters, train
 
 
@@ -215,6 +216,23 @@ def test_state_may_be_loaded_from_lists():
         np.testing.assert_allclose(another.state[0][slot], one.state[0][slot], rtol=1e-6)
 
 
+def test_the_state_of_a_parameter_without_updates_may_be_missing():
+    (p,) = parameters((2,))
+    optimizer = optim.AdamW([p], lr=0.1)
+    optimizer.load_state_dict({"steps": [0]})
+    assert (optimizer.steps, optimizer.state) == ([0], [{}])
+    optim.SGD([p], lr=0.1).load_state_dict({"steps": [3]})  # without momentum nothing is kept
+
+
+def test_a_master_is_loaded_for_half_precision_alone():
+    state = {"steps": [1], **{f"0.{slot}": np.full(2, 0.1) for slot in ("m", "v", "master")}}
+    for dtype, kept in ((np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)):
+        optimizer = optim.AdamW(parameters((2,), dtype=dtype), lr=0.1)
+        optimizer.load_state_dict(state)
+        assert {array.dtype for array in optimizer.state[0].values()} == {np.dtype(kept)}
+        assert set(optimizer.state[0]) == {"m", "v"} | ({"master"} if dtype is np.float16 else set())
+
+
 def test_loaded_state_is_a_copy():
     (p,) = parameters((2,))
     train(one := optim.AdamW([p], lr=0.1), steps=1)
@@ -236,8 +254,14 @@ def test_loaded_state_is_a_copy():
         ({"steps": [3]}, "parameter 0 has no m and no v after 3 steps"),
         ({"steps": [3], "0.m": np.zeros(2)}, "parameter 0 has no v after 3 steps"),
         ({"steps": [-3]}, r"expected a number of steps for each of 1 parameters, got \[-3\]"),
+        ({"steps": [0.0]}, r"expected a number of steps for each of 1 parameters, got \[0.0\]"),
+        ({"steps": [0, 0]}, r"expected a number of steps for each of 1 parameters, got \[0, 0\]"),
+        ({"steps": [0], "1.m": np.zeros(2)}, r"1.m \(2,\) fits no parameter"),
+        ({"steps": [0], "-1.m": np.zeros(2)}, r"-1.m \(2,\) fits no parameter"),
+        ({"steps": [0], "0.m": np.zeros((1, 2))}, r"0.m \(1, 2\) fits no parameter"),
+        ({"steps": [1], "0.v": np.zeros(2)}, "parameter 0 has no m after 1 steps"),
     ],
-    ids=["shape", "number", "another optimizer", "steps", "no moments", "one moment", "negative"],
+    ids=str,
 )
 def test_state_of_something_else_is_refused_and_changes_nothing(state, message):
     (p,) = parameters((2,))
@@ -304,6 +328,67 @@ def test_clipping_leaves_small_gradients_alone_and_still_tells_the_norm():
     assert optim.clip_grad_norm(iter([a, none]), max_norm=1.5) == 1
     np.testing.assert_array_equal(a.grad, np.full((2, 2), 0.5))
     assert none.grad is None
+
+
+def test_a_step_is_a_write_that_the_tape_notices():
+    for make in (lambda p: optim.SGD([p], 0.1), lambda p: optim.AdamW([p], 0.1), lambda p: optim.Muon([p], 0.1)):
+        (p,) = parameters((2, 2))
+        y = (p * p).sum()
+        p.grad = np.ones((2, 2))
+        make(p).step()
+        with pytest.raises(mg.AutogradError, match="written"):
+            y.backward()
+
+
+def test_eps_is_added_to_the_corrected_root():
+    (p,) = parameters((1,))
+    p.data[...] = 0
+    optimizer = optim.AdamW([p], lr=0.1, weight_decay=0)
+    for t in (1, 2, 3):
+        p.grad = np.array([3e-8])
+        optimizer.step()
+        np.testing.assert_allclose(p.data, [-0.1 * t * 3 / 4], rtol=1e-6)
+
+
+def test_the_factor_of_clipping_to_the_last_digits():
+    (p,) = parameters((2,))
+    for clip in (
+        lambda: optim.clip_grad_norm([p], 1e-6),
+        lambda: optim.clip_grad_norm([p], 1e-6, 1.0),
+        lambda: clip_gradients([p], 2.5e-11, 1e-6),
+        lambda: optim.SGD([p], 0.1).clip_grad_norm(1e-6),
+        lambda: optim.CombinedOptimizer(optim.SGD([p], 0.1)).clip_grad_norm(1e-6),
+    ):
+        p.grad = np.array([3e-6, 4e-6])
+        norm = clip()
+        assert type(norm) is float
+        assert norm == pytest.approx(5e-6, rel=1e-12)
+        np.testing.assert_allclose(p.grad, [0.5e-6, 4e-6 / 6], rtol=1e-12)
+    assert squared_gradient_norm([]) == 0.0
+    assert squared_gradient_norm(parameters((2,))) == 0.0
+
+
+def test_only_half_precision_is_widened():
+    params = [mg.Tensor(np.zeros(2, dtype), requires_grad=True) for dtype in (np.float16, np.float32, np.float64)]
+    optim.widen_gradients(params)  # none has a gradient
+    for p in params:
+        p.grad = np.ones(2, p.dtype)
+    _, *others = grads = [p.grad for p in params]
+    optim.widen_gradients(params)
+    assert params[0].grad.dtype == np.float32
+    assert all(p.grad is grad for p, grad in zip(params[1:], others, strict=True))
+    np.testing.assert_array_equal(params[0].grad, grads[0])
+
+
+def test_clipping_does_not_write_to_gradients_within_the_limit():
+    """So the gradients may be read-only."""
+    (p,) = parameters((2,))
+    p.grad = np.array([3.0, 4.0])
+    p.grad.setflags(write=False)
+    for max_norm in (5.1, math.inf):
+        assert optim.clip_grad_norm([p], max_norm) == 5
+    with pytest.raises(ValueError, match="read-only"):
+        optim.clip_grad_norm([p], 4.9)
 
 
 def test_the_norm_of_float64_gradients_has_all_digits():

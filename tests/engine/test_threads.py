@@ -44,6 +44,98 @@ def test_the_cores_that_this_process_may_use_are_counted(monkeypatch):
     assert mg.get_num_threads() == 3
 
 
+def test_the_environment_sets_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(threads, "_cores", lambda: 7)
+    for ours, openmps, expected in (
+        ("3", "5", 3),
+        ("1", None, 1),
+        ("", "5", 5),
+        (None, "5", 5),
+        (None, "0", 7),  # for OpenMP's variable only what is a number of threads counts
+        (None, "4,2", 7),
+        (None, "\N{FULLWIDTH DIGIT THREE}", 7),
+        (None, "", 7),
+        (None, None, 7),
+    ):
+        for name, value in (("MINIGRAD_NUM_THREADS", ours), ("OMP_NUM_THREADS", openmps)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        monkeypatch.setattr(threads, "_pool", None)
+        assert mg.get_num_threads() == expected
+        assert threads.current_pool() is threads.current_pool()
+    for ours in ("0", "-1", "two", "1.5", "\N{FULLWIDTH DIGIT THREE}"):
+        monkeypatch.setenv("MINIGRAD_NUM_THREADS", ours)
+        monkeypatch.setattr(threads, "_pool", None)
+        with pytest.raises(ValueError, match="MINIGRAD_NUM_THREADS is .*; expected a whole number of at least 1"):
+            mg.get_num_threads()
+
+
+def test_a_library_has_its_threads_for_one_product_and_none_beside_the_pools(monkeypatch):
+    class Library:
+        threads = 1
+
+        def set_num_threads(self, n):
+            self.threads = n
+
+    library, seen = Library(), []
+    monkeypatch.setattr(threads.Pool, "libraries", (library,))
+    monkeypatch.setattr(threads, "_has_library_threads", True)
+
+    def product():
+        seen.append(library.threads)
+
+    for size in (1, 3, 2):
+        with threads.using(threads.Pool(size)):
+            threads.with_library_threads(product)
+            assert library.threads == 1
+            assert not threads.current_pool().busy.locked()
+    assert seen == [1, 3, 2]
+    with threads.using(threads.Pool(3)):
+        threads.run_together([lambda: threads.with_library_threads(product), product])  # while the pool is busy
+        with pytest.raises(ZeroDivisionError):
+            threads.with_library_threads(lambda: 1 / 0)
+        assert library.threads == 1
+        assert not threads.current_pool().busy.locked()
+        monkeypatch.setattr(threads, "_has_library_threads", False)
+        threads.with_library_threads(product)
+    assert seen[3:] == [1, 1, 1]
+
+
+def test_tasks_run_in_threads_of_their_own_if_there_are_enough():
+    pool, here = threads.Pool(3), threading.current_thread()
+    with threads.using(pool):
+        for number in (1, 2, 3, 5):
+            ran = {}
+            together = threading.Barrier(min(number, 3))
+
+            def task(i, parts, ran=ran, together=together):
+                if i < 3:
+                    together.wait(10)  # the first three wait for each other
+                ran[i] = threading.current_thread()
+
+            threads.in_parallel(task, number)
+            assert sorted(ran) == list(range(number))
+            assert ran[0] is here
+            assert len({ran[i] for i in range(min(number, 3))}) == min(number, 3)
+            assert all(thread is here or thread.daemon for thread in ran.values())
+        names = []
+
+        def nested(i, parts):  # the pool is busy with the outer tasks: all inner ones run in the outer one's thread
+            threads.in_parallel(lambda j, _: names.append((i, j, threading.current_thread())), 2)
+
+        threads.in_parallel(nested, 2)
+        assert sorted(name[:2] for name in names) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert len({thread for i, _, thread in names if i == 0}) == 1
+        with pytest.raises(ZeroDivisionError):
+            threads.run_together([lambda: None, lambda: 1 / 0])
+        with pytest.raises(ZeroDivisionError):
+            threads.run_together([lambda: 1 / 0, lambda: None])
+        with pytest.raises(ZeroDivisionError):
+            threads.run_together([lambda: None, lambda: 1 / 0, lambda: None])
+        assert not pool.busy.locked()
+
+
 def test_how_work_is_cut():
     """Into no more parts than are worth it, and into pieces that fit into the cache, equally many for each thread."""
     mg.set_num_threads(3)

@@ -38,26 +38,24 @@ from .mutants import Mutant, mutants
 ENGINE = "engine/test_survivors engine/test_autograd engine/test_calls engine/test_hints engine/test_nn \
     engine/test_peer_bugs engine/test_random_programs gpt/test_errors"
 OPS = "engine/test_survivors engine/test_calls engine/test_gradcheck engine/test_half_precision engine/test_peer_bugs \
-    engine/test_random_programs gpt/test_errors cuda/test_fake_cupy cuda/test_bfloat16_stacks \
-    cuda/test_packed_gradients"
-NETWORK = ["activation", "attention", "dropout", "loss", "normalization", "softmax"]
+    engine/test_random_programs engine/test_ops_elementwise engine/test_ops_indexing engine/test_ops_matmul \
+    engine/test_ops_network engine/test_ops_reduce engine/test_ops_shape engine/test_kernels engine/test_autograd \
+    gpt/test_errors cuda/test_fake_cupy cuda/test_bfloat16_stacks cuda/test_packed_gradients"
 FORKED = "engine/test_survivors engine/test_distributed gpt/test_divergence cuda/test_training"
 TARGETS = {  # the files that are changed, and the tests that run for each, besides those that have its name
-    **{f"minigrad/ops/{name}.py": OPS + " engine/test_ops_network engine/test_kernels" for name in NETWORK},
-    "minigrad/ops/embedding.py": OPS + " engine/test_ops_network engine/test_ops_indexing",
-    "minigrad/ops/matmul.py": OPS + " engine/test_kernels",
-    "minigrad/ops/precision.py": OPS + " engine/test_ops_elementwise engine/test_ops_network engine/test_ops_reduce",
     "minigrad/ops/*.py": OPS,
     "minigrad/kernels/cpu/*.py": "engine/test_survivors engine/test_kernels engine/test_kernel_choice \
         engine/test_threads engine/test_accumulate engine/test_autograd engine/test_half_precision engine/test_muon \
-        engine/test_optim engine/test_random",
+        engine/test_optim engine/test_random engine/test_ops_convolution engine/test_ops_network",
     "minigrad/autograd.py": ENGINE + " engine/test_viz",
     "minigrad/accumulate.py": ENGINE,
     "minigrad/node.py": ENGINE + " engine/test_viz",
     "minigrad/hooks.py": "engine/test_hooks engine/test_random_programs",
     "minigrad/in_place.py": ENGINE,
     "minigrad/modes.py": ENGINE + " engine/test_viz",
-    "minigrad/nn/*.py": ENGINE + " engine/test_serialization engine/test_viz gpt/test_model",
+    "minigrad/nn/*.py": ENGINE
+    + " engine/test_serialization engine/test_viz \
+        engine/test_ops_convolution gpt/test_model",
     "minigrad/optim/*.py": "engine/test_survivors engine/test_accumulate engine/test_hints engine/test_muon \
         engine/test_optim engine/test_serialization gpt/test_errors gpt/test_precision \
         gpt/test_survivors gpt/test_training_precision cuda/test_fake_cupy cuda/test_with_kernels",
