@@ -55,8 +55,7 @@ class Follower:
 
     def start(self) -> None:
         """Begin to follow."""
-        if hasattr(os, "nice"):  # not on Windows
-            os.nice(19)
+        give_way(0)
         mg.set_num_threads(1)
         threading.Thread(target=self._follow, daemon=True).start()
 
@@ -112,6 +111,14 @@ class Follower:
             self.estimates.append(new)
 
 
+def give_way(pid: int) -> None:
+    """Let a process, 0 for this one, run only when no other wants its core, as far as the system offers that."""
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    elif hasattr(os, "setpriority"):  # not on Windows
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+
+
 def estimate(model: Model, step: int) -> dict[str, Any]:
     """The attention of every head over the fixed prompt (n_layer, n_head, T, T), and a sample."""
     ids = model.tokenizer.encode(model.prompt())[: min(PROMPT_TOKENS, model.model.config.block_size)]
@@ -143,6 +150,7 @@ def shown(out: Path, port: int | None) -> Iterator[None]:
         return
     command = [sys.executable, str(PROGRAM), "--live", "--checkpoint", str(out), "--port", str(port), "--no-browser"]
     page = subprocess.Popen([*command, "--parent", str(os.getpid())], start_new_session=True)  # not stopped by Ctrl-C
+    give_way(page.pid)  # while it imports, too
     print(f"live        {address_of(port)}", flush=True)
     try:
         yield
