@@ -132,7 +132,10 @@ class TestScreen:
             assert sys.stderr is None
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-    @pytest.mark.parametrize("broken", ["stdout", pytest.param("stderr", marks=pytest.mark.slow), "closed pipe"])
+    @pytest.mark.parametrize(
+        "broken",
+        ["stdout", pytest.param("stderr", marks=pytest.mark.slow), pytest.param("closed pipe", marks=pytest.mark.slow)],
+    )
     def test_a_program_trains_to_its_end(self, tmp_path, broken):
         """As a process of its own: the exit status, too, is that of a run that could print."""
         (tmp_path / "text.txt").write_text(TEXT)

@@ -1,4 +1,4 @@
-"""Runs that are killed and stopped at random times, as processes of their own: few times here, often with --slow."""
+"""Runs that are killed and stopped at random times, as processes of their own; with --slow."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ from tests.reliability.kill import OPTIONS, PROGRAM, SAVING, TEXT, Runs, step_of
 pytestmark = [needs_fork, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")]
 
 
+@pytest.mark.slow
 def test_a_few_kills_and_signals(tmp_path):
     tally = Runs(tmp_path, seed=1, steps=120).check(2, [signal.SIGKILL, signal.SIGTERM])
     assert tally.hits == 2

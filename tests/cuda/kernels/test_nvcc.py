@@ -113,6 +113,7 @@ def compile_flash(folder, dtype, head_size, causal, dropout, *architectures):
         assert "0 bytes spill stores, 0 bytes spill loads" in report, (kernel, architecture)
 
 
+@pytest.mark.slow
 def test_flash_attention_spills_no_registers(tmp_path):
     compile_flash(tmp_path, "bfloat16", 64, True, True, 80, 90)
 
