@@ -18,9 +18,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from ..backend import Array, device_of, is_array
+
+if TYPE_CHECKING:
+    from .control import Control
 
 Operation = Literal["sum", "mean"]
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64")
@@ -43,7 +46,7 @@ class Work:
 
 
 class Communicator:
-    """A process that is alone: rank 0 of 1. The base class of the communicators of several ranks.
+    """A process that is alone: rank 0 of 1. The base class of all communicators.
 
     Arrays are contiguous and have one axis. Their dtype is float32, float64, float16, bfloat16, or int64 (for counts;
     no means), the same on all ranks, and they are on `device`. Other arrays raise TypeError or ValueError, before any
@@ -172,3 +175,20 @@ class Communicator:
 
     def close(self) -> None:
         """Wait for what was started, and leave: this rank needs the others no more. Called when a program ends."""
+
+
+class WatchedCommunicator(Communicator):
+    """The base class of the communicators of several ranks, which `control` watches."""
+
+    def __init__(self, device: str, control: Control, local_rank: int) -> None:
+        super().__init__(device)
+        self.control, self.rank, self.size, self.local_rank = control, control.rank, control.size, local_rank
+
+    def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
+        return self.control.busy(label)
+
+    def made_progress(self) -> None:
+        self.control.made_progress()
+
+    def abort(self, reason: str) -> NoReturn:
+        self.control.fail(reason)

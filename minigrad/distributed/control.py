@@ -40,6 +40,7 @@ from .communicator import DistributedError
 PATIENCE = float(os.environ.get("MINIGRAD_PATIENCE") or 20)  # seconds without a sign of life or of progress
 BEAT = min(1.0, PATIENCE / 4)  # seconds between two signs of life
 JOINING = 3 * PATIENCE  # seconds for all ranks to connect
+STOPPED = max(2.0, 2 * BEAT)  # seconds between two rounds of the thread after which this rank itself was stopped
 LEAVING = min(2.0, PATIENCE)  # seconds to wait for a rank that has ended: its last messages may still be on their way
 
 
@@ -93,13 +94,12 @@ def judge(peers: list[Peer], now: float, patience: float = PATIENCE) -> str | No
     waiting = [peer for peer in peers if peer.waits(now)]
     if not waiting:
         return None
-    first = min(
-        waiting, key=lambda peer: (peer.progress.completed, peer.moved)
-    )  # those in later ones wait for this one
+    # Those in later collectives wait for this one
+    first = min(waiting, key=lambda peer: (peer.progress.completed, peer.moved))
     number, call = first.progress.completed + 1, first.progress.call
     for peer in peers:
         progress = peer.progress
-        late = f"after collective {progress.started}; rank {first.rank} waits for it in collective {number}, {call}"
+        late = f"after collective {progress.started}; {waits_for(first.rank, number, call)}"
         if peer.waits(now) and progress.completed + 1 == number:
             if progress.call != call and min(peer.waits(now), first.waits(now)) > 2 * BEAT:
                 return f"{peer} calls {progress.call} as collective {number}, but rank {first.rank} calls {call}"
@@ -116,6 +116,10 @@ def judge(peers: list[Peer], now: float, patience: float = PATIENCE) -> str | No
     if len(waiting) == len(peers) and min(peer.waits(now) for peer in peers) > 30 * patience:
         return f"no rank has left collective {number}, {call}, for {30 * patience:g} s"
     return None
+
+
+def waits_for(rank: int, number: int, call: str) -> str:
+    return f"rank {rank} waits for it in collective {number}, {call}"
 
 
 class Control:
@@ -270,10 +274,8 @@ class Hub(Control):
         self.lines: dict[int, Lines] = {}
         self.offered: dict[int, dict[int, Any]] = collections.defaultdict(dict)
         self.deadline, self.over = time.monotonic() + JOINING, False
-        self.stopped = (
-            0.0,
-            0.0,
-        )  # when this rank was last continued after a stop, and for how long it had been stopped
+        # When this rank was last continued after a stop, and for how long it had been stopped
+        self.stopped = 0.0, 0.0
         self.in_forks(self.close_sockets)
         self.watch()
         with self.lock:
@@ -296,7 +298,7 @@ class Hub(Control):
                     self._receive(key.data)
             mine, now = self.now_at(), time.monotonic()
             with self.lock:
-                if now - before > max(2.0, 2 * BEAT):  # this rank itself was stopped, and so heard of nobody
+                if now - before > STOPPED:  # this rank itself was stopped, and so heard of nobody
                     self.stopped = now, now - before
                     for peer in self.peers.values():
                         peer.heard, peer.moved = peer.heard + now - before, peer.moved + now - before
@@ -381,9 +383,8 @@ class Hub(Control):
         with self.lock:
             first, self.over = not self.over, True
             when, duration = self.stopped
-            if first and not (
-                duration > PATIENCE / 2 and time.monotonic() - when < PATIENCE
-            ):  # else the others said it
+            others_said_it = duration > PATIENCE / 2 and time.monotonic() - when < PATIENCE
+            if first and not others_said_it:
                 _print(f"error: {reason}")
             if first:
                 self._send_all({"end": reason})
@@ -420,7 +421,7 @@ class Spoke(Control):
             if selector.select(BEAT / 4):
                 messages = self.lines.receive()
             now = time.monotonic()
-            if now - before > max(2.0, 2 * BEAT):  # this rank itself was stopped
+            if now - before > STOPPED:  # this rank itself was stopped
                 self.heard += now - before
             before = now
             for message in messages or []:
@@ -442,10 +443,9 @@ class Spoke(Control):
             time.sleep(LEAVING)
             now_at = self.now_at()
             if then.call and now_at.completed == then.completed >= last:
-                self._rank_0_is_gone(f"ended {how}after collective {last}; {self._late(then)}")
-
-    def _late(self, progress: Progress) -> str:
-        return f"rank {self.rank} waits for it in collective {progress.completed + 1}, {progress.call}"
+                self._rank_0_is_gone(
+                    f"ended {how}after collective {last}; {waits_for(self.rank, then.completed + 1, then.call)}"
+                )
 
     def _handle(self, message: dict[str, Any], now: float) -> None:
         self.heard = now

@@ -8,12 +8,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from ..backend import Array
-from .communicator import Communicator, DistributedError, Operation, Work
+from .communicator import DistributedError, Operation, WatchedCommunicator, Work
 from .control import Control
 
 PIECE = 1 << 27  # elements of one call: MPI 3 counts with 32 bits, and some libraries count bytes so
@@ -74,7 +74,7 @@ class Started(Work):
             raise self.error
 
 
-class MPICommunicator(Communicator):
+class MPICommunicator(WatchedCommunicator):
     """The ranks of `mpirun`. One thread makes all calls of MPI, one after another, while the main thread computes.
 
     Half precision is added up in float32, which MPI knows, and rounded once.
@@ -83,11 +83,10 @@ class MPICommunicator(Communicator):
     name = "MPI"
 
     def __init__(self, world: Any, control: Control, local_rank: int) -> None:
-        super().__init__("cpu")
+        super().__init__("cpu", control, local_rank)
         from mpi4py import MPI
 
-        self.MPI, self.world, self.control = MPI, world, control
-        self.rank, self.size, self.local_rank = control.rank, control.size, local_rank
+        self.MPI, self.world = MPI, world
         self.check_calls = CHECK_CALLS
         self.queue: queue.SimpleQueue[Started | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="mpi", daemon=True)
@@ -166,15 +165,6 @@ class MPICommunicator(Communicator):
 
     def barrier(self) -> None:
         self.start("barrier", self.world.Barrier).wait()
-
-    def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
-        return self.control.busy(label)
-
-    def made_progress(self) -> None:
-        self.control.made_progress()
-
-    def abort(self, reason: str) -> NoReturn:
-        self.control.fail(reason)
 
     def close(self) -> None:
         self.queue.put(None)

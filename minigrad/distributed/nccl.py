@@ -15,11 +15,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from ..backend import Array, cupy_for
 from ..kernels.cuda import graph
-from .communicator import Communicator, DistributedError, Operation, Work
+from .communicator import DistributedError, Operation, WatchedCommunicator, Work
 from .control import Control
 
 
@@ -89,7 +89,7 @@ class Started(Work):
         self.communicator.let_current_stream_wait(self.done)
 
 
-class NCCLCommunicator(Communicator):
+class NCCLCommunicator(WatchedCommunicator):
     """Ranks with one GPU each.
 
     Collectives run on a stream of their own, beside the computation. Each begins after what the current stream had been
@@ -101,9 +101,8 @@ class NCCLCommunicator(Communicator):
 
     def __init__(self, control: Control, local_rank: int, binding: type[Binding] = Binding) -> None:
         cupy, index = gpu_of(local_rank)
-        super().__init__(f"cuda:{index}")
-        self.cupy, self.control, self.gpu = cupy, control, cupy.cuda.Device(index)
-        self.rank, self.size, self.local_rank = control.rank, control.size, local_rank
+        super().__init__(f"cuda:{index}", control, local_rank)
+        self.cupy, self.gpu = cupy, cupy.cuda.Device(index)
         self.gpu.use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.running: collections.deque[tuple[Any, Callable[[], None]]] = collections.deque()
@@ -167,15 +166,6 @@ class NCCLCommunicator(Communicator):
 
     def share(self, value: Any) -> list[Any]:
         return self.control.share(value)
-
-    def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
-        return self.control.busy(label)
-
-    def made_progress(self) -> None:
-        self.control.made_progress()
-
-    def abort(self, reason: str) -> NoReturn:
-        self.control.fail(reason)
 
     def close(self) -> None:
         with self.gpu:
