@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -90,7 +89,6 @@ class Trainer:
         self.optimizer.start_masters(exact)
         peak = config.learning_rate  # of the schedule, which is scaled for each group by the group's own peak
         self.lr_factors = [group["lr"] / peak if peak else 1.0 for group in self.optimizer.param_groups]
-        self.clip_grad_norm = functools.partial(optim.clip_grad_norm, self.optimizer.params)
         self.parallel = self.share_batches(processes)
         self.outer: DiLoCo | None = None
         if config.local_steps > 1:
@@ -132,7 +130,6 @@ class Trainer:
         parallel = DistributedDataParallel(model, loss, self.ranks.communicator)
         if self.config.shard_optimizer:
             self.optimizer = ZeroRedundancyOptimizer(self.optimizer, parallel)
-            self.clip_grad_norm = self.optimizer.clip_grad_norm
         return parallel
 
     # The loop
@@ -229,7 +226,7 @@ class Trainer:
                 (loss if self.scaler is None else loss * scale).backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
-        norm = self.clip_grad_norm(self.config.grad_clip or math.inf, scale)
+        norm = self.optimizer.clip_grad_norm(self.config.grad_clip or math.inf, scale)
         if self.scaler is not None:  # float16 only: waits for the norm
             usable = self.scaler.update(float(norm))
         else:

@@ -163,8 +163,8 @@ def test_which_steps_are_checked_and_which_are_captured(tmp_path, monkeypatch, o
     assert (trainer.graph is not None) == step_is_captured
     assert trainer.loss_graph is not None
     is_half = options.get("dtype") == "float16"
-    scales, clip = [], trainer.clip_grad_norm
-    trainer.clip_grad_norm = lambda max_norm, scale: scales.append(scale) or clip(max_norm, scale)
+    scales, clip = [], trainer.optimizer.clip_grad_norm
+    trainer.optimizer.clip_grad_norm = lambda max_norm, scale: scales.append(scale) or clip(max_norm, scale)
     result = trainer.step(1e-3)
     assert [type(x).__name__ for x in result] == ["Tensor", "float"]
     assert captured == [trainer.compute_flat] * step_is_captured
